@@ -1,0 +1,55 @@
+# `make help` lists the targets. VENV=path shares one environment between clones.
+VENV ?= .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+EXPERIMENT ?= params.yaml
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lint format micro status lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## make the environment from requirements.lock
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+reproduce: setup ## run an experiment (EXPERIMENT=params.yaml) and print its tables
+	snakemake --config experiment=$(EXPERIMENT)
+	mls show --experiment $(EXPERIMENT)
+
+test: setup ## run the tests, in parallel
+	python -m pytest -n 2
+
+lint: setup ## ruff, mypy, snakefmt; changes nothing
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check --compact-diff workflow
+
+format: setup ## rewrite the code as lint wants it
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow
+
+micro: setup ## the whole path in under a minute (experiments/micro.yaml)
+	$(MAKE) reproduce EXPERIMENT=experiments/micro.yaml
+
+status: setup ## what of the experiment is done, running, failed or missing
+	mls status --experiment $(EXPERIMENT)
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	python -m pip install --quiet uv
+	{ echo "# Every dependency at the version this repository was tested with. Written by: make lock"; \
+	  uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	    --no-header --no-annotate --no-emit-index-url; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean: ## remove caches, never artifacts or results
+	rm -rf .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find mls tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,170 @@
+"""The command line: ``mls <command>`` = ``python -m mls <command>``, thin, one function a command.
+
+    mls validate                     check params.yaml and every experiments/*.yaml
+    mls status                       what of an experiment is done, running, failed or missing
+    mls data scenes                  make one artifact by hand, by label or id; likewise:
+    mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
+    mls data pin coco-tiny           write the digest of a local source into data.lock
+    mls verify | mls gc | mls retry ID | mls publish | mls show
+
+Every command that reads an experiment takes ``-e FILE`` (default: params.yaml).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mls.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
+from mls.experiment.identity import STAGES
+from mls.experiment.plan import DATA_LOCK, experiment_files, plan_file
+
+STAGE_MODULES = {
+    "data": "mls.data.stage",
+    "pretrain": "mls.train.stage",
+    "probe": "mls.probe.stage",
+    "transfer": "mls.transfer.stage",
+    "tables": "mls.report.stage",
+}
+"""Where each stage's ``run(context)`` is; imported when it runs, so that planning stays fast."""
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Check experiment files (default: all of them); report every problem at once."""
+    problems = []
+    for path in args.files or experiment_files():
+        try:
+            plan = plan_file(path)
+        except MlsError as error:
+            problems.append(str(error))
+            continue
+        counts = ", ".join(f"{len(plan.stage(stage))} {stage}" for stage in STAGES)
+        print(f"{path}: valid; {len(plan.jobs)} jobs ({counts})")
+    if problems:
+        raise MlsError("\n".join(problems))
+
+
+def stage(args: argparse.Namespace) -> None:
+    """Make the artifacts that the target names (a label, with or without seed, or an id)."""
+    if args.command == "data" and args.target == ["pin"]:
+        raise MlsError("usage: mls data pin NAME")
+    if args.command == "data" and args.target[0] == "pin":
+        return pin(args)
+    from mls.experiment.stage import run_stage
+
+    plan = plan_file(args.experiment)
+    function = importlib.import_module(STAGE_MODULES[args.command]).run
+    for target in args.target:
+        for job in plan.find(args.command, target):
+            run_stage(plan, job, function)
+    return None
+
+
+def pin(args: argparse.Namespace) -> None:
+    """Write the digests of local sources into data.lock."""
+    from mls.data.sources import pin as pin_source
+    from mls.experiment.load import load
+
+    datasets = load(args.experiment).experiment.datasets
+    for name in args.target[1:]:
+        if name not in datasets:
+            raise MlsError(f"{args.experiment} has no dataset {name!r}; it has: {', '.join(datasets)}")
+        entry = pin_source(name, datasets[name], DATA_LOCK)
+        print(f"{name}: {entry['files']} files, {entry['bytes']:,} bytes, sha256 {entry['sha256']} -> {DATA_LOCK}")
+
+
+def status(args: argparse.Namespace) -> None:
+    """Print each artifact of an experiment with its state."""
+    from mls.experiment.status import print_status
+
+    print_status(plan_file(args.experiment))
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compare every file of every finished artifact with its recorded sha256."""
+    from mls.experiment.status import verify_plan
+
+    verify_plan(plan_file(args.experiment))
+
+
+def gc(args: argparse.Namespace) -> None:
+    """List, or with --delete remove, artifacts that no experiment file, branch or result refers to."""
+    from mls.experiment.gc import collect
+
+    collect(delete=args.delete)
+
+
+def retry(args: argparse.Namespace) -> None:
+    """Forget the recorded failures of some artifacts, so that the next run tries again."""
+    from mls.experiment.status import forget_failure
+
+    for job_id in args.ids:
+        forget_failure(job_id)
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Make results/<experiment>/ show the experiment's tables."""
+    from mls.report.publish import publish as publish_tables
+
+    print(publish_tables(plan_file(args.experiment)))
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the experiment's tables and where their files are."""
+    from mls.report.publish import show as show_tables
+
+    print(show_tables(plan_file(args.experiment)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="mls", description=(__doc__ or "").split("\n\n")[0])
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(name: str, function: Callable[[argparse.Namespace], None], *, experiment: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=(function.__doc__ or "").split("\n")[0])
+        sub.set_defaults(function=function)
+        if experiment:
+            sub.add_argument("-e", "--experiment", type=Path, default=Path("params.yaml"), help="experiment file")
+        return sub
+
+    for name in STAGES:
+        sub = add(name, stage)
+        sub.description = f"Make {name} artifacts by hand; snakemake calls the same command."
+        sub.add_argument("target", nargs="+", help="label or id" + (", or: pin NAME" if name == "data" else ""))
+    add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
+    for name, function in (("status", status), ("verify", verify), ("publish", publish), ("show", show)):
+        add(name, function)
+    add("gc", gc, experiment=False).add_argument("--delete", action="store_true", help="really remove them")
+    add("retry", retry, experiment=False).add_argument("ids", nargs="+", help="artifact ids")
+    return top
+
+
+def main() -> None:
+    """Run one command; errors meant for people become one line and an exit code."""
+    run_the_clones_own_code()
+    args = parser().parse_args()
+    try:
+        args.function(args)
+    except Interrupted as error:
+        print(f"mls {args.command}: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except MlsError as error:
+        print(f"mls {args.command}: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        print(f"mls {args.command}: stopped; run the same command to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run_the_clones_own_code() -> None:
+    """In another clone than the installed one, the ``mls`` command runs that clone's code."""
+    here = Path.cwd() / "mls" / "__main__.py"
+    if here.is_file() and not here.samefile(Path(__file__).parent / "__main__.py"):
+        os.execv(sys.executable, [sys.executable, "-m", "mls", *sys.argv[1:]])

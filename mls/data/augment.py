@@ -1,0 +1,166 @@
+"""MoCo-v2's views in two halves: crop on the CPU, everything else in batch on the training device.
+
+All randomness of one view of one image in one epoch comes from the counter-based stream
+``default_rng((seed, epoch, row, view))``; no state is kept, so workers need none and a resumed
+run repeats the uninterrupted one.
+
+Shapes: B images, C = 3 channels, H x W pixels, U = `DRAWS` uniform numbers per view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import resized_crop_image
+
+from mls.experiment.params import Augment
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+RATIO = (3 / 4, 4 / 3)
+"""Range of a crop's width / height [torchvision RandomResizedCrop]."""
+ATTEMPTS = 10
+"""Tries to fit a crop into the image before the central one is taken [torchvision]."""
+GRAY = (0.2989, 0.587, 0.114)
+"""ITU-R 601 weights, as torchvision's ``rgb_to_grayscale``."""
+
+# Columns of the uniform draws: two per attempt (area, ratio), then one or more per operation.
+TOP, LEFT, FLIP, JITTER, GRAYED, BLUR, SIGMA = range(2 * ATTEMPTS, 2 * ATTEMPTS + 7)
+FACTORS = slice(SIGMA + 1, SIGMA + 5)
+ORDER = slice(SIGMA + 5, SIGMA + 9)
+DRAWS = SIGMA + 9
+
+
+def draw(seed: int, epoch: int, rows: NDArray[np.int64], view: int) -> NDArray[np.float64]:
+    """Return the uniform numbers (B, U) in [0, 1) of one view of each image."""
+    return np.stack([np.random.default_rng((seed, epoch, int(row), view)).random(DRAWS) for row in rows])
+
+
+def crop_boxes(u_BU: NDArray[np.float64], size_B2: NDArray[np.int64], scale: list[float]) -> NDArray[np.int64]:
+    """Return top, left, height, width (B, 4) of each random resized crop.
+
+    The same rule as torchvision's ``RandomResizedCrop.get_params``: an area share uniform in
+    ``scale``, a log-uniform ratio, `ATTEMPTS` tries, else the largest central crop of a fitting ratio.
+
+    Args:
+        u_BU: draws of `draw`.
+        size_B2: image width and height, pixels.
+        scale: least and greatest area share.
+    """
+    width_B1, height_B1 = size_B2[:, :1].astype(np.float64), size_B2[:, 1:].astype(np.float64)
+    area_BA = width_B1 * height_B1 * (scale[0] + u_BU[:, 0 : 2 * ATTEMPTS : 2] * (scale[1] - scale[0]))
+    log_low, log_high = np.log(RATIO[0]), np.log(RATIO[1])
+    ratio_BA = np.exp(log_low + u_BU[:, 1 : 2 * ATTEMPTS : 2] * (log_high - log_low))
+    w_BA, h_BA = np.round(np.sqrt(area_BA * ratio_BA)), np.round(np.sqrt(area_BA / ratio_BA))
+    fits_BA = (w_BA > 0) & (w_BA <= width_B1) & (h_BA > 0) & (h_BA <= height_B1)
+    first_B = fits_BA.argmax(1)
+    rows = np.arange(len(u_BU))
+    width, height = width_B1[:, 0], height_B1[:, 0]
+    fallback_w = np.where(width / height > RATIO[1], np.round(height * RATIO[1]), width)
+    fallback_h = np.where(width / height < RATIO[0], np.round(width / RATIO[0]), height)
+    found = fits_BA.any(1)
+    w = np.where(found, w_BA[rows, first_B], fallback_w)
+    h = np.where(found, h_BA[rows, first_B], fallback_h)
+    top = np.where(found, np.floor(u_BU[:, TOP] * (height - h + 1)), np.floor((height - h) / 2))
+    left = np.where(found, np.floor(u_BU[:, LEFT] * (width - w + 1)), np.floor((width - w) / 2))
+    return np.stack([top, left, h, w], axis=1).astype(np.int64)
+
+
+def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int) -> Tensor:
+    """Cut a box out of a uint8 image and resize it to a square (bilinear, antialiased)."""
+    top, left, height, width = (int(v) for v in box_4)
+    return resized_crop_image(image_CHW, top, left, height, width, size=[side, side], antialias=True)
+
+
+@dataclass(frozen=True)
+class ColourAugment:
+    """Flip, colour jitter, grey, blur and normalisation of a batch, each image by its own draws."""
+
+    config: Augment
+
+    def __call__(self, image_BCHW: Tensor, u_BU: Tensor) -> Tensor:
+        """Map uint8 crops and their draws to normalised float32 views, channels last.
+
+        Operations and their parameters follow torchvision: ``ColorJitter`` (random order, values
+        clamped to [0, 1] after each), ``RandomGrayscale``, ``GaussianBlur`` (reflected border,
+        radius 3 sigma_max), ``RandomHorizontalFlip``, ``Normalize``.
+        """
+        x = image_BCHW.float().div_(255)
+        x = self._jitter(x, u_BU)
+        grey = u_BU[:, GRAYED] < self.config.gray_p
+        x[grey] = _grey(x[grey]).expand(-1, 3, -1, -1)
+        blurred = u_BU[:, BLUR] < self.config.blur_p
+        low, high = self.config.blur_sigma
+        x[blurred] = blur(x[blurred], low + u_BU[blurred, SIGMA] * (high - low), radius=int(np.ceil(3 * high)))
+        flipped = u_BU[:, FLIP] < self.config.flip_p
+        x[flipped] = x[flipped].flip(-1)
+        mean = x.new_tensor(MEAN)[:, None, None]
+        std = x.new_tensor(STD)[:, None, None]
+        return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def _jitter(self, x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
+        """Brightness, contrast, saturation and hue, in an order of its own for each image."""
+        strength_4 = u_BU.new_tensor(self.config.jitter)
+        chosen_B = u_BU[:, JITTER] < self.config.jitter_p
+        change_B4 = (2 * u_BU[:, FACTORS] - 1) * strength_4
+        order_B4 = u_BU[:, ORDER].argsort(1)
+        operations = (_brightness, _contrast, _saturation, _hue)
+        for place in range(4):
+            for index, operation in enumerate(operations):
+                if self.config.jitter[index] == 0:
+                    continue
+                rows = (chosen_B & (order_B4[:, place] == index)).nonzero()[:, 0]
+                change = change_B4[rows, index].float()[:, None, None, None]
+                x_BCHW[rows] = operation(x_BCHW[rows], change)
+        return x_BCHW
+
+
+def _brightness(x_BCHW: Tensor, change: Tensor) -> Tensor:
+    return x_BCHW.mul_(1 + change).clamp_(0, 1)
+
+
+def _contrast(x_BCHW: Tensor, change: Tensor) -> Tensor:
+    mean = _grey(x_BCHW).mean((1, 2, 3), keepdim=True)
+    return x_BCHW.sub_(mean).mul_(1 + change).add_(mean).clamp_(0, 1)
+
+
+def _saturation(x_BCHW: Tensor, change: Tensor) -> Tensor:
+    grey = _grey(x_BCHW)
+    return x_BCHW.sub_(grey).mul_(1 + change).add_(grey).clamp_(0, 1)
+
+
+def _grey(x_BCHW: Tensor) -> Tensor:
+    r, g, b = x_BCHW.split(1, dim=1)
+    return GRAY[0] * r + GRAY[1] * g + GRAY[2] * b
+
+
+def _hue(x_BCHW: Tensor, change: Tensor) -> Tensor:
+    """Turn the hue by ``change`` (share of the circle) at equal HSV value and saturation."""
+    r, g, b = x_BCHW.split(1, dim=1)
+    value = x_BCHW.amax(1, keepdim=True)
+    chroma = value - x_BCHW.amin(1, keepdim=True)
+    scale = torch.where(chroma == 0, 1.0, chroma)
+    sector = torch.where(value == r, (g - b) / scale, torch.where(value == g, 2 + (b - r) / scale, 4 + (r - g) / scale))
+    offset = x_BCHW.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    k = (sector + 6 * change + offset) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def blur(x_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
+    """Gaussian blur with one standard deviation per image, separable, borders reflected."""
+    if not len(x_BCHW):
+        return x_BCHW
+    count, channels, height, width = x_BCHW.shape
+    radius = min(radius, height - 1, width - 1)
+    taps = torch.arange(-radius, radius + 1, device=x_BCHW.device, dtype=torch.float32)
+    kernel_BT = torch.exp(-0.5 * (taps / sigma_B.float()[:, None]) ** 2)
+    kernel_BT = (kernel_BT / kernel_BT.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    x = F.pad(x_BCHW, (radius,) * 4, mode="reflect").reshape(1, count * channels, height + 2 * radius, -1)
+    x = F.conv2d(x, kernel_BT[:, None, :, None], groups=count * channels)
+    x = F.conv2d(x, kernel_BT[:, None, None, :], groups=count * channels)
+    return x.reshape(count, channels, height, width)

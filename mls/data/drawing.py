@@ -1,0 +1,143 @@
+"""What generated scenes are drawn with: silhouettes, object textures, value noise, palettes.
+
+    outline, hole = silhouette("ring")                       # polygons in the unit square [-1, 1]^2
+    mix_HW = texture("dots", u_HW, v_HW, period=0.4, rng=rng)  # 0 = first colour, 1 = second
+
+Everything is procedural: no picture, font or file is read. Shape legend: P points, H height, W width.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Floats = NDArray[np.float32]
+
+SHAPES = ("arrow", "crescent", "cross", "disc", "heart", "hexagon", "ring", "square", "star", "triangle")
+TEXTURES = ("plain", "stripes", "dots", "checks", "gradient", "noise")
+
+
+@cache
+def silhouette(shape: str) -> tuple[Floats, Floats | None]:
+    """Return a shape's outline and its hole, if it has one, as float32 (P, 2) polygons.
+
+    The outline is centred and fills [-1, 1] along its longer side.
+    """
+    hole = None
+    if shape == "disc":
+        outline = _regular(40)
+    elif shape == "ring":
+        outline, hole = _regular(40), 0.52 * _regular(40)
+    elif shape == "square":
+        outline = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    elif shape == "triangle":
+        outline = _regular(3)
+    elif shape == "hexagon":
+        outline = _regular(6)
+    elif shape == "star":
+        outline = _regular(10) * np.tile([1.0, 0.42], 5)[:, None]
+    elif shape == "cross":
+        a = 0.36
+        corner = [(a, -1), (a, -a), (1, -a)]
+        outline = np.array([turned for k in range(4) for turned in _quarter_turns(corner, k)])
+    elif shape == "crescent":  # a disc less a disc of the same size, moved to the right
+        angles = np.linspace(0.29 * np.pi, 1.71 * np.pi, 30)
+        outer = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        inner = outer[::-1] * [-0.55, 0.98] + [outer[0, 0] * 1.55, 0]
+        inner = inner[(inner[:, 0] < outer[0, 0])]
+        outline = np.concatenate([outer, inner])
+    elif shape == "heart":
+        t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        outline = np.stack([16 * np.sin(t) ** 3, -y], axis=1)
+    elif shape == "arrow":
+        outline = np.array([(1, 0), (0.1, -0.75), (0.1, -0.28), (-1, -0.28), (-1, 0.28), (0.1, 0.28), (0.1, 0.75)])
+    else:
+        raise ValueError(shape)
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    scale = 2 / (high - low).max()
+    outline = (outline - (low + high) / 2) * scale
+    return outline.astype(np.float32), None if hole is None else (hole * scale).astype(np.float32)
+
+
+def _regular(points: int) -> NDArray[np.float64]:
+    angles = np.arange(points) * 2 * np.pi / points - np.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _quarter_turns(points: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    for _ in range(count):
+        points = [(-y, x) for x, y in points]
+    return points
+
+
+def polygon_area(points_P2: NDArray[np.floating]) -> float:
+    """Area inside a polygon (shoelace formula)."""
+    x, y = points_P2[:, 0].astype(np.float64), points_P2[:, 1].astype(np.float64)
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def value_noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int], octaves: int) -> Floats:
+    """Sum of smoothly interpolated random grids, each twice as fine and half as strong: about [0, 1], (H, W).
+
+    Args:
+        rng: source of the grids.
+        height: of the result, pixels.
+        width: of the result, pixels.
+        cells: rows and columns of the coarsest grid.
+        octaves: number of grids.
+    """
+    total = np.zeros((height, width), dtype=np.float32)
+    strength = 1.0
+    for octave in range(octaves):
+        rows, columns = (count * 2**octave + 1 for count in cells)
+        grid = Image.fromarray(rng.random((rows, columns), dtype=np.float32))
+        total += strength * np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
+        strength /= 2
+    return total / np.float32(2 * (1 - 2.0**-octaves))
+
+
+def texture(kind: str, u_HW: Floats, v_HW: Floats, period: float, rng: np.random.Generator) -> Floats:
+    """Return how much of an object's second colour shows at each pixel: float32 (H, W) in [0, 1].
+
+    Args:
+        kind: one of `TEXTURES`.
+        u_HW: first coordinate on the object, in its radii.
+        v_HW: second coordinate.
+        period: of repeated marks, in radii.
+        rng: places the marks.
+    """
+    phase_u, phase_v = rng.random(2, dtype=np.float32)
+    if kind == "plain":
+        return np.zeros_like(u_HW)
+    if kind == "gradient":
+        return np.clip(u_HW * np.float32(0.5) + np.float32(0.5), 0, 1)
+    if kind == "noise":
+        return np.clip(value_noise(rng, *u_HW.shape, (4, 4), 2) * 2.4 - 0.7, 0, 1)
+    a, b = u_HW / np.float32(period) + phase_u, v_HW / np.float32(period) + phase_v
+    if kind == "stripes":
+        return ((a - np.floor(a)) < 0.5).astype(np.float32)
+    if kind == "checks":
+        return ((np.floor(2 * a) + np.floor(2 * b)) % 2).astype(np.float32)
+    if kind == "dots":
+        return ((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2 < 0.085).astype(np.float32)
+    raise ValueError(kind)
+
+
+def ramp(colours: Floats, position_HW: Floats) -> Floats:
+    """Colours at positions 0 to 1 along a list of evenly spaced stops: float32 (H, W, 3)."""
+    steps = len(colours) - 1
+    place = np.clip(position_HW, 0, 1) * steps
+    below = np.minimum(place.astype(np.intp), steps - 1)
+    share = (place - below)[..., None]
+    return colours[below] * (1 - share) + colours[below + 1] * share
+
+
+def hsv(hue: float, saturation: float, value: float) -> Floats:
+    """RGB, float32 (3,) in [0, 255]; hue wraps around, the others are clipped to [0, 1]."""
+    rgb = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
+    return np.array(rgb, dtype=np.float32) * 255

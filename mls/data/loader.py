@@ -1,0 +1,104 @@
+"""Batches of two views for pretraining, in an order that is a function of seed and step alone.
+
+    for step, batch in batches(store, config, seed=0, start=120, workers=2): ...
+
+One item of the dataset is one whole batch: a worker decodes each image once and crops it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mls.data.augment import crop, crop_boxes, draw
+from mls.data.store import Store
+from mls.errors import MlsError
+from mls.experiment.params import Pretrain
+
+ORDER_STREAM = 2
+"""Third word of the order's counter; views use 0 and 1 in the fourth."""
+
+
+class Batch(NamedTuple):
+    """Crops of both views before colour augmentation."""
+
+    crops_VBCHW: Tensor
+    """uint8, V = 2 views."""
+    draws_VBU: Tensor
+    """float64 uniforms that decide everything else (see ``mls.data.augment``)."""
+    rows_B: Tensor
+    """int64 rows of the store."""
+    boxes_VB4: Tensor
+    """int64 top, left, height, width of each crop, pixels of the stored image."""
+
+
+@dataclass
+class TwoViews(Dataset[Batch]):
+    """``dataset[step]`` is the batch of that optimiser step."""
+
+    store: Store
+    config: Pretrain
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.rows = self.store.split("train")
+        self.sizes_N2 = np.array([self.store.size(int(row)) for row in self.rows], dtype=np.int64)
+        self.steps_per_epoch = len(self.rows) // self.config.batch_size
+        if self.steps_per_epoch == 0:
+            raise MlsError(f"pretrain.batch_size {self.config.batch_size} is more than the {len(self.rows)} train images")
+        self._order: tuple[int, NDArray[np.int64]] = (-1, self.rows)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run; the last, incomplete batch of an epoch is dropped."""
+        return self.steps_per_epoch * self.config.epochs
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size = self.config.batch_size
+        picked = self._epoch_order(epoch)[place * size : (place + 1) * size]
+        rows = self.rows[picked]
+        draws = [draw(self.seed, epoch, rows, view) for view in (0, 1)]
+        boxes = [crop_boxes(u, self.sizes_N2[picked], self.config.augment.scale) for u in draws]
+        side = self.config.augment.crop
+        crops_VBCHW = torch.empty((2, size, 3, side, side), dtype=torch.uint8)
+        for i, row in enumerate(rows):
+            image_CHW = self.store.decode(int(row))
+            for view in (0, 1):
+                crops_VBCHW[view, i] = crop(image_CHW, boxes[view][i], side)
+        return Batch(
+            crops_VBCHW,
+            torch.from_numpy(np.stack(draws)),
+            torch.from_numpy(rows.astype(np.int64)),
+            torch.from_numpy(np.stack(boxes)),
+        )
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch, 0, ORDER_STREAM))
+            self._order = (epoch, rng.permutation(len(self.rows)))
+        return self._order[1]
+
+
+def batches(views: TwoViews, start: int, workers: int) -> Iterator[Batch]:
+    """Yield the batches of steps ``start``, ``start + 1``, ... to the end of the run."""
+    loader = DataLoader(
+        views,
+        batch_size=None,
+        sampler=range(start, views.steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each epoch would draw a base seed from the global one
+    )
+    return iter(loader)

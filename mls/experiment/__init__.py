@@ -1,0 +1,1 @@
+"""What is to be made: the experiment file, its jobs, their identity, and artifacts on disk."""

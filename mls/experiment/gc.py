@@ -1,0 +1,105 @@
+"""Find artifacts that nothing needs any more: no experiment file, no branch, no published result.
+
+Ids are collected from the working tree, from every branch, tag and remote branch, and from every
+DVC experiment, in two ways: by planning their experiment files with this code, and from the ids
+that their committed ``results/*/provenance.json`` name. A file that this code can't plan stops a
+deletion, because what it needs is unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from mls.errors import MlsError
+from mls.experiment.identity import STAGES
+from mls.experiment.load import check, parse_yaml
+from mls.experiment.plan import ARTIFACTS, DATA_LOCK, WORK, make_plan, read_lock
+from mls.experiment.stage import is_locked
+
+REFERENCES = ("refs/heads", "refs/tags", "refs/remotes", "refs/exps", "refs/stash")
+
+
+def collect(delete: bool) -> None:
+    """Print what nothing refers to, with sizes; remove it if asked.
+
+    Raises:
+        MlsError: with ``delete``, where a reference can't be read.
+    """
+    needed, unreadable = needed_ids()
+    unneeded = [
+        path
+        for stage in STAGES
+        for path in sorted((ARTIFACTS / stage).glob("*"))
+        if path.is_dir() and path.name not in needed and not is_locked(WORK / path.name / "lock")
+    ]
+    known = needed | {path.name for path in ARTIFACTS.glob("*/*")}
+    stale_work = [p for p in sorted(WORK.glob("*")) if p.name not in known and not is_locked(p / "lock")]
+    for problem in unreadable:
+        print(f"can't tell what is needed by {problem}")
+    for path in [*unneeded, *stale_work]:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        print(f"{size / 1e6:10.1f} MB  {path}")
+    print(f"{len(unneeded)} artifacts and {len(stale_work)} work folders that nothing refers to")
+    if not delete:
+        if unneeded or stale_work:
+            print("nothing was removed; to remove them: mls gc --delete")
+        return
+    if unreadable:
+        raise MlsError("nothing was removed, since not every reference can be read (see above)")
+    for path in [*unneeded, *stale_work]:
+        shutil.rmtree(path)
+    print("removed")
+
+
+def needed_ids() -> tuple[set[str], list[str]]:
+    """All ids something refers to, and the files that could not be read."""
+    needed: set[str] = set()
+    unreadable: list[str] = []
+    listed = _git("for-each-ref", "--format=%(refname)", *REFERENCES).split()
+    for ref in [None, *listed]:
+        names = _files(ref)
+        lock = _lock(ref, names)
+        for name in names:
+            try:
+                needed |= _needed_by(ref, name, lock)
+            except (MlsError, ValueError, KeyError, TypeError) as error:
+                unreadable.append(f"{ref or 'the working tree'}: {name} ({str(error).splitlines()[0]})")
+    return needed, unreadable
+
+
+def _needed_by(ref: str | None, name: str, lock: dict[str, Any]) -> set[str]:
+    text = _read(ref, name)
+    if name.endswith("provenance.json"):
+        return {job_id for ids in json.loads(text)["artifacts"].values() for job_id in ids}
+    return set(make_plan(check(parse_yaml(text, name), Path(name)), lock).jobs)
+
+
+def _files(ref: str | None) -> list[str]:
+    """Experiment files and published provenance of a reference, or of the working tree (None)."""
+    if ref is None:
+        paths = [Path("params.yaml"), *Path("experiments").glob("*.yaml"), *Path("results").glob("*/provenance.json")]
+        return sorted(str(path) for path in paths if path.exists())
+    listed = _git("ls-tree", "-r", "--name-only", ref, "--", "params.yaml", "experiments", "results").splitlines()
+    return [n for n in listed if n.endswith(".yaml") or n.endswith("/provenance.json")]
+
+
+def _lock(ref: str | None, names: list[str]) -> dict[str, Any]:
+    if ref is None:
+        return read_lock(DATA_LOCK)
+    has_lock = bool(names) and _git("ls-tree", "--name-only", ref, "--", str(DATA_LOCK)).strip()
+    return parse_yaml(_read(ref, str(DATA_LOCK)), f"{ref}:{DATA_LOCK}") if has_lock else {}
+
+
+def _read(ref: str | None, name: str) -> str:
+    return Path(name).read_text(encoding="utf-8") if ref is None else _git("show", f"{ref}:{name}")
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MlsError(f"git {args[0]} failed: {done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,72 @@
+"""The identity of an artifact: what it was made from decides its path, so nothing goes stale.
+
+``id = sha256(canonical JSON of [stage, stage version, params, ids of inputs])[:10]``
+
+An id covers only what can change the result. What never can is left out here, in one place:
+the whole ``execution`` section, the labels of rows (except in tables, which print them), and
+``NOT_IDENTITY`` below. Fields equal to their default are left out too, so a field added later
+changes no id; changing a default, or the meaning of a stage's results, raises its version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+STAGES = ("data", "pretrain", "probe", "transfer", "tables")
+
+STAGE_VERSIONS = {"data": 1, "pretrain": 1, "probe": 1, "transfer": 1, "tables": 1}
+"""Raise a stage's number when the same params would now give other results.
+Snakemake does not see edits to ``mls/*.py``; this is what it sees."""
+
+NOT_IDENTITY = {
+    ("Weights", "file"),  # a path of one machine; the sha256 beside it identifies the weights
+    ("Pretrain", "dataset"),  # the ids of the inputs say which data
+    ("LinearProbe", "dataset"),
+    ("InstanceTransfer", "dataset"),
+    ("InstanceTransfer", "trials"),  # how often, not what; each trial is an input-equal job of its own
+    ("CocoDataset", "max_excluded"),  # stops a stage or does not; never changes what it makes
+    ("FolderDataset", "max_excluded"),
+}
+
+METHOD_READS = {
+    "none": ("method", "backbone"),
+    "weights": ("method", "backbone", "weights"),
+    "imagenet": ("method", "backbone", "imagenet"),
+    "moco": ("method", "backbone", "epochs", "batch_size", "precision", "augment", "optimizer", "moco"),
+    "mls": ("method", "backbone", "epochs", "batch_size", "precision", "augment", "optimizer", "moco", "mls"),
+}
+"""The params of ``pretrain`` that each method reads; the others can't change its result."""
+
+
+def essence(section: BaseModel, only: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Return what of a section belongs to an identity: non-default fields that can matter."""
+    out: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        skipped = (type(section).__name__, name) in NOT_IDENTITY or (only is not None and name not in only)
+        if skipped or (not field.is_required() and value == field.default):
+            continue
+        out[name] = essence(value) if isinstance(value, BaseModel) else value
+    return out
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys, no spaces, no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def identify(stage: str, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """Return the ten hex digits that name an artifact.
+
+    Args:
+        stage: one of `STAGES`.
+        params: the essence of what the stage reads.
+        inputs: role -> id (or list of ids) of the artifacts it reads.
+    """
+    payload = canonical([stage, STAGE_VERSIONS[stage], params, inputs])
+    return hashlib.sha256(payload.encode()).hexdigest()[:10]

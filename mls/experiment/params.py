@@ -1,0 +1,270 @@
+"""The schema of an experiment file: every key that can change a number, typed and range-checked.
+
+One experiment is one file. Defaults are the paper's recipe (MLS, ICCV 2023; shown as [paper]) or,
+where the paper is silent, its lineage's (MoCo-v2 on COCO as in DenseCL and ORL; [lineage]).
+``params.yaml`` and ``experiments/*.yaml`` override them for small machines.
+Reading and checking a file is in ``mls.experiment.load``; what runs follows in ``mls.experiment.plan``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A block of the file: unknown keys are errors, types are strict, values never change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# ---------------------------------------------------------------------------------------- datasets
+
+
+class ScenesDataset(Section):
+    """Generated multi-object scenes with boxes, masks and labels; needs nothing but this package."""
+
+    source: Literal["scenes"]
+    train: Count = 4096
+    val: Count = 512
+    test: Count = 1024
+    size: Annotated[int, Field(ge=32, le=512)] = 64
+    """Side of the square images, pixels."""
+    seed: Annotated[int, Field(ge=0)] = 7
+
+
+class CocoDataset(Section):
+    """COCO 2017 in its official layout under ``$MLS_DATA/<dataset name>``.
+
+    ``train_split`` becomes train, less a seeded ``val_share`` that becomes val; ``test_split``
+    (whose annotations are public) becomes test.
+    """
+
+    source: Literal["coco"]
+    train_split: Name = "train2017"
+    test_split: Name = "val2017"
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.04
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_excluded: Share = 0.01
+    """Share of images that may fail to decode before the stage stops."""
+
+
+class FolderDataset(Section):
+    """Images and a ``labels.csv`` under ``$MLS_DATA/<dataset name>``.
+
+    Columns: ``file``, ``split`` (train, val, test) and either one 0/1 column per class
+    (multi-label) or one column ``label`` (single-label). Without val rows, a seeded
+    ``val_share`` of train becomes val.
+    """
+
+    source: Literal["folder"]
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_excluded: Share = 0.01
+    """Share of images that may fail to decode before the stage stops."""
+
+
+Dataset = Annotated[ScenesDataset | CocoDataset | FolderDataset, Field(discriminator="source")]
+
+# ------------------------------------------------------------------------------------- pretraining
+
+
+class Backbone(Section):
+    """A ResNet with torchvision's parameter names."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Multiplies every channel count; 1.0 is torchvision's network."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """``imagenet``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 2 alone, for images <= 96 px."""
+
+
+class Augment(Section):
+    """MoCo-v2's two views [lineage: DenseCL and ORL on COCO]."""
+
+    crop: Annotated[int, Field(ge=16)] = 224
+    """Side of a view, pixels."""
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.2, 1.0]
+    """Least and greatest area of a crop, as a share of the image."""
+    jitter: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4)] = [0.4, 0.4, 0.4, 0.1]
+    """Strength of brightness, contrast, saturation and hue."""
+    jitter_p: Share = 0.8
+    gray_p: Share = 0.2
+    blur_p: Share = 0.5
+    blur_sigma: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.1, 2.0]
+    """Range of the Gaussian's standard deviation, pixels of the view."""
+    flip_p: Share = 0.5
+
+
+class Optimizer(Section):
+    """SGD with a cosine schedule to zero, no warm-up [lineage]; lr and weight decay [paper]."""
+
+    lr: Positive = 0.3
+    """Learning rate for the global batch; never rescaled."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class Moco(Section):
+    """MoCo-v2: what the contrastive base reads, and MLS with it."""
+
+    queue_size: Count = 4096
+    """D, entries of each dictionary [paper]."""
+    temperature: Positive = 0.2
+    """tau, of InfoNCE and of the multi-label loss alike [paper]."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """m, of the key encoder's moving average [paper]."""
+    projection_dim: Count = 256
+    """d_z [paper text; its Fig. 3 looks like 128]."""
+
+
+class Mls(Section):
+    """The multi-label term (Eq. 6-10). It reads ``moco`` too: MLS is MoCo-v2 plus one loss."""
+
+    topk: Count = 20
+    """k, positive pseudo-labels per image [paper]."""
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """lambda of Eq. 10 [paper]."""
+
+
+class Weights(Section):
+    """Someone's own weights: torchvision, timm, MoCo or DenseCL keys; ``.pth`` or ``.safetensors``."""
+
+    file: str
+    """Looked up under ``$MLS_WEIGHTS`` (default ``weights/``); never part of an id."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file; this is what identifies the weights."""
+
+
+class Imagenet(Section):
+    """torchvision's supervised weights, from ``$MLS_WEIGHTS`` or torchvision's own download."""
+
+    weights: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] = "IMAGENET1K_V1"
+
+
+class Pretrain(Section):
+    """Defaults of every run; each entry of ``runs`` overrides some of them."""
+
+    dataset: Name | None = None
+    """Its train images; needed by methods that train."""
+    method: Literal["mls", "moco", "none", "weights", "imagenet"] = "mls"
+    backbone: Backbone = Backbone()
+    epochs: Count = 400
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Global, over all ranks."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the networks (autocast); losses and labels are always float32."""
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    moco: Moco = Moco()
+    mls: Mls = Mls()
+    weights: Weights | None = None
+    imagenet: Imagenet = Imagenet()
+
+
+# --------------------------------------------------------------------------------- probe, transfer
+
+
+class LinearProbe(Section):
+    """A linear classifier on frozen, globally pooled features.
+
+    Multi-label sets: one L2-regularised logistic regression per class, mAP. Single-label sets:
+    softmax regression, top-1. The strength is chosen on val; test is read once.
+    """
+
+    kind: Literal["linear"]
+    dataset: Name
+    image_size: Annotated[int, Field(ge=16)] = 224
+    """Images are resized so that this square is covered, then centre-cropped to it, pixels."""
+    strengths: Annotated[list[Positive], Field(min_length=1)] = [0.01, 0.1, 1.0, 10.0, 100.0]
+    """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
+
+
+class InstanceTransfer(Section):
+    """Detection and instance segmentation: Mask R-CNN with FPN on the pretrained ResNet."""
+
+    kind: Literal["instance"]
+    backend: Literal["torchvision"] = "torchvision"
+    dataset: Name
+    trials: Count = 1
+    """Repeats of this task with other seeds, on the same pretrained backbone."""
+    image_size: Annotated[int, Field(ge=32)] = 800
+    """Shorter side in training and testing, pixels (longer side: at most 5/3 of it)."""
+    epochs: Positive = 12.0
+    """Passes over train; fractions are allowed."""
+    batch_size: Count = 16
+    lr: Positive = 0.02
+    """For this batch size; never rescaled."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6667, 0.8889]
+    """Where the learning rate is divided by 10, as shares of the schedule [60k and 80k of 90k]."""
+    fpn_channels: Count = 256
+    head_channels: Count = 1024
+    """Width of the box head's two layers; the mask head has ``fpn_channels``."""
+    rois: Count = 512
+    """Regions sampled per image to train the heads."""
+    proposals: Count = 1000
+    """Proposals kept per image after non-maximum suppression (testing; twice that in training)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone and FPN (autocast); heads and losses are float32."""
+
+
+ProbeTask = LinearProbe
+TransferTask = InstanceTransfer
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "linear": ("mAP", "top1"),
+    "instance": tuple(
+        f"{target}_{ap}" for target in ("box", "mask") for ap in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    ),
+}
+"""Per task kind: what its ``metrics.json`` may hold and a table column may name."""
+
+# ----------------------------------------------------------------------------- tables, execution
+
+
+class Table(Section):
+    """Rows are runs (or sweep points), columns are ``<task>.<metric>``."""
+
+    rows: list[str] | None = None
+    """Default: every run and sweep point, in file order."""
+    columns: Annotated[list[str], Field(min_length=1)]
+
+
+class Execution(Section):
+    """How it runs, never what comes out: nothing here is part of an id."""
+
+    threads: Count = 2
+    """Of each training, probing and transfer job. Results repeat byte for byte at equal threads."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that prepare images for one training job; 0 prepares them in the job itself."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: Count = 500
+    """Optimiser steps between checkpoints."""
+
+
+class Experiment(Section):
+    """The whole file."""
+
+    experiment: Name
+    """Names the folder under ``results/``."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    """Repeats of pretraining."""
+    datasets: dict[Name, Dataset]
+    pretrain: Pretrain = Pretrain()
+    runs: Annotated[dict[Name, dict[str, object]], Field(min_length=1)]
+    """The rows of the tables; each overrides ``pretrain``."""
+    sweep: dict[Name, dict[str, Annotated[list[object], Field(min_length=1)]]] = {}
+    """Per run: dotted keys of ``pretrain`` and their values; the grid of them becomes runs."""
+    probe: dict[Name, ProbeTask] = {}
+    transfer: dict[Name, TransferTask] = {}
+    tables: Annotated[dict[Name, Table], Field(min_length=1)]
+    execution: Execution = Execution()

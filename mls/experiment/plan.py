@@ -1,0 +1,219 @@
+"""From an experiment to its jobs: which artifacts it needs, and what each is made from.
+
+Everything here is computed from committed files alone (the experiment and ``data.lock``): no
+artifact is opened, no torch imported, so planning is fast and works in any clone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from mls.errors import MlsError
+from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
+from mls.experiment.load import TRAINED, Loaded, load, parse_yaml
+from mls.experiment.params import Dataset, Pretrain, ProbeTask, ScenesDataset, TransferTask
+
+DATA_LOCK = Path("data.lock")
+ARTIFACTS = Path("artifacts")
+WORK = Path("work")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make.
+
+    ``config`` is the typed section the stage reads, ``params`` its essence (what the id covers),
+    ``inputs`` the ids it reads by role, ``seed`` the pretraining seed or the transfer trial.
+    """
+
+    stage: str
+    config: Any
+    params: dict[str, Any]
+    inputs: dict[str, Any]
+    seed: int = 0
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", identify(self.stage, self.params, self.inputs))
+
+    @property
+    def path(self) -> Path:
+        """Where the artifact lives."""
+        return ARTIFACTS / self.stage / self.id
+
+    @property
+    def work(self) -> Path:
+        """Resumable state, lock, logs and failure record; not part of the artifact."""
+        return WORK / self.id
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell before it is filled: the artifacts whose metric it averages."""
+
+    pretrain: str
+    """Id of the pretraining artifact (one seed)."""
+    task: str
+    """Id of the probe or transfer artifact (one trial)."""
+
+
+@dataclass
+class Plan:
+    """All jobs of one experiment, in an order in which they can run."""
+
+    loaded: Loaded
+    jobs: dict[str, Job] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    """Job id -> what a person calls it: ``scenes``, ``mls:0``, ``linear/mls:0``; several where equal."""
+    tables: Job = field(init=False)
+
+    def stage(self, stage: str) -> list[Job]:
+        """The jobs of one stage."""
+        return [job for job in self.jobs.values() if job.stage == stage]
+
+    def inputs(self, job: Job) -> list[Job]:
+        """The jobs whose artifacts this one reads."""
+        return [self.jobs[i] for value in job.inputs.values() for i in ([value] if isinstance(value, str) else value)]
+
+    def name(self, job: Job) -> str:
+        """A short human name: the stage, the first label and the id."""
+        more = len(self.labels[job.id]) - 1
+        return f"{job.stage} {self.labels[job.id][0]}{f' (+{more})' if more else ''} [{job.id}]"
+
+    def find(self, stage: str, target: str) -> list[Job]:
+        """Jobs of a stage by id (or its start), label, or label without the seed."""
+        found = [
+            job
+            for job in self.stage(stage)
+            if (len(target) >= 4 and job.id.startswith(target))
+            or any(target in (label, label.rsplit(":", 1)[0]) for label in self.labels[job.id])
+        ]
+        if not found:
+            known = ", ".join(f"{self.labels[j.id][0]} [{j.id}]" for j in self.stage(stage)) or "none"
+            raise MlsError(f"{self.loaded.path} plans no {stage} {target!r}; it plans: {known}")
+        return found
+
+    def add(self, job: Job, label: str) -> Job:
+        """Take in a job; an equal one that is already there only gains a label."""
+        self.jobs.setdefault(job.id, job)
+        labels = self.labels.setdefault(job.id, [])
+        if label not in labels:
+            labels.append(label)
+        return self.jobs[job.id]
+
+
+def plan_file(path: Path) -> Plan:
+    """Load an experiment file and plan it."""
+    return make_plan(load(path), read_lock(DATA_LOCK))
+
+
+def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
+    """Plan every job of an experiment.
+
+    Args:
+        loaded: the checked experiment.
+        lock: content of ``data.lock``: dataset name -> digest of its source.
+
+    Raises:
+        MlsError: a dataset that is used has no digest in ``data.lock``.
+    """
+    plan = Plan(loaded)
+    experiment = loaded.experiment
+    data = {name: data_job(name, config, lock) for name, config in experiment.datasets.items()}
+    used: set[str] = set()
+
+    def add_data(name: str) -> Job:
+        used.add(name)
+        return plan.add(data[name], name)
+
+    pretrained: dict[str, list[Job]] = {}
+    for run, config in loaded.runs.items():
+        source = add_data(config.dataset or "") if config.method in TRAINED else None
+        jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
+        pretrained[run] = jobs
+    tasks = [("probe", *item) for item in experiment.probe.items()]
+    tasks += [("transfer", *item) for item in experiment.transfer.items()]
+    cells: dict[str, dict[str, list[Cell]]] = {run: {} for run in pretrained}
+    for stage, task, task_config in tasks:
+        source = add_data(task_config.dataset)
+        for run, jobs in pretrained.items():
+            cells[run][task] = []
+            for seed, upstream in zip(experiment.seeds, jobs, strict=True):
+                for trial in range(getattr(task_config, "trials", 1)):
+                    suffix = f".{trial}" if trial else ""
+                    job = _task_job(stage, task_config, trial, source, upstream)
+                    plan.add(job, f"{task}/{run}:{seed}{suffix}")
+                    cells[run][task].append(Cell(upstream.id, job.id))
+    plan.tables = plan.add(_tables_job(plan, cells), experiment.experiment)
+    plan.jobs = dict(sorted(plan.jobs.items(), key=lambda item: STAGES.index(item[1].stage)))
+    return plan
+
+
+def data_job(name: str, config: Dataset, lock: dict[str, Any]) -> Job:
+    """The job that prepares one dataset."""
+    params = essence(config)
+    if not isinstance(config, ScenesDataset):
+        digest = lock.get(name, {}).get("sha256")
+        if not digest:
+            raise MlsError(f"dataset {name!r} has no digest in {DATA_LOCK}; run: mls data pin {name}")
+        params["digest"] = digest
+    return Job("data", config, params, {})
+
+
+def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
+    params = essence(config, METHOD_READS[config.method])
+    if config.method in (*TRAINED, "none"):
+        params["seed"] = seed
+    return Job("pretrain", config, params, {"data": source.id} if source else {}, seed)
+
+
+def _task_job(stage: str, config: ProbeTask | TransferTask, trial: int, data: Job, pretrain: Job) -> Job:
+    params = essence(config)
+    if isinstance(config, TransferTask):
+        params["trial"] = trial
+    return Job(stage, config, params, {"data": data.id, "pretrain": pretrain.id}, trial)
+
+
+def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
+    """Tables print labels, so here, and only here, labels belong to the identity."""
+    tables = {}
+    for name, table in plan.loaded.experiment.tables.items():
+        rows = table.rows if table.rows is not None else list(cells)
+        wanted = list(dict.fromkeys(column.split(".", 1)[0] for column in table.columns))
+        tables[name] = {
+            "columns": table.columns,
+            "rows": [{"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows],
+        }
+    inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
+    runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
+    return Job("tables", plan.loaded.experiment, {"tables": tables, "runs": runs}, inputs)
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """Read ``data.lock``; absent or empty is no digests."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return parse_yaml(text, str(path)) if text.strip() else {}
+
+
+def experiment_files(root: Path = Path()) -> list[Path]:
+    """Every experiment file of a working tree: ``params.yaml`` and ``experiments/*.yaml``."""
+    found: Iterable[Path] = [root / "params.yaml", *sorted((root / "experiments").glob("*.yaml"))]
+    return [path for path in found if path.exists()]
+
+
+def payload(job: Job) -> dict[str, Any]:
+    """What the id is computed from, plus the whole resolved section, for ``params.json``."""
+    resolved = job.config.model_dump(mode="json") if isinstance(job.config, BaseModel) else {}
+    return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}
+
+
+def walk(plan: Plan, job: Job) -> Iterator[Job]:
+    """A job and everything it stands on, inputs first."""
+    for upstream in plan.inputs(job):
+        yield from walk(plan, upstream)
+    yield job

@@ -1,0 +1,156 @@
+"""Run one stage once: lock, adopt what is complete, refuse what is known to fail, build, seal.
+
+Exit codes of a stage command: 0 done, 75 interrupted after saving, 1 failed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mls.errors import DamagedArtifact, DeterministicError, MlsError
+from mls.experiment.artifact import (
+    Artifact,
+    adopt,
+    building,
+    explain_full_disk,
+    open_artifact,
+    write_atomic,
+)
+from mls.experiment.params import Execution
+from mls.experiment.plan import ARTIFACTS, Job, Plan, payload
+from mls.experiment.provenance import digest
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage function gets: its job, opened inputs, where to write, how to run."""
+
+    job: Job
+    label: str
+    """What a person calls the job, for logs."""
+    out: Path
+    """Fresh folder that becomes the artifact."""
+    work: Path
+    """Folder for resumable state; survives a kill."""
+    execution: Execution
+    inputs: dict[str, Artifact]
+    """Artifacts by role; several of one role are ``<role>/<id>``."""
+    plan: Plan
+
+    def log(self, message: str) -> None:
+        """One plain line on stderr that says which job speaks."""
+        say(f"[{self.job.stage} {self.label}] {message}")
+
+
+StageFunction = Callable[[Context], None]
+
+
+def say(message: str) -> None:
+    """A line on stderr; stdout is for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
+    """Make one artifact, unless it is there.
+
+    Raises:
+        MlsError: the stage failed; a deterministic failure is recorded and met again at once.
+        Interrupted: state is saved in ``work/<id>/``; the same command goes on.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.path):
+        if adopt(job):
+            say(f"{plan.name(job)}: is there")
+            return
+        refuse_known_failure(job)
+        inputs = open_inputs(job)
+        try:
+            with building(job) as out:
+                context = Context(job, plan.labels[job.id][0], out, job.work, plan.loaded.experiment.execution, inputs, plan)
+                function(context)
+                resolved = {**payload(job), "derived": read_derived(out)}
+                write_atomic(out / "params.json", json.dumps(resolved, indent=1, sort_keys=True) + "\n")
+        except DeterministicError as error:
+            record = {"message": str(error), "code": digest()}
+            write_atomic(job.work / "failed.json", json.dumps(record, indent=1) + "\n")
+            raise
+        (job.work / "failed.json").unlink(missing_ok=True)
+        for leftover in job.work.glob("checkpoint*.pt"):  # the artifact has the final state
+            leftover.unlink()
+
+
+def read_derived(out: Path) -> dict[str, object]:
+    """Values a stage derived from its params (steps, scaled sizes): ``derived.json``, folded into ``params.json``."""
+    file = out / "derived.json"
+    if not file.exists():
+        return {}
+    values: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()
+    return values
+
+
+def open_inputs(job: Job) -> dict[str, Artifact]:
+    """Open (and check) every artifact the job reads."""
+    opened = {}
+    for role, value in job.inputs.items():
+        for one in [value] if isinstance(value, str) else value:
+            stage = role
+            try:
+                artifact = open_artifact(ARTIFACTS / stage / one)
+            except DamagedArtifact as error:
+                raise MlsError(f"{job.stage} [{job.id}] needs {stage} {one}: {error}") from error
+            opened[role if isinstance(value, str) else f"{role}/{one}"] = artifact
+    return opened
+
+
+def refuse_known_failure(job: Job) -> None:
+    """Stop at once where the same code has already failed on the same inputs."""
+    file = job.work / "failed.json"
+    if not file.exists():
+        return
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return
+    if record.get("code") == digest():
+        raise MlsError(f"{record['message']} (failed before, same inputs and code; to try again: mls retry {job.id})")
+
+
+@contextmanager
+def locked(path: Path, name: str) -> Iterator[None]:
+    """Hold the job's kernel lock; wait for a live owner. The kernel frees it on any death."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            say(f"{name}: process {owner or '?'} is making it; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds the job's lock."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

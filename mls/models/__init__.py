@@ -1,0 +1,1 @@
+"""Networks: the ResNet backbone, the projector, and other people's weights."""

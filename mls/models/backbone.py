@@ -1,0 +1,94 @@
+"""The ResNet every stage shares: torchvision's network and names, with a width and a small stem.
+
+    backbone = build_backbone(Backbone(name="resnet18", width=0.5, stem="small"))
+    features_BC = backbone(images_BCHW)     # pooled
+    maps = feature_maps(backbone, images)   # {"0": C2, ..., "3": C5}
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from mls.errors import MlsError
+from mls.experiment.params import Backbone
+
+LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+BASE_PLANES = (64, 128, 256, 512)
+
+
+def build_backbone(config: Backbone) -> ResNet:
+    """Return a randomly initialised ResNet whose output is the pooled feature (``fc`` is gone).
+
+    Initialisation is torchvision's own (He normal, fan out), drawn from torch's global generator.
+    """
+    block, blocks = LAYOUTS[config.name]
+    planes = [max(8, round(p * config.width / 8) * 8) for p in BASE_PLANES]
+    net = ResNet(block, list(blocks), num_classes=1)
+    if config.width != 1.0:
+        net.inplanes = planes[0]
+        net.conv1 = nn.Conv2d(3, planes[0], kernel_size=7, stride=2, padding=3, bias=False)
+        net.bn1 = nn.BatchNorm2d(planes[0])
+        for i, stride in enumerate((1, 2, 2, 2)):
+            setattr(net, f"layer{i + 1}", net._make_layer(block, planes[i], blocks[i], stride=stride))
+    if config.stem == "small":
+        net.conv1 = nn.Conv2d(3, planes[0], kernel_size=3, stride=2, padding=1, bias=False)
+        net.maxpool = nn.Identity()  # type: ignore[assignment]
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    for module in net.modules():  # what was replaced above gets torchvision's initialisation too
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def feature_dims(config: Backbone) -> list[int]:
+    """Channels of the four stages C2-C5; the last is the dimension of the pooled feature."""
+    block, _ = LAYOUTS[config.name]
+    return [max(8, round(p * config.width / 8) * 8) * block.expansion for p in BASE_PLANES]
+
+
+def feature_maps(backbone: ResNet, images_BCHW: Tensor) -> OrderedDict[str, Tensor]:
+    """Return the outputs of the four stages, keyed ``"0"`` to ``"3"`` (as torchvision's FPN expects)."""
+    x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(images_BCHW))))
+    maps: OrderedDict[str, Tensor] = OrderedDict()
+    for i in range(4):
+        x = getattr(backbone, f"layer{i + 1}")(x)
+        maps[str(i)] = x
+    return maps
+
+
+def save_backbone(backbone: nn.Module, path: Path) -> None:
+    """Write a state dict in torchvision's names, contiguous, sorted, on the CPU."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in sorted(backbone.state_dict().items())}
+    save_file(state, path)
+
+
+def load_backbone(config: Backbone, path: Path) -> ResNet:
+    """Build the backbone and load ``backbone.safetensors`` into it; every tensor must match.
+
+    Raises:
+        MlsError: keys or shapes differ; names the first ones.
+    """
+    net = build_backbone(config)
+    state = load_file(path)
+    own = net.state_dict()
+    wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        raise MlsError(f"{path} does not fit {config.name} (width {config.width}, stem {config.stem}): {', '.join(wrong[:5])}")
+    net.load_state_dict(state)
+    return net
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay out the weights for fast convolutions; values are unchanged."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

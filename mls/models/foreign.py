@@ -1,0 +1,131 @@
+"""Other people's weights: torchvision, timm, MoCo and DenseCL checkpoints become our backbone.
+
+Files are read without executing anything they hold (``weights_only=True`` or safetensors).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.models
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models.resnet import ResNet
+
+from mls.errors import DeterministicError, MlsError
+from mls.experiment.artifact import sha256
+from mls.experiment.params import Pretrain
+from mls.models.backbone import build_backbone
+
+NESTED = ("state_dict", "model", "teacher", "student")
+"""Keys under which checkpoints keep their weights."""
+PREFIXES = ("", "module.encoder_q.", "encoder_q.", "encoder_q.0.", "module.encoder_q.0.", "backbone.", "module.", "model.")
+"""What stands before ``conv1.weight``: torchvision and timm nothing; MoCo ``module.encoder_q.``;
+DenseCL ``backbone.`` or ``encoder_q.0.``."""
+
+
+def weights_root() -> Path:
+    """Folder of weight files: ``$MLS_WEIGHTS``, else ``weights/``."""
+    return Path(os.environ.get("MLS_WEIGHTS", "weights"))
+
+
+def load_weights(config: Pretrain, log: Callable[[str], None]) -> ResNet:
+    """Load the file that ``pretrain.weights`` names into the run's backbone.
+
+    Raises:
+        MlsError: the file is missing or has another sha256.
+        DeterministicError: it can't be read safely, or does not fit the backbone.
+    """
+    if config.weights is None:
+        raise MlsError("method 'weights' needs pretrain.weights.file and pretrain.weights.sha256")
+    path = weights_root() / config.weights.file
+    if not path.is_file():
+        raise MlsError(f"weights file {path} is missing; put it there, or set MLS_WEIGHTS to the folder that holds it")
+    found = sha256(path)
+    if found != config.weights.sha256:
+        raise MlsError(f"{path} has sha256 {found}, but the experiment names {config.weights.sha256}")
+    net = build_backbone(config.backbone)
+    state, prefix, ignored = translate(read_state(path), net.state_dict(), path)
+    net.load_state_dict(state)
+    log(f"loaded {len(state)} tensors from {path.name} (prefix {prefix!r}); not used: {_few(ignored)}")
+    return net
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's tensors by name.
+
+    Raises:
+        DeterministicError: not a checkpoint, or one that would need to execute code.
+    """
+    try:
+        raw: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise DeterministicError(f"{path} can't be read as tensors alone ({reason}); save its state_dict and use that") from error
+    for key in NESTED:
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+    if not isinstance(raw, Mapping):
+        raise DeterministicError(f"{path} holds no mapping of names to tensors")
+    return dict(raw)
+
+
+def translate(
+    state: Mapping[str, Any], wanted: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Pick the backbone's tensors out of a checkpoint, by the prefix that matches most of them.
+
+    Returns:
+        The state dict in torchvision's names, the prefix, and the names that were not used.
+
+    Raises:
+        DeterministicError: a tensor is missing or has another shape; names them.
+    """
+    prefix = max(PREFIXES, key=lambda p: sum(f"{p}{name}" in state for name in wanted))
+    picked = {name: state[f"{prefix}{name}"] for name in wanted if f"{prefix}{name}" in state}
+    # Old checkpoints lack this counter; it plays no part in the result.
+    picked |= {n: t for n, t in wanted.items() if n not in picked and n.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in picked]
+    if missing:
+        raise DeterministicError(
+            f"{path} lacks {len(missing)} of {len(wanted)} backbone tensors: {_few(missing)}; it holds: {_few(list(state))}"
+        )
+    misshapen = [f"{n} {tuple(picked[n].shape)} instead of {tuple(t.shape)}" for n, t in wanted.items() if picked[n].shape != t.shape]
+    if misshapen:
+        raise DeterministicError(f"{path} does not fit pretrain.backbone: {_few(misshapen)}")
+    ignored = [name for name in state if not (name.startswith(prefix) and name[len(prefix) :] in wanted)]
+    return picked, prefix, ignored
+
+
+def load_imagenet(config: Pretrain) -> ResNet:
+    """torchvision's supervised weights, from ``$MLS_WEIGHTS`` if the file is there, else downloaded.
+
+    The file's name holds the start of its sha256, which is checked either way.
+
+    Raises:
+        MlsError: not there and not to be downloaded, or not the published file.
+    """
+    entry = torchvision.models.get_model_weights(config.backbone.name)[config.imagenet.weights]
+    name = entry.url.rsplit("/", 1)[1]
+    path = weights_root() / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=name.rsplit("-", 1)[1].split(".")[0])
+        except (OSError, RuntimeError) as error:
+            raise MlsError(f"can't download {entry.url} ({error}); fetch it by other means and put it at {path}") from error
+    if not sha256(path).startswith(name.rsplit("-", 1)[1].split(".")[0]):
+        raise MlsError(f"{path} is not the published file (its sha256 differs from its name); remove it and try again")
+    net = build_backbone(config.backbone)
+    net.load_state_dict(translate(read_state(path), net.state_dict(), path)[0])
+    return net
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "") if names else "none"

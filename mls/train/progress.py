@@ -1,0 +1,67 @@
+"""A progress bar on a terminal; a plain line every few seconds elsewhere (logs, Snakemake)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 15.0
+
+
+class Bar:
+    """Progress over ``total`` steps.
+
+    with Bar("pretrain mls", total=1920, unit="images", done=0) as bar:
+        bar.advance(1, images=128, note="loss 4.21")
+
+    Shows the note, the rate in ``unit`` per second and the time left. ``MLS_PLAIN=1`` (set by the
+    workflow, whose jobs share a terminal) chooses plain lines.
+    """
+
+    def __init__(self, name: str, total: int, unit: str = "images", done: int = 0) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, done
+        self._begun = done
+        self._count = 0
+        self._start = self._last = time.monotonic()
+        self._fancy: Progress | None = None
+        if sys.stderr.isatty() and not os.environ.get("MLS_PLAIN"):
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
+            self._fancy = Progress(*columns, console=Console(stderr=True))
+
+    def __enter__(self) -> Bar:
+        if self._fancy is not None:
+            self._fancy.start()
+            self._task = self._fancy.add_task(self.name, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._fancy is not None:
+            self._fancy.stop()
+
+    @property
+    def rate(self) -> float:
+        """Units per second since this process began."""
+        return self._count / max(time.monotonic() - self._start, 1e-9)
+
+    def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
+        """Go on by ``steps``, which handled ``count`` units."""
+        self.done += steps
+        self._count += count
+        now = time.monotonic()
+        text = f"{note}  {self.rate:,.0f} {self.unit}/s".strip()
+        if self._fancy is not None:
+            self._fancy.update(self._task, completed=self.done, note=text)
+        elif now - self._last >= PLAIN_EVERY_S or self.done == self.total:
+            self._last = now
+            left = (now - self._start) / max(self.done - self._begun, 1) * (self.total - self.done)
+            print(f"[{self.name}] {self.done}/{self.total}  {text}  {left:,.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,38 @@
+"""Set up torch for one job: device, threads, determinism, autocast."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from mls.errors import MlsError
+from mls.experiment.params import Execution
+
+
+def set_up(execution: Execution, seed: int) -> torch.device:
+    """Seed every generator, fix the thread count, choose the device.
+
+    On a CPU, operations are deterministic: equal inputs give equal bytes at equal threads.
+
+    Raises:
+        MlsError: ``device: cuda`` without a usable GPU.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_num_threads(execution.threads)
+    has_gpu = torch.cuda.is_available()
+    if execution.device == "cuda" and not has_gpu:
+        raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    device = torch.device("cuda" if has_gpu and execution.device != "cpu" else "cpu")
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

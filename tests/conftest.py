@@ -1,0 +1,51 @@
+"""Shared by all tests: a small experiment, a tiny generated store, a quiet and private folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mls.experiment.load import check
+from mls.experiment.plan import Plan, make_plan
+
+os.environ["MLS_PLAIN"] = "1"
+
+SMALL: dict[str, Any] = {
+    "experiment": "small",
+    "datasets": {"scenes": {"source": "scenes", "train": 24, "val": 8, "test": 8, "size": 32}},
+    "pretrain": {
+        "dataset": "scenes",
+        "backbone": {"name": "resnet18", "width": 0.125, "stem": "small"},
+        "epochs": 3,
+        "batch_size": 8,
+        "precision": "fp32",
+        "augment": {"crop": 16, "blur_sigma": [0.1, 0.5]},
+        "optimizer": {"lr": 0.03},
+        "moco": {"queue_size": 20, "projection_dim": 8, "momentum": 0.9},
+        "mls": {"topk": 3},
+    },
+    "runs": {"random": {"method": "none"}, "moco-v2": {"method": "moco"}, "mls": {}},
+    "probe": {"linear": {"kind": "linear", "dataset": "scenes", "image_size": 32}},
+    "tables": {"main": {"columns": ["linear.mAP"]}},
+    "execution": {"threads": 1, "workers": 0, "checkpoint_every": 2},
+}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """The small experiment with some top-level keys replaced."""
+    return {**SMALL, **changes}
+
+
+def plan_of(raw: dict[str, Any], lock: dict[str, Any] | None = None) -> Plan:
+    """Check and plan a mapping."""
+    return make_plan(check(raw, Path("small.yaml")), lock or {})
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the test in an empty folder of its own (artifacts/ and work/ are relative)."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,95 @@
+"""Everything wrong with a file is reported at once, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mls.experiment.load import ExperimentError, check, load, parse_yaml
+from tests.conftest import small
+
+
+def problems_of(raw: dict[str, object]) -> str:
+    with pytest.raises(ExperimentError) as caught:
+        check(raw, Path("x.yaml"))
+    return str(caught.value)
+
+
+def test_all_problems_are_reported_together_each_with_its_path() -> None:
+    text = problems_of(
+        small(
+            datasets={"scenes": {"source": "scenes", "trian": 4, "test": "many"}},
+            pretrain={"dataset": "scenes", "epochs": 0},
+            runs={"mls": {"mls": {"topkk": 3}}, "moco": {"method": "mocoo"}, "far": {"dataset": "sceness"}},
+            tables={"main": {"rows": ["ml"], "columns": ["linear.AP", "lin.mAP"]}},
+        )
+    )
+    for line in (
+        "datasets.scenes.trian: unknown key; did you mean 'train'?",
+        "datasets.scenes.test: Input should be a valid integer (is 'many')",
+        "pretrain.epochs: Input should be greater than or equal to 1 (is 0)",
+        "runs.mls.mls.topkk: unknown key; did you mean 'topk'?",
+        "runs.moco.method: Input should be 'mls', 'moco', 'none', 'weights' or 'imagenet' (is 'mocoo')",
+        "tables.main.rows: 'ml' is not in runs; did you mean 'mls'?",
+        "tables.main.columns: 'linear.AP': task 'linear' gives mAP, top1",
+        "tables.main.columns: 'lin.mAP': no probe or transfer task 'lin'; did you mean 'linear'?",
+    ):
+        assert line in text, line
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({"a": {"dataset": "sceness"}}, "runs.a.dataset: 'sceness' is not in datasets; did you mean 'scenes'?"),
+        ({"a": {"method": "weights"}}, "runs.a.weights: method 'weights' needs"),
+        ({"a": {"method": "imagenet"}}, "runs.a.backbone: torchvision's weights need width 1.0"),
+        ({"a": {"mls": {"topk": 21}}}, "runs.a.mls.topk: 21 is more than moco.queue_size (20)"),
+        ({"a": {"weights": {"file": "x.pth", "sha256": "12"}}}, "runs.a.weights.sha256: String should match pattern"),
+    ],
+)
+def test_choices_that_cannot_go_together(runs: dict[str, object], message: str) -> None:
+    assert message in problems_of(small(runs=runs))
+
+
+def test_a_missing_section_is_named() -> None:
+    raw = small()
+    del raw["datasets"]
+    assert "datasets: is required" in problems_of(raw)
+
+
+def test_runs_override_pretrain_without_changing_it() -> None:
+    loaded = check(small(runs={"a": {"moco": {"momentum": 0.5}}, "b": {}}), Path("x.yaml"))
+    assert loaded.runs["a"].moco.momentum == 0.5
+    assert loaded.runs["a"].moco.queue_size == 20, "other keys of the block stay"
+    assert loaded.runs["b"].moco.momentum == 0.9
+
+
+def test_a_sweep_is_the_grid_of_its_values() -> None:
+    raw = small(runs={"mls": {}}, sweep={"mls": {"mls.topk": [1, 5], "optimizer.lr": [0.1]}})
+    loaded = check(raw, Path("x.yaml"))
+    assert list(loaded.runs) == ["mls", "mls[topk=1,lr=0.1]", "mls[topk=5,lr=0.1]"]
+    assert loaded.runs["mls[topk=5,lr=0.1]"].mls.topk == 5
+    assert "sweep.moco: no run has this name" in problems_of(small(runs={"mls": {}}, sweep={"moco": {"epochs": [1]}}))
+
+
+def test_exponents_are_numbers_and_duplicate_keys_errors() -> None:
+    assert parse_yaml("a: 1e-4", "x") == {"a": 1e-4}
+    with pytest.raises(ExperimentError, match="duplicate key"):
+        parse_yaml("a: 1\na: 2", "x")
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "\x00"])
+def test_rubbish_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "rubbish.yaml"
+    file.write_text(text)
+    with pytest.raises(ExperimentError, match=r"rubbish\.yaml"):
+        load(file)
+
+
+def test_an_absent_or_binary_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="can't be read"):
+        load(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(ExperimentError, match=r"binary\.yaml"):
+        load(tmp_path / "binary.yaml")

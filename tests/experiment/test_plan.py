@@ -1,0 +1,107 @@
+"""Ids: what changes them, what never does, and what is shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mls.errors import MlsError
+from mls.experiment import identity
+from mls.experiment.plan import Plan, experiment_files, plan_file
+from tests.conftest import SMALL, plan_of, small
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = experiment_files(ROOT)
+
+
+def id_of(plan: Plan, stage: str, label: str) -> str:
+    (job,) = plan.find(stage, label)
+    return job.id
+
+
+def changed(**pretrain: Any) -> dict[str, Any]:
+    return small(pretrain={**SMALL["pretrain"], **pretrain})
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_experiment_is_valid_and_planned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = plan_file(path)
+    assert plan.stage("tables") and all(up.id in plan.jobs for job in plan.jobs.values() for up in plan.inputs(job))
+
+
+def test_ids_of_the_micro_experiment_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed id means that nobody's artifacts are found again: raise a stage version, knowingly."""
+    monkeypatch.chdir(ROOT)
+    plan = plan_file(Path("experiments/micro.yaml"))
+    assert {label: job.id for job in plan.jobs.values() for label in plan.labels[job.id]} == PINNED
+
+
+def test_another_methods_block_and_execution_change_nothing() -> None:
+    base = plan_of(small())
+    other = plan_of(changed(mls={"topk": 7}) | {"execution": {"threads": 2, "workers": 1, "device": "cpu"}})
+    assert id_of(base, "pretrain", "moco-v2") == id_of(other, "pretrain", "moco-v2")
+    assert id_of(base, "pretrain", "random") == id_of(other, "pretrain", "random")
+    assert id_of(base, "pretrain", "mls") != id_of(other, "pretrain", "mls")
+
+
+def test_a_value_written_out_that_equals_the_default_changes_nothing() -> None:
+    written = changed(mls={"topk": 3, "weight": 0.5}, backbone={**SMALL["pretrain"]["backbone"]})
+    assert id_of(plan_of(small()), "pretrain", "mls") == id_of(plan_of(written), "pretrain", "mls")
+
+
+def test_equal_rows_are_one_job_and_renaming_runs_only_the_table() -> None:
+    twice = plan_of(small(runs={"a": {}, "b": {"epochs": 3}}))
+    assert id_of(twice, "pretrain", "a") == id_of(twice, "pretrain", "b")
+    assert len(twice.stage("pretrain")) == len(twice.stage("probe")) == 1
+    renamed = plan_of(small(runs={"c": {}, "d": {}}))
+    assert set(twice.jobs) - set(renamed.jobs) == {twice.tables.id}
+
+
+def test_a_sweep_point_and_a_run_with_its_values_are_one_job() -> None:
+    plan = plan_of(small(runs={"mls": {}, "five": {"mls": {"topk": 5}}}, sweep={"mls": {"mls.topk": [3, 5]}}))
+    assert id_of(plan, "pretrain", "five") == id_of(plan, "pretrain", "mls[topk=5]")
+    assert id_of(plan, "pretrain", "mls:0") == id_of(plan, "pretrain", "mls[topk=3]")
+
+
+def test_a_data_param_reaches_everything_that_reads_it() -> None:
+    data = {"scenes": {**SMALL["datasets"]["scenes"], "seed": 8}}
+    base, other = plan_of(small()), plan_of(small(datasets=data))
+    shared = set(base.jobs) & set(other.jobs)
+    assert shared == {id_of(base, "pretrain", "random")}, "random weights read no data"
+
+
+def test_seeds_repeat_what_has_a_seed() -> None:
+    sha = "0" * 64
+    runs = {"random": {"method": "none"}, "mine": {"method": "weights", "weights": {"file": "a.pth", "sha256": sha}}}
+    plan = plan_of(small(seeds=[0, 1, 2], runs=runs))
+    assert len(plan.find("pretrain", "random")) == 3
+    assert len(plan.find("pretrain", "mine")) == 1, "given weights have no seed"
+    moved = plan_of(small(runs={"mine": {"method": "weights", "weights": {"file": "b.pth", "sha256": sha}}}))
+    assert id_of(plan, "pretrain", "mine") == id_of(moved, "pretrain", "mine"), "a path is never in an id"
+
+
+def test_a_stage_version_changes_that_stage_and_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = plan_of(small())
+    monkeypatch.setitem(identity.STAGE_VERSIONS, "probe", 99)
+    other = plan_of(small())
+    gone = {base.jobs[i].stage for i in set(base.jobs) - set(other.jobs)}
+    assert gone == {"probe", "tables"}
+
+
+def test_a_local_source_needs_its_digest() -> None:
+    raw = small(datasets={"scenes": {"source": "folder"}})
+    with pytest.raises(MlsError, match="mls data pin scenes"):
+        plan_of(raw)
+    one, two = (plan_of(raw, {"scenes": {"sha256": c * 64}}) for c in "ab")
+    assert id_of(one, "data", "scenes") != id_of(two, "data", "scenes")
+
+
+def test_an_unknown_target_names_the_known_ones() -> None:
+    with pytest.raises(MlsError, match=r"plans no pretrain 'mlss'; it plans: random:0"):
+        plan_of(small()).find("pretrain", "mlss")
+
+
+PINNED: dict[str, str] = {}

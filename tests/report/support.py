@@ -1,0 +1,88 @@
+"""Tiny experiments whose artifacts hold made-up numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mls.experiment.artifact import building
+from mls.experiment.load import check
+from mls.experiment.plan import Job, Plan, make_plan
+from mls.experiment.stage import run_stage
+from mls.report.stage import run
+
+SCENES = {"source": "scenes", "train": 4, "val": 2, "test": 2, "size": 32}
+
+
+def small_plan(**changes: Any) -> Plan:
+    """Two runs, one linear probe, one detection task; keyword arguments replace whole sections."""
+    raw: dict[str, Any] = {
+        "experiment": "tiny",
+        "seeds": [0],
+        "datasets": {"scenes": SCENES},
+        "pretrain": {"dataset": "scenes"},
+        "runs": {"random": {"method": "none"}, "mls": {}},
+        "probe": {"linear": {"kind": "linear", "dataset": "scenes"}},
+        "transfer": {"detect": {"kind": "instance", "dataset": "scenes"}},
+        "tables": {"main": {"columns": ["linear.mAP", "detect.box_AP"]}},
+    }
+    return make_plan(check({**raw, **changes}, Path("tiny.yaml")), {})
+
+
+def write_inputs(plan: Plan, metrics: Callable[[str], dict[str, Any]]) -> None:
+    """Make every artifact that the tables read.
+
+    Args:
+        plan: what to make, in the current folder.
+        metrics: first label of a probe or transfer job (``linear/mls:0``) -> its metrics.json.
+    """
+    for job in plan.jobs.values():
+        if job.stage == "tables":
+            continue
+        with building(job) as out:
+            if job.stage in ("probe", "transfer"):
+                (out / "metrics.json").write_text(json.dumps(metrics(plan.labels[job.id][0])))
+            elif job.stage == "pretrain" and job.config.method in ("mls", "moco"):
+                (out / "curves.csv").write_text(curves(job))
+            elif job.stage == "data":
+                write_scenes(out)
+
+
+def curves(job: Job) -> str:
+    """Forty logged steps of two losses."""
+    rows = [f"{i},{i / 10},0.1,{9 - i / 10},{8 - i / 10},{0.7 - i / 100}" for i in range(job.seed, job.seed + 40)]
+    return "\n".join(["step,epoch,lr,loss,info_nce,multi_label", *rows, ""])
+
+
+def write_scenes(out: Path) -> None:
+    """A store of eight images, each with one square object."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from pycocotools import mask as rle
+
+    from mls.data.store import Record, write_store
+
+    records = []
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for i in range(count):
+            pixels_HWC = np.full((32, 32, 3), 200, dtype=np.uint8)
+            mask_HW = np.zeros((32, 32), dtype=np.uint8, order="F")
+            mask_HW[8:20, 4:24] = 1
+            pixels_HWC[mask_HW == 1] = (30, 60, 90 + i)
+            file = io.BytesIO()
+            Image.fromarray(pixels_HWC).save(file, "PNG")
+            coded = rle.encode(mask_HW)
+            shape = {"size": coded["size"], "counts": coded["counts"].decode()}
+            found = {"category_id": 1 + i % 2, "bbox": [4, 8, 20, 12], "area": 240, "iscrowd": 0, "segmentation": shape}
+            records.append(Record(f"{i}.png", split, file.getvalue(), 32, 32, [i % 2], [found]))
+    write_store(out, records, ["disc", "star"], True, [])
+
+
+def make_tables(plan: Plan) -> Path:
+    """Run the tables stage; return its artifact."""
+    run_stage(plan, plan.tables, run)
+    return plan.tables.path

@@ -1,0 +1,20 @@
+# Frozen features, judged.
+
+
+rule probe:
+    input:
+        seals("probe"),
+
+
+rule probe_artifact:
+    input:
+        inputs_of("probe"),
+    output:
+        "artifacts/probe/{id}/artifact.json",
+    threads: EXECUTION.threads
+    params:
+        name=name_of,
+    message:
+        "{params.name}"
+    shell:
+        "{MLS} probe {wildcards.id} --experiment {EXPERIMENT:q}"

@@ -1,0 +1,30 @@
+# Tables and figures from every metrics.json, and results/<experiment>/, the published view of them.
+
+
+rule tables:
+    input:
+        rules.all.input,
+
+
+rule tables_artifact:
+    input:
+        inputs_of("tables"),
+    output:
+        "artifacts/tables/{id}/artifact.json",
+    params:
+        name=name_of,
+    message:
+        "{params.name}"
+    shell:
+        "{MLS} tables {wildcards.id} --experiment {EXPERIMENT:q}"
+
+
+rule publish:
+    input:
+        ancient(f"artifacts/tables/{PLAN.tables.id}/artifact.json"),
+    output:
+        "results/{experiment}/.published-{id}",
+    message:
+        "publish results/{wildcards.experiment}"
+    shell:
+        "{MLS} publish --experiment {EXPERIMENT:q}"
