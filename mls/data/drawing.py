@@ -44,12 +44,10 @@ def silhouette(shape: str) -> tuple[Floats, Floats | None]:
         a = 0.36
         corner = [(a, -1), (a, -a), (1, -a)]
         outline = np.array([turned for k in range(4) for turned in _quarter_turns(corner, k)])
-    elif shape == "crescent":  # a disc less a disc of the same size, moved to the right
-        angles = np.linspace(0.29 * np.pi, 1.71 * np.pi, 30)
-        outer = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        inner = outer[::-1] * [-0.55, 0.98] + [outer[0, 0] * 1.55, 0]
-        inner = inner[(inner[:, 0] < outer[0, 0])]
-        outline = np.concatenate([outer, inner])
+    elif shape == "crescent":  # the unit disc less a disc of radius 0.8 around (0.45, 0); they meet at x = 0.625
+        outer, inner = np.arccos(0.625), np.arctan2(np.sqrt(1 - 0.625**2), 0.625 - 0.45)
+        bite = 0.8 * _arc(2 * np.pi - inner, inner) + [0.45, 0]
+        outline = np.concatenate([_arc(outer, 2 * np.pi - outer), bite[1:-1]])
     elif shape == "heart":
         t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
@@ -65,7 +63,11 @@ def silhouette(shape: str) -> tuple[Floats, Floats | None]:
 
 
 def _regular(points: int) -> NDArray[np.float64]:
-    angles = np.arange(points) * 2 * np.pi / points - np.pi / 2
+    return _arc(-np.pi / 2, 1.5 * np.pi, points + 1)[:-1]
+
+
+def _arc(start: float, stop: float, points: int = 30) -> NDArray[np.float64]:
+    angles = np.linspace(start, stop, points)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
@@ -112,20 +114,22 @@ def texture(kind: str, u_HW: Floats, v_HW: Floats, period: float, rng: np.random
         rng: places the marks.
     """
     phase_u, phase_v = rng.random(2, dtype=np.float32)
-    if kind == "plain":
-        return np.zeros_like(u_HW)
-    if kind == "gradient":
-        return np.clip(u_HW * np.float32(0.5) + np.float32(0.5), 0, 1)
-    if kind == "noise":
-        return np.clip(value_noise(rng, *u_HW.shape, (4, 4), 2) * 2.4 - 0.7, 0, 1)
     a, b = u_HW / np.float32(period) + phase_u, v_HW / np.float32(period) + phase_v
-    if kind == "stripes":
-        return ((a - np.floor(a)) < 0.5).astype(np.float32)
-    if kind == "checks":
-        return ((np.floor(2 * a) + np.floor(2 * b)) % 2).astype(np.float32)
-    if kind == "dots":
-        return ((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2 < 0.085).astype(np.float32)
-    raise ValueError(kind)
+    mix_HW: Floats = np.zeros_like(u_HW)
+    if kind == "gradient":
+        mix_HW = np.clip(u_HW * np.float32(0.5) + np.float32(0.5), 0, 1)
+    elif kind == "noise":
+        height, width = u_HW.shape
+        mix_HW = np.clip(value_noise(rng, height, width, (4, 4), 2) * 2.4 - 0.7, 0, 1)
+    elif kind == "stripes":
+        mix_HW = ((a - np.floor(a)) < 0.5).astype(np.float32)
+    elif kind == "checks":
+        mix_HW = ((np.floor(2 * a) + np.floor(2 * b)) % 2).astype(np.float32)
+    elif kind == "dots":
+        mix_HW = ((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2 < 0.085).astype(np.float32)
+    elif kind != "plain":
+        raise ValueError(kind)
+    return mix_HW
 
 
 def ramp(colours: Floats, position_HW: Floats) -> Floats:
@@ -134,7 +138,8 @@ def ramp(colours: Floats, position_HW: Floats) -> Floats:
     place = np.clip(position_HW, 0, 1) * steps
     below = np.minimum(place.astype(np.intp), steps - 1)
     share = (place - below)[..., None]
-    return colours[below] * (1 - share) + colours[below + 1] * share
+    mixed: Floats = colours[below] * (1 - share) + colours[below + 1] * share
+    return mixed
 
 
 def hsv(hue: float, saturation: float, value: float) -> Floats:

@@ -7,6 +7,7 @@ One item of the dataset is one whole batch: a worker decodes each image once and
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from mls.data.augment import crop, crop_boxes, draw
 from mls.data.store import Store
 from mls.errors import MlsError
 from mls.experiment.params import Pretrain
+from mls.train.interrupt import SIGNALS
 
 ORDER_STREAM = 2
 """Third word of the order's counter; views use 0 and 1 in the fourth."""
@@ -52,7 +54,9 @@ class TwoViews(Dataset[Batch]):
         self.sizes_N2 = np.array([self.store.size(int(row)) for row in self.rows], dtype=np.int64)
         self.steps_per_epoch = len(self.rows) // self.config.batch_size
         if self.steps_per_epoch == 0:
-            raise MlsError(f"pretrain.batch_size {self.config.batch_size} is more than the {len(self.rows)} train images")
+            raise MlsError(
+                f"pretrain.batch_size {self.config.batch_size} is more than the {len(self.rows)} train images"
+            )
         self._order: tuple[int, NDArray[np.int64]] = (-1, self.rows)
 
     @property
@@ -99,6 +103,13 @@ def batches(views: TwoViews, start: int, workers: int) -> Iterator[Batch]:
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_the_job,
         generator=torch.Generator(),  # else each epoch would draw a base seed from the global one
     )
     return iter(loader)
+
+
+def leave_signals_to_the_job(worker: int) -> None:
+    """Workers ignore what is sent to the whole group: the job saves, then stops them itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

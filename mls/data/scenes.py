@@ -4,7 +4,7 @@
 
 What makes them scenes and not centred objects: two to six objects of at least two classes, at
 scales from 0.16 to 0.5 of the side, hiding one another in part; classes that prefer places and
-one another's company (`LIKES`, `PAIRS`), so that context tells something but not all. A class is
+one another's company (`PLACES`, `PAIRS`), so that context tells something but not all. A class is
 its silhouette, under any rotation and some change of aspect. Textures are typical of a class but
 shared, and colours nearly free of it.
 
@@ -60,10 +60,12 @@ PLACES = (
     Place(((18, 20, 44), (40, 36, 82), (70, 56, 112), (28, 44, 76)), (3, 3), 0.2, "star crescent hexagon cross"),
     Place(((214, 178, 124), (190, 134, 82), (150, 92, 60), (112, 66, 50)), (6, 2), 0.35, "triangle square arrow heart"),
     Place(((92, 94, 100), (138, 136, 134), (120, 82, 72), (66, 68, 78)), (4, 4), 0.0, "square cross hexagon ring"),
-    Place(((238, 242, 246), (204, 216, 228), (164, 182, 200), (120, 140, 162)), (3, 4), 0.45, "hexagon star ring arrow"),
+    Place(
+        ((226, 230, 234), (196, 208, 220), (158, 176, 194), (116, 136, 158)), (3, 4), 0.45, "hexagon star ring arrow"
+    ),
     Place(((30, 42, 26), (58, 62, 34), (92, 74, 46), (50, 88, 62)), (2, 7), 0.0, "cross heart square crescent"),
 )
-LIKING, COMPANY = 4.0, 3.0
+LIKING, COMPANY = 2.5, 3.0
 """How many times likelier a class is in a place it likes, and beside its partner."""
 PAIRS = (("disc", "ring"), ("star", "crescent"), ("heart", "arrow"), ("square", "triangle"), ("cross", "hexagon"))
 TYPICAL_TEXTURE, TYPICAL_HUE = 0.5, 0.15
@@ -202,7 +204,7 @@ def _paint(
     kind = TEXTURES[item.number % len(TEXTURES) if typical else int(rng.integers(len(TEXTURES)))]
     period = max(8 / radius, rng.uniform(0.35, 0.7))  # at least 4 final pixels, or the marks blur to a mean
     mix_YX = texture(kind, u_YX, v_YX, period, rng)[..., None]
-    first, second = _colours(rng, item.number, background_HWC[int(min(y, 2 * len(background_HWC) - 1)) // 2, :].mean(axis=0))
+    first, second = _colours(rng, item.number, background_HWC[int(y) // 2, int(x) // 2])
     colour_YXC = first * (1 - mix_YX) + second * mix_YX
     lit_YX = 1 + np.float32(0.18) * (dx * np.float32(np.cos(light)) + dy * np.float32(np.sin(light)))
     layer_YXC[window] += np.clip(colour_YXC * lit_YX[..., None], 0, 255) * visible_YX[window][..., None]

@@ -1,0 +1,60 @@
+"""The data stage: from a source to a verified store (see ``mls.data.store`` for its files).
+
+    run_stage(plan, plan.find("data", "scenes")[0], mls.data.stage.run)     # `mls data scenes`
+
+There is nothing to resume: interrupted, it starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mls.data import scenes, sources
+from mls.data.reader import Reader
+from mls.data.store import Record, write_store
+from mls.experiment.params import CocoDataset, FolderDataset, ScenesDataset
+from mls.experiment.stage import Context
+from mls.train.interrupt import InterruptGuard
+from mls.train.progress import Bar
+
+
+def run(context: Context) -> None:
+    """Fill ``context.out`` with the prepared data set.
+
+    Raises:
+        MlsError: the source is missing, contradicts itself, or is not what ``data.lock`` pins.
+        Interrupted: a signal asked to stop.
+    """
+    with InterruptGuard() as guard:
+        if isinstance(context.job.config, ScenesDataset):
+            _generate(context, context.job.config, guard)
+        else:
+            _take_in(context, context.job.config, guard)
+
+
+def _generate(context: Context, config: ScenesDataset, guard: InterruptGuard) -> None:
+    records = _watched(scenes.records(config), guard, context.label, config.train + config.val + config.test)
+    write_store(context.out, records, scenes.CLASSES, True, [])
+
+
+def _take_in(context: Context, config: CocoDataset | FolderDataset, guard: InterruptGuard) -> None:
+    # Names of equal data sets share an id, hence their content: the folder of any of them will do.
+    names = context.plan.labels[context.job.id]
+    reader = Reader(sources.find_root(names))
+    listing = sources.read_listing(config, reader)
+    excluded: list[dict[str, str]] = []
+    records = sources.load_records(listing, reader, excluded, config.max_excluded, context.execution.threads)
+    watched = _watched(records, guard, context.label, len(listing.entries))
+    write_store(context.out, watched, listing.classes, listing.multi_label, excluded)
+    sources.check_digest(names[0], reader, context.job.params["digest"])
+    if excluded:
+        context.log(f"left out {len(excluded)} of {len(listing.entries):,} images; excluded.json says which and why")
+
+
+def _watched(records: Iterable[Record], guard: InterruptGuard, label: str, total: int) -> Iterator[Record]:
+    """Pass records on, showing progress and stopping where a signal asks for it."""
+    with Bar(f"data {label}", total) as bar:
+        for record in records:
+            guard.stop_if_asked(lambda: None)
+            yield record
+            bar.advance(1, 1)

@@ -1,0 +1,107 @@
+"""Each operation equals torchvision's own, given the same parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as TF
+
+from mls.data import augment
+from mls.data.augment import DRAWS, MEAN, RATIO, STD, ColourAugment, blur, crop, crop_boxes, draw
+from mls.experiment.params import Augment
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(6, 3, 5, 5, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(20, 20), mode="bilinear")
+
+
+OPERATIONS = {
+    "_brightness": lambda x, c: TF.adjust_brightness(x, 1 + c),
+    "_contrast": lambda x, c: TF.adjust_contrast(x, 1 + c),
+    "_saturation": lambda x, c: TF.adjust_saturation(x, 1 + c),
+    "_hue": lambda x, c: TF.adjust_hue(x, c),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_colour_operations_equal_torchvisions(name: str, images: torch.Tensor) -> None:
+    changes = torch.tensor([-0.4, -0.1, 0.0, 0.05, 0.2, 0.4])
+    ours = getattr(augment, name)(images.clone(), changes[:, None, None, None])
+    theirs = torch.stack([OPERATIONS[name](x, float(c)) for x, c in zip(images, changes, strict=True)])
+    assert torch.allclose(ours, theirs, atol=2e-5)
+
+
+def test_grey_pixels_survive_a_hue_change() -> None:
+    grey = torch.full((1, 3, 4, 4), 0.3)
+    assert torch.allclose(augment._hue(grey.clone(), torch.full((1, 1, 1, 1), 0.3)), grey)
+
+
+def test_blur_equals_torchvisions(images: torch.Tensor) -> None:
+    sigmas = torch.tensor([0.1, 0.4, 0.8, 1.0, 1.5, 2.0])
+    ours = blur(images, sigmas, radius=6)
+    theirs = torch.stack(
+        [TF.gaussian_blur(x, kernel_size=[13, 13], sigma=[float(s)] * 2) for x, s in zip(images, sigmas, strict=True)]
+    )
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_without_any_operation_only_normalisation_is_left() -> None:
+    config = Augment(jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.0)
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    out = ColourAugment(config)(image, torch.rand(2, DRAWS, dtype=torch.float64))
+    expected = TF.normalize(image.float() / 255, list(MEAN), list(STD))
+    assert torch.allclose(out, expected, atol=1e-6)
+
+
+def test_every_image_is_treated_by_its_own_draws() -> None:
+    config = Augment(crop=16)
+    image = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    draws = torch.from_numpy(draw(0, 0, np.arange(16), 0))
+    together = ColourAugment(config)(image, draws)
+    alone = torch.cat([ColourAugment(config)(image[i : i + 1], draws[i : i + 1]) for i in range(16)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_operations_come_as_often_as_asked() -> None:
+    draws = draw(1, 0, np.arange(4000), 0)
+    for column, p in ((augment.JITTER, 0.8), (augment.GRAYED, 0.2), (augment.BLUR, 0.5), (augment.FLIP, 0.5)):
+        assert abs((draws[:, column] < p).mean() - p) < 0.03
+    first = draws[:, augment.ORDER].argsort(1)[:, 0]
+    assert np.abs(np.bincount(first, minlength=4) / 4000 - 0.25).max() < 0.03
+
+
+def test_draws_depend_on_each_of_seed_epoch_row_and_view_and_on_nothing_else() -> None:
+    base = draw(0, 0, np.array([5]), 0)
+    assert np.array_equal(base, draw(0, 0, np.array([3, 5]), 0)[1:])
+    for other in (draw(1, 0, np.array([5]), 0), draw(0, 1, np.array([5]), 0), draw(0, 0, np.array([6]), 0)):
+        assert not np.array_equal(base, other)
+    assert not np.array_equal(base, draw(0, 0, np.array([5]), 1))
+
+
+def test_crops_are_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    sizes = np.full((3000, 2), (100, 80))
+    ours = crop_boxes(draw(0, 0, np.arange(3000), 0), sizes, [0.2, 1.0])
+    image = torch.empty(3, 80, 100)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], list(RATIO)) for _ in range(3000)])
+    assert (ours[:, :2] >= 0).all() and (ours[:, 0] + ours[:, 2] <= 80).all() and (ours[:, 1] + ours[:, 3] <= 100).all()
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.001
+    areas = (ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3])
+    assert ks_2samp(*areas).pvalue > 0.001
+
+
+def test_an_image_too_narrow_for_any_crop_gets_the_central_one() -> None:
+    boxes = crop_boxes(draw(0, 0, np.arange(4), 0), np.full((4, 2), (10, 100)), [0.9, 1.0])
+    assert (boxes == [43, 0, 13, 10]).all()
+
+
+def test_crop_cuts_the_box() -> None:
+    image = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8).expand(3, -1, -1)
+    assert torch.equal(crop(image, np.array([2, 3, 4, 4]), 4), image[:, 2:6, 3:7])

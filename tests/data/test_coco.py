@@ -1,0 +1,137 @@
+"""COCO's layout: splits, classes, crowds, and how contradictions are named."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mls.data.coco import read_listing
+from mls.data.reader import Reader
+from mls.errors import MlsError
+from mls.experiment.params import CocoDataset
+
+CONFIG = CocoDataset(source="coco", val_share=0.2)
+TINY = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "coco-tiny"
+CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 3, "name": "car"}, {"id": 90, "name": "toothbrush"}]
+
+
+def instances(first: int, count: int) -> dict[str, Any]:
+    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 20, "height": 10} for i in range(first, first + count)]
+    box = {"bbox": [1.5, 2, 8, 5], "area": 40.0, "iscrowd": 0, "segmentation": [[1.5, 2, 9.5, 2, 9.5, 7]]}
+    annotations = [{**box, "id": 1000 - i["id"], "image_id": i["id"], "category_id": 17} for i in images[1:]]
+    crowd = {"segmentation": {"size": [10, 20], "counts": [0, 200]}, "bbox": [0, 0, 20, 10], "area": 200, "iscrowd": 1}
+    annotations.append({**crowd, "id": 2000 + first, "image_id": first + 1, "category_id": 3})
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
+
+
+def make_coco(root: Path, change: Callable[[dict[str, Any]], object] = lambda train: None) -> Reader:
+    (root / "annotations").mkdir(exist_ok=True)
+    for split, raw in (("train2017", instances(1, 10)), ("val2017", instances(50, 4))):
+        (root / split).mkdir(exist_ok=True)
+        for image in raw["images"]:
+            Image.new("RGB", (20, 10), (image["id"], 0, 0)).save(root / split / image["file_name"])
+        if split == "train2017":
+            change(raw)
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(raw))
+    return Reader(root)
+
+
+def test_splits_classes_and_annotations(tmp_path: Path) -> None:
+    listing = read_listing(CONFIG, make_coco(tmp_path))
+    assert listing.classes == ["car", "cat", "toothbrush"] and listing.multi_label
+    assert Counter(e.split for e in listing.entries) == {"train": 8, "val": 2, "test": 4}
+    entries = {e.name: e for e in listing.entries}
+    first, second = entries["train2017/000000000001.jpg"], entries["train2017/000000000002.jpg"]
+    assert (first.classes, first.annotations, first.size) == ([], [], (20, 10))
+    assert second.classes == [0, 1], "a class of crowds alone counts"
+    assert [(a["category_id"], a["iscrowd"]) for a in second.annotations] == [(2, 0), (1, 1)]
+    assert set(second.annotations[0]) == {"category_id", "bbox", "area", "iscrowd", "segmentation"}
+
+
+def test_val_depends_on_seed_and_not_on_file_order(tmp_path: Path) -> None:
+    def val(seed: int, change: Callable[[dict[str, Any]], object]) -> frozenset[str]:
+        config = CONFIG.model_copy(update={"seed": seed})
+        entries = read_listing(config, make_coco(tmp_path, change)).entries
+        return frozenset(e.name for e in entries if e.split == "val")
+
+    assert val(0, lambda raw: None) == val(0, lambda raw: raw["images"].reverse())
+    assert len({val(seed, lambda raw: None) for seed in range(6)}) > 1
+
+
+def test_a_tiny_share_still_makes_one_val_image(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"val_share": 0.001})
+    entries = read_listing(config, make_coco(tmp_path)).entries
+    assert Counter(e.split for e in entries) == {"train": 9, "val": 1, "test": 4}
+
+
+def on(section: str, **values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda raw: raw[section][2].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (on("annotations", image_id=999), "annotation 996: image_id 999 is no image"),
+        (on("annotations", image_id=[1]), "annotation 996: image_id [1] is no image"),
+        (on("annotations", category_id=91), "annotation 996: category_id 91 is no category"),
+        (
+            on("annotations", bbox=[15, 2, 8, 5]),
+            "annotation 996: bbox [15, 2, 8, 5] does not lie in image 4, which is 20 x 10",
+        ),
+        (on("annotations", bbox=[1, 2, -8, 5]), "annotation 996: bbox"),
+        (on("annotations", bbox=[1, 2, 3]), "annotation 996: bbox [1, 2, 3] is not four numbers"),
+        (on("annotations", area="big"), "annotation 996: area is 'big'"),
+        (on("annotations", area=float("nan")), "holds NaN"),
+        (on("annotations", iscrowd=2), "annotation 996: iscrowd is 2"),
+        (on("annotations", segmentation={"size": [20, 10], "counts": [0]}), "annotation 996: segmentation"),
+        (on("annotations", id=2001), "annotations: id 2001 is there twice"),
+        (on("annotations", id=None), "annotations: an entry without an integer id"),
+        (on("images", file_name="../x.jpg"), "image 3: file_name '../x.jpg' leaves"),
+        (on("images", file_name="gone.jpg"), "image 3: train2017/gone.jpg is missing"),
+        (on("images", file_name="000000000001.jpg"), "two images have the same file_name"),
+        (on("images", width=0), "image 3: 0 x 10 is no size"),
+        (on("images", height="10"), "image 3: height is '10', not an integer"),
+        (lambda raw: raw.pop("categories"), "has no list 'categories'"),
+    ],
+)
+def test_contradictions_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    with pytest.raises(MlsError) as caught:
+        read_listing(CONFIG, make_coco(tmp_path, change))
+    assert str(caught.value).startswith(str(tmp_path / "annotations/instances_train2017.json"))
+    assert message in str(caught.value)
+
+
+def test_categories_of_test_must_be_those_of_train(tmp_path: Path) -> None:
+    renamed = [{"id": 17, "name": "dog"}, *CATEGORIES[1:]]
+    with pytest.raises(MlsError, match=r"val2017\.json: category 17 \('cat'\) is 'dog' in .*train2017\.json"):
+        read_listing(CONFIG, make_coco(tmp_path, lambda raw: raw.update(categories=renamed)))
+
+
+def test_a_file_that_is_no_json(tmp_path: Path) -> None:
+    reader = make_coco(tmp_path)
+    (tmp_path / "annotations/instances_val2017.json").write_text('{"images": [')
+    with pytest.raises(MlsError, match=r"instances_val2017\.json: not valid JSON"):
+        read_listing(CONFIG, reader)
+
+
+def test_boxes_may_touch_the_edge_and_be_empty(tmp_path: Path) -> None:
+    """Official COCO has a few boxes of no height, and rounds."""
+    read_listing(CONFIG, make_coco(tmp_path, on("annotations", bbox=[12, 0, 8.6, 0])))
+
+
+@pytest.mark.skipif(not TINY.is_dir(), reason="needs $MLS_DATA/coco-tiny")
+def test_coco_tiny() -> None:
+    listing = read_listing(CocoDataset(source="coco"), Reader(TINY))
+    assert len(listing.classes) == 80 and listing.classes[:2] == ["person", "bicycle"]
+    assert Counter(e.split for e in listing.entries) == {"train": 48, "val": 2, "test": 50}
+    of = {s: [a for e in listing.entries if (e.split == "test") == s for a in e.annotations] for s in (False, True)}
+    assert (len(of[False]), len(of[True])) == (470, 382)
+    assert sum(a["iscrowd"] for a in of[False]) == sum(a["iscrowd"] for a in of[True]) == 5
+    assert len({c for e in listing.entries if e.split == "test" for c in e.classes}) == 48
