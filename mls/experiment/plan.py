@@ -136,7 +136,8 @@ def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
         source = add_data(config.dataset or "") if config.method in TRAINED else None
         jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
         pretrained[run] = jobs
-    tasks = [("probe", *item) for item in experiment.probe.items()]
+    tasks: list[tuple[str, str, ProbeTask | TransferTask]] = []
+    tasks += [("probe", *item) for item in experiment.probe.items()]
     tasks += [("transfer", *item) for item in experiment.transfer.items()]
     cells: dict[str, dict[str, list[Cell]]] = {run: {} for run in pretrained}
     for stage, task, task_config in tasks:
@@ -191,7 +192,8 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
         }
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
-    return Job("tables", plan.loaded.experiment, {"tables": tables, "runs": runs}, inputs)
+    params = {"experiment": plan.loaded.experiment.experiment, "tables": tables, "runs": runs}
+    return Job("tables", plan.loaded.experiment, params, inputs)
 
 
 def read_lock(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,26 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     try:
         with aside.open("wb") as file:
-            torch.save(state, file)
+            torch.save(_canonical(state), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _canonical(value: Any) -> Any:
+    """The same values in plain containers, with every equal string one object.
+
+    Pickle writes a repeated object as a reference, so a state that was loaded (whose equal strings
+    are separate objects) would otherwise be other bytes than one that never was.
+    """
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:

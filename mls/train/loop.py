@@ -103,7 +103,7 @@ class Trainer:
         with autocast(self.device, self.config.precision):
             losses: dict[str, Tensor] = self.method(query_BCHW, key_BCHW)
         if not bool(torch.isfinite(losses["loss"])):
-            values = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+            values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
             raise DeterministicError(f"the loss is not finite at step {self.step} ({values}); lower pretrain.optimizer.lr")
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]

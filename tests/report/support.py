@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from mls.data.store import Record, write_store
 from mls.experiment.artifact import building
-from mls.experiment.load import check
-from mls.experiment.plan import Job, Plan, make_plan
+from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage
 from mls.report.stage import run
+from tests.conftest import plan_of
 
 SCENES = {"source": "scenes", "train": 4, "val": 2, "test": 2, "size": 32}
 
@@ -20,7 +26,6 @@ def small_plan(**changes: Any) -> Plan:
     """Two runs, one linear probe, one detection task; keyword arguments replace whole sections."""
     raw: dict[str, Any] = {
         "experiment": "tiny",
-        "seeds": [0],
         "datasets": {"scenes": SCENES},
         "pretrain": {"dataset": "scenes"},
         "runs": {"random": {"method": "none"}, "mls": {}},
@@ -28,7 +33,7 @@ def small_plan(**changes: Any) -> Plan:
         "transfer": {"detect": {"kind": "instance", "dataset": "scenes"}},
         "tables": {"main": {"columns": ["linear.mAP", "detect.box_AP"]}},
     }
-    return make_plan(check({**raw, **changes}, Path("tiny.yaml")), {})
+    return plan_of({**raw, **changes})
 
 
 def write_inputs(plan: Plan, metrics: Callable[[str], dict[str, Any]]) -> None:
@@ -58,14 +63,6 @@ def curves(job: Job) -> str:
 
 def write_scenes(out: Path) -> None:
     """A store of eight images, each with one square object."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-    from pycocotools import mask as rle
-
-    from mls.data.store import Record, write_store
-
     records = []
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
         for i in range(count):

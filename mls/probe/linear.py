@@ -1,0 +1,190 @@
+"""Linear classifiers on frozen features: fitted on train, their strength chosen on val.
+
+    probe = fit(train_ND, train_NC, val_MD, val_MC, strengths=[0.01, 0.1, 1.0], multi_label=True, names=classes)
+    scores_NC = probe.scores(test_ND)       # logits, float32
+
+Multi-label sets: one L2-regularised logistic regression per class. Single-label sets: softmax regression.
+Features are standardised with the mean and deviation of train (so that one strength suits every backbone);
+a feature that is constant on train is only centred. The chosen model is fitted on train alone, not on val.
+
+Shape legend: N train images, M val images, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from mls.errors import MlsError
+from mls.probe.metrics import Scores, Truth, mean_average_precision, top1
+
+TOLERANCE = 1e-4
+"""Greatest component of the mean loss's gradient at which L-BFGS stops (scikit-learn's default)."""
+MAX_ITERATIONS = 1000
+"""Of L-BFGS, for one class and one strength."""
+
+Features = NDArray[np.float32]
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weights and biases on standardised features."""
+
+    mean_D: Weights
+    scale_D: Weights
+    weight_CD: Weights
+    bias_C: Weights
+
+    def scores(self, features_ND: Features) -> Scores:
+        """Return logits, float32 (N, C)."""
+        standard_ND = standardise(features_ND, self.mean_D, self.scale_D)
+        return (standard_ND @ self.weight_CD.T + self.bias_C).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The classifier that did best on val, and how it was found."""
+
+    linear: Linear
+    strength: float
+    value: float
+    """mAP or top-1 on val, a share."""
+    candidates: dict[float, float]
+    """Strength -> value on val."""
+    untrained: list[str]
+    """Classes whose score is the same for every image, since train holds no positive or no negative of them."""
+    unconverged: int
+    """Fits that reached `MAX_ITERATIONS`, over all strengths."""
+
+    def scores(self, features_ND: Features) -> Scores:
+        """Return logits, float32 (N, C)."""
+        return self.linear.scores(features_ND)
+
+
+def fit(
+    train_ND: Features,
+    train_NC: Truth,
+    val_MD: Features,
+    val_MC: Truth,
+    *,
+    strengths: Sequence[float],
+    multi_label: bool,
+    names: Sequence[str],
+    threads: int = 1,
+) -> Fitted:
+    """Fit every strength on train, keep the one with the best mAP (multi-label) or top-1 on val.
+
+    Strengths are taken in ascending order, each starting from the solution before it; of equal
+    values the smaller strength stays.
+
+    Args:
+        train_ND: features of the train images.
+        train_NC: their classes, bool.
+        val_MD: features of the val images.
+        val_MC: their classes, bool.
+        strengths: candidates for C, the inverse regularisation strength.
+        multi_label: mAP and one classifier per class, else top-1 and softmax regression.
+        names: of the classes.
+        threads: of the linear algebra; results repeat byte for byte at equal threads.
+
+    Raises:
+        MlsError: features that are not finite; no class with a positive in val; a train split without
+            two classes to tell apart.
+    """
+    check_finite(train_ND, "train")
+    check_finite(val_MD, "val")
+    measure = mean_average_precision if multi_label else top1
+    mean_D, scale_D = standardisation(train_ND)
+    standard_ND = standardise(train_ND, mean_D, scale_D)
+    positives_C = train_NC.sum(axis=0)
+    trained = np.flatnonzero((positives_C > 0) & (positives_C < len(train_NC)))
+    if not len(trained):
+        raise MlsError("the train split of this dataset has no class with both positive and negative images")
+    fitters = make_fitters(train_NC, trained, multi_label)
+    best: tuple[float, float, Linear] | None = None
+    candidates: dict[float, float] = {}
+    unconverged = 0
+    with threadpool_limits(threads):
+        for strength in sorted(set(strengths)):
+            # Untrained classes: logit 0 beside independent classifiers; never the answer of a softmax.
+            weight_CD = np.zeros((len(names), train_ND.shape[1]))
+            bias_C = np.full(len(names), 0.0 if multi_label else -np.inf)
+            for classes, target_N, model in fitters:
+                model.set_params(C=strength)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)  # counted below
+                    model.fit(standard_ND, target_N)
+                unconverged += int(max(model.n_iter_) >= MAX_ITERATIONS)
+                weight_CD[classes], bias_C[classes] = expand(model, len(classes))
+            linear = Linear(mean_D, scale_D, weight_CD, bias_C)
+            value = measure(linear.scores(val_MD), val_MC)
+            if np.isnan(value):
+                raise MlsError(
+                    "the val split of this dataset has no positive image of any class; strengths can't be compared"
+                )
+            candidates[strength] = value
+            if best is None or value > best[1]:
+                best = strength, value, linear
+    assert best is not None  # strengths is never empty
+    untrained = [name for index, name in enumerate(names) if index not in set(trained.tolist())]
+    return Fitted(best[2], best[0], best[1], candidates, untrained, unconverged)
+
+
+Fitter = tuple[NDArray[np.int64], NDArray[np.int64], LogisticRegression]
+
+
+def make_fitters(train_NC: Truth, trained: NDArray[np.int64], multi_label: bool) -> list[Fitter]:
+    """List what is fitted on its own: the classes it scores, its target per image, and its model."""
+    targets = [train_NC[:, [c]] for c in trained] if multi_label else [train_NC]
+    groups = [np.array([c]) for c in trained] if multi_label else [trained]
+    return [
+        (
+            group,
+            (target_NK[:, 0] if multi_label else target_NK.argmax(axis=1)).astype(np.int64),
+            LogisticRegression(solver="lbfgs", tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True),
+        )
+        for group, target_NK in zip(groups, targets, strict=True)
+    ]
+
+
+def expand(model: LogisticRegression, classes: int) -> tuple[Weights, Weights]:
+    """Return weights (classes, D) and biases; two classes of one binary model get 0 and its logit."""
+    weight_KD, bias_K = model.coef_, model.intercept_
+    if classes == 2 and len(weight_KD) == 1:
+        return np.concatenate([0 * weight_KD, weight_KD]), np.concatenate([[0.0], bias_K])
+    return weight_KD, bias_K
+
+
+def standardisation(features_ND: Features) -> tuple[Weights, Weights]:
+    """Mean and deviation of each feature; 1 where it is constant up to rounding, so that it is only centred."""
+    mean_D = features_ND.mean(axis=0, dtype=np.float64)
+    scale_D = features_ND.std(axis=0, dtype=np.float64)
+    constant_D = scale_D <= 1e-6 * np.abs(mean_D)
+    return mean_D, np.where(constant_D, 1.0, scale_D)
+
+
+def standardise(features_ND: Features, mean_D: Weights, scale_D: Weights) -> Features:
+    """Return standardised features as float32: L-BFGS runs on them as they are."""
+    return ((features_ND - mean_D) / scale_D).astype(np.float32)
+
+
+def check_finite(features_ND: Features, split: str) -> None:
+    """Stop on features that no classifier can use.
+
+    Raises:
+        MlsError: says how many images of which split are affected.
+    """
+    bad = int((~np.isfinite(features_ND)).any(axis=1).sum())
+    if bad:
+        raise MlsError(
+            f"the backbone's features of {bad} of {len(features_ND)} {split} images are NaN or infinite; "
+            "its pretraining diverged or its weights are damaged: look at the run's curves.csv, or lower its lr"
+        )

@@ -1,0 +1,1 @@
+"""Judging a backbone by fine-tuning it on dense tasks."""

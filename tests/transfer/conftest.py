@@ -1,0 +1,104 @@
+"""A tiny store of coloured rectangles and a tiny detector's task."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from mls.data.store import Record, Store, write_store
+from mls.experiment.params import Backbone, Execution, InstanceTransfer
+from mls.models.backbone import build_backbone, save_backbone
+
+CLASSES = ["red", "green", "blue"]
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+SIDE = 40
+
+
+def make_record(split: str, number: int, instances: int = 2, crowd: bool = False) -> Record:
+    """An image with some rectangles; polygons and run-length codes take turns."""
+    rng = np.random.default_rng((number, len(split)))
+    image = Image.new("RGB", (SIDE, SIDE), (90, 90, 90))
+    annotations = []
+    for i in range(instances):
+        label = int(rng.integers(len(CLASSES)))
+        width, height = (int(v) for v in rng.integers(8, 16, 2))
+        x, y = int(rng.integers(0, SIDE - width)), int(rng.integers(0, SIDE - height))
+        ImageDraw.Draw(image).rectangle((x, y, x + width - 1, y + height - 1), fill=COLOURS[label])
+        mask_HW = np.zeros((SIDE, SIDE), dtype=np.uint8, order="F")
+        mask_HW[y : y + height, x : x + width] = 1
+        code = coco_mask.encode(mask_HW)
+        corners = [float(v) for v in (x, y, x + width, y, x + width, y + height, x, y + height)]
+        annotations.append(
+            {
+                "category_id": label + 1,
+                "bbox": [float(x), float(y), float(width), float(height)],
+                "area": float(width * height),
+                "iscrowd": int(crowd),
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode()} if i % 2 else [corners],
+            }
+        )
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    classes = sorted({a["category_id"] - 1 for a in annotations})
+    return Record(split, split, buffer.getvalue(), SIDE, SIDE, classes, annotations)
+
+
+def make_store(out: Path, train: int = 7, test: int = 5) -> Store:
+    """Write and open a store; train also has an image without instances and one with a crowd alone."""
+    records = [make_record("train", i) for i in range(train)]
+    records += [make_record("train", 100, instances=0), make_record("train", 101, crowd=True)]
+    records += [make_record("test", i) for i in range(test)]
+    for number, record in enumerate(records):
+        record.name = f"{number:04d}.jpg"
+    out.mkdir(parents=True)
+    write_store(out, records, CLASSES, True, [])
+    return Store(out)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Seven usable train images, five test images."""
+    return make_store(tmp_path / "data")
+
+
+@pytest.fixture
+def config() -> Backbone:
+    """The smallest backbone."""
+    return Backbone(name="resnet18", width=0.125, stem="small")
+
+
+@pytest.fixture
+def weights(tmp_path: Path, config: Backbone) -> Path:
+    """Its weights, written as a pretraining artifact holds them."""
+    file = tmp_path / "backbone.safetensors"
+    save_backbone(build_backbone(config), file)
+    return file
+
+
+@pytest.fixture
+def task() -> InstanceTransfer:
+    """A detector that trains in milliseconds: six steps of two images."""
+    return InstanceTransfer(
+        kind="instance",
+        dataset="rectangles",
+        image_size=SIDE,
+        epochs=12 / 7,
+        batch_size=2,
+        lr=0.01,
+        warmup_steps=2,
+        fpn_channels=8,
+        head_channels=16,
+        rois=8,
+        proposals=20,
+    )
+
+
+@pytest.fixture
+def execution() -> Execution:
+    """One thread of each kind, on the CPU."""
+    return Execution(threads=1, workers=1, device="cpu", checkpoint_every=100)

@@ -1,0 +1,150 @@
+"""Scores are COCO's: 100 for the truth itself, 0 for nothing; whole artifacts repeat byte for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from mls.data.store import Store
+from mls.experiment.artifact import Artifact
+from mls.experiment.params import METRICS, Backbone, Execution, InstanceTransfer
+from mls.transfer import stage
+from mls.transfer.evaluate import score, to_coco
+
+
+def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations as predictions."""
+    results = []
+    for annotation in truth["annotations"]:
+        code = annotation["segmentation"]
+        if isinstance(code, list):
+            code = coco_mask.merge(coco_mask.frPyObjects(code, 40, 40))
+            code = {"size": code["size"], "counts": code["counts"].decode()}
+        kept = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        results.append({**kept, "score": 0.9, "segmentation": code})
+    return results
+
+
+def test_truth_scores_100(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = store.ground_truth("test")
+    before = json.dumps(truth, sort_keys=True)
+    metrics = score(truth, perfect(truth))
+    assert {key for key in metrics if key != "per_class"} == set(METRICS["instance"])
+    assert metrics["box_AP"] == pytest.approx(100)
+    assert metrics["mask_AP50"] == pytest.approx(100)
+    assert metrics["box_APs"] == pytest.approx(100)  # all rectangles are smaller than 32 x 32 pixels
+    assert metrics["box_APl"] is None and metrics["mask_APm"] is None
+    present = {annotation["category_id"] - 1 for annotation in truth["annotations"]}
+    for index, name in enumerate(store.classes):
+        expected = pytest.approx(100) if index in present else None
+        assert metrics["per_class"][name] == {"box_AP": expected, "mask_AP": expected}
+    assert capsys.readouterr().out == ""
+    assert json.dumps(truth, sort_keys=True) == before
+
+
+def test_nothing_scores_0(store: Store) -> None:
+    metrics = score(store.ground_truth("test"), [])
+    assert metrics["box_AP"] == metrics["mask_AP"] == metrics["box_AP50"] == metrics["mask_APs"] == 0
+    assert metrics["box_APm"] is None
+
+
+def test_boxes_and_masks_are_scored_apart(store: Store) -> None:
+    truth = store.ground_truth("test")
+    results = perfect(truth)
+    for result in results:
+        result["bbox"] = [0.0, 0.0, 1.0, 1.0]
+    metrics = score(truth, results)
+    assert metrics["box_AP"] == 0
+    assert metrics["mask_AP"] == pytest.approx(100)
+
+
+def test_same_as_pycocotools_own_way(store: Store, tmp_path: Path) -> None:
+    from pycocotools.cocoeval import COCOeval
+
+    truth = store.ground_truth("test")
+    rng = np.random.default_rng(0)
+    results = perfect(truth)
+    for result in results:
+        result["bbox"] = [max(0.0, v + float(rng.normal(0, 1.5))) for v in result["bbox"]]
+        result["score"] = round(float(rng.random()), 5)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    coco = COCO(tmp_path / "truth.json")
+    evaluation = COCOeval(coco, coco.loadRes([dict(result) for result in results]), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    metrics = score(truth, results)
+    assert 0 < metrics["box_AP"] < 100
+    assert metrics["box_AP"] == pytest.approx(100 * evaluation.stats[0])
+    assert metrics["box_AP75"] == pytest.approx(100 * evaluation.stats[2])
+
+
+def test_to_coco() -> None:
+    masks = torch.zeros(1, 1, 8, 10)
+    masks[0, 0, 2:5, 1:7] = 0.8
+    found = {
+        "boxes": torch.tensor([[1.004, 2.0, 7.0, 5.0]]),
+        "labels": torch.tensor([3]),
+        "scores": torch.tensor([0.1234567]),
+        "masks": masks,
+    }
+    (result,) = to_coco(7, found)
+    assert result["image_id"] == 7 and result["category_id"] == 3
+    assert result["bbox"] == [1.0, 2.0, 6.0, 3.0]
+    assert result["score"] == 0.12346
+    assert np.array_equal(coco_mask.decode(result["segmentation"]), masks[0, 0].numpy() > 0.5)
+    assert to_coco(7, {key: value[:0] for key, value in found.items()}) == []
+
+
+def run_stage(
+    store: Store, config: Backbone, weights: Path, task: InstanceTransfer, execution: Execution, folder: Path
+) -> dict[str, bytes]:
+    """Run the stage function as `run_stage` would; return its files."""
+    pretrain = folder / "pretrain"
+    pretrain.mkdir(parents=True)
+    (pretrain / "backbone.safetensors").write_bytes(weights.read_bytes())
+    (pretrain / "params.json").write_text(json.dumps({"resolved": {"backbone": config.model_dump(mode="json")}}))
+    files = {"backbone.safetensors": {}, "params.json": {}}
+    out, work = folder / "out", folder / "work"
+    out.mkdir()
+    work.mkdir()
+    context = SimpleNamespace(
+        job=SimpleNamespace(config=task, seed=0),
+        label="detect/test:0",
+        out=out,
+        work=work,
+        execution=execution,
+        inputs={"data": Artifact(store.path, {}), "pretrain": Artifact(pretrain, {"files": files})},
+        log=lambda message: None,
+    )
+    stage.run(context)  # type: ignore[arg-type]
+    return {file.name: file.read_bytes() for file in out.iterdir()}
+
+
+def test_stage_repeats_byte_for_byte(
+    store: Store, config: Backbone, weights: Path, task: InstanceTransfer, execution: Execution, tmp_path: Path
+) -> None:
+    # a high learning rate and more steps: there must be predictions for this test to mean anything
+    task = task.model_copy(update={"epochs": 10.0, "lr": 0.05})
+    first = run_stage(store, config, weights, task, execution, tmp_path / "first")
+    second = run_stage(store, config, weights, task, execution, tmp_path / "second")
+    assert set(first) == {"metrics.json", "predictions.json", "curves.csv", "timing.csv", "derived.json"}
+    del first["timing.csv"], second["timing.csv"]
+    assert first == second
+    results = json.loads(first["predictions.json"])
+    assert results
+    assert {result["image_id"] for result in results} <= set(store.split("test").tolist())
+    metrics = json.loads(first["metrics.json"])
+    assert set(METRICS["instance"]) <= set(metrics)
+    assert metrics["n_train"] == 7 and metrics["n_test"] == 5
+    assert json.loads(first["derived.json"]) == {"seed": 1000, "total_steps": 35, "train_images": 7}
+    header = first["curves.csv"].decode().splitlines()[0].split(",")
+    assert header[0] == "step" and header[-1] == "lr" and "loss_mask" in header

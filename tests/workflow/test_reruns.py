@@ -1,0 +1,171 @@
+"""What runs again, and what does not: the promises of identity, with real tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflow.clone import Clone
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+EVERYTHING = {
+    "data_artifact": 1,
+    "pretrain_artifact": 3,
+    "probe_artifact": 3,
+    "transfer_artifact": 3,
+    "tables_artifact": 1,
+    "publish": 1,
+}
+
+
+def numbers(clone: Clone) -> dict[str, Any]:
+    """The published numbers."""
+    text = (clone.path / "results" / "micro" / "metrics.json").read_text()
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_nothing_to_do_after_a_finished_run(original: Clone) -> None:
+    assert original.planned() == {}
+    assert "Data and pipelines are up to date" in original.run("dvc", "repro")
+
+
+def test_fresh_clone_and_pull_nothing_to_do(pulled: Clone) -> None:
+    assert not (pulled.path / ".snakemake").exists()
+    assert pulled.planned() == {}
+    assert "Data and pipelines are up to date" in pulled.run("dvc", "repro")
+
+
+def test_fresh_clone_without_pull_runs_everything_and_prints_this_runs_table(fresh: Clone) -> None:
+    file = fresh.path / "results" / "micro" / "tables" / "main.md"
+    honest = file.read_text()
+    file.write_text(honest.replace("random", "a committed table"))
+    assert fresh.planned() == EVERYTHING
+    fresh.run("snakemake")
+    assert "a committed table" not in fresh.run("mls", "show")
+    assert file.read_text() == honest, "results/ shows this run too"
+    assert fresh.planned() == {}
+
+
+@pytest.mark.parametrize("where", ["original", "pulled"])
+def test_a_changed_probe_param_reruns_the_probe_and_tables_only(where: str, request: pytest.FixtureRequest) -> None:
+    clone: Clone = request.getfixturevalue(where)
+    before = numbers(clone)
+    clone.edit(probe__linear__image_size=24)
+    assert clone.planned() == {"probe_artifact": 3, "tables_artifact": 1, "publish": 1}
+    clone.run("snakemake")
+    assert clone.planned() == {}
+    after = numbers(clone)
+    assert after != before
+    detect = [{row: cells["detect.box_AP"] for row, cells in found["main"].items()} for found in (before, after)]
+    assert detect[0] == detect[1]
+
+
+def test_a_changed_param_of_one_run_reruns_that_run(pulled: Clone) -> None:
+    pulled.edit(runs__mls__mls__topk=5)
+    one = {"pretrain_artifact": 1, "probe_artifact": 1, "transfer_artifact": 1}
+    assert pulled.planned() == {**one, "tables_artifact": 1, "publish": 1}
+
+
+def test_renaming_a_row_prints_the_table_anew_and_runs_nothing(pulled: Clone) -> None:
+    pulled.edit(runs__mls=None, runs__ours={})
+    assert pulled.planned() == {"tables_artifact": 1, "publish": 1}
+    pulled.run("snakemake")
+    assert "| ours" in pulled.run("mls", "show")
+
+
+def test_rows_with_equal_params_are_one_job(pulled: Clone) -> None:
+    pulled.edit(runs__twin={"mls": {"topk": 5}}, runs__other={"mls": {"topk": 5}})
+    assert pulled.planned()["pretrain_artifact"] == 1
+
+
+def test_changing_back_only_publishes_and_shows_the_old_numbers(original: Clone) -> None:
+    old, params = numbers(original), (original.path / "params.yaml").read_text()
+    original.edit(probe__linear__strengths=[3.0])
+    original.run("snakemake")
+    assert numbers(original) != old
+    (original.path / "params.yaml").write_text(params)
+    assert original.planned() == {"publish": 1}
+    original.run("snakemake")
+    assert numbers(original) == old
+    assert original.planned() == {}
+
+
+def test_dvc_repro_follows_a_changed_param_after_a_direct_run(original: Clone) -> None:
+    original.edit(probe__linear__image_size=24)
+    original.run("snakemake")
+    before = original.digests()
+    original.run("dvc", "repro")
+    assert original.digests() == before
+    assert "Data and pipelines are up to date" in original.run("dvc", "repro")
+
+
+def test_a_raised_stage_version_is_planned_by_both(pulled: Clone) -> None:
+    file = pulled.path / "mls" / "experiment" / "identity.py"
+    text = file.read_text()
+    assert '"probe": 1' in text
+    file.write_text(text.replace('"probe": 1', '"probe": 2'))
+    assert pulled.planned() == {"probe_artifact": 3, "tables_artifact": 1, "publish": 1}
+    status = pulled.run("dvc", "status")
+    assert "probe:" in status and "mls" in status
+
+
+def test_code_edited_in_a_clone_is_the_code_that_runs_there(pulled: Clone) -> None:
+    file = pulled.path / "mls" / "train" / "stage.py"
+    file.write_text(file.read_text().replace("def run(context", 'print("EDITED HERE")\n\n\ndef run(context'))
+    pulled.edit(runs__mls__mls__topk=5)
+    assert "EDITED HERE" in pulled.run("snakemake", "pretrain")
+    assert "EDITED HERE" in pulled.run("mls", "pretrain", "mls"), "the installed command runs the clone's code too"
+
+
+def test_a_deleted_file_of_a_pulled_artifact_is_named_and_mended(pulled: Clone) -> None:
+    victim = sorted((pulled.path / "artifacts" / "pretrain").glob("*/curves.csv"))[0]
+    content = victim.read_bytes()
+    victim.unlink()
+    name = str(victim.parent.relative_to(pulled.path))
+    for command in ("status", "verify"):
+        text = pulled.run("mls", command, ok=command == "status")
+        assert f"{name} is damaged: curves.csv is missing" in text.replace("\n", " ")
+    assert "dvc pull --force artifacts/pretrain" in text
+    pulled.run("dvc", "pull", "--force", "artifacts/pretrain")
+    assert victim.read_bytes() == content
+    assert "0 damaged" in pulled.run("mls", "verify")
+
+
+def test_no_key_of_params_yaml_reaches_another_experiment(fresh: Clone, finished: Clone) -> None:
+    (fresh.path / "params.yaml").write_text("experiment: other\nruns: {unwanted: {method: none}}\nnonsense: 1\n")
+    text = fresh.run("snakemake", "-n", "--config", "experiment=experiments/micro.yaml")
+    ids = {path.parent.name for path in finished.path.glob("artifacts/*/*/artifact.json")}
+    assert all(job_id in text for job_id in ids) and "unwanted" not in text
+
+
+def test_queued_experiments_have_the_right_numbers(original: Clone, pulled: Clone) -> None:
+    sizes = {"a": 24, "b": 28}
+    for name, size in sizes.items():
+        original.run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", f"probe.linear.image_size={size}")
+    original.run("dvc", "exp", "run", "--run-all")
+    shown = original.run("dvc", "exp", "show", "--json")
+    for name, size in sizes.items():
+        pulled.edit(probe__linear__image_size=size)
+        pulled.run("snakemake")
+        committed = json.loads(original.run("git", "show", f"{_reference(original, name)}:results/micro/metrics.json"))
+        assert committed == numbers(pulled), name
+        assert name in shown
+
+
+def _reference(clone: Clone, name: str) -> str:
+    lines = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (found,) = [line for line in lines if line.endswith(f"/{name}")]
+    return found
+
+
+def test_an_experiment_that_changed_under_a_run_is_a_clear_error(fresh: Clone) -> None:
+    text = fresh.run("mls", "pretrain", "0123456789", ok=False)
+    assert "params.yaml plans no pretrain '0123456789'; it plans: random:0" in text
+    (fresh.path / "params.yaml").write_text("experiment: [")
+    assert "not valid YAML" in fresh.run("snakemake", "-n", ok=False)
+    assert Path(fresh.path / "artifacts").exists() is False
