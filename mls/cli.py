@@ -125,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mls", description=(__doc__ or "").split("\n\n")[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
-    def add(name: str, function: Callable[[argparse.Namespace], None], *, experiment: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, function: Callable[[argparse.Namespace], None], *, experiment: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=(function.__doc__ or "").split("\n")[0])
         sub.set_defaults(function=function)
         if experiment:

@@ -127,7 +127,7 @@ def building(job: Job) -> Iterator[Path]:
         if job.path.exists():  # empty, made by Snakemake, or the remains of a damaged artifact
             shutil.rmtree(job.path)
         job.path.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(aside, job.path)
+        aside.rename(job.path)
         sync_folder(job.path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -168,7 +168,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -183,13 +183,24 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def out_of_space(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; torch and safetensors wrap it in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def explain_full_disk(where: Path) -> Iterator[None]:
     """Turn 'no space left' into a line that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not out_of_space(error):
             raise
         raise MlsError(
             f"the disk that holds {where.resolve()} is full; nothing half-written was kept. "

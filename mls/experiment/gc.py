@@ -84,7 +84,7 @@ def _files(ref: str | None) -> list[str]:
         paths = [Path("params.yaml"), *Path("experiments").glob("*.yaml"), *Path("results").glob("*/provenance.json")]
         return sorted(str(path) for path in paths if path.exists())
     listed = _git("ls-tree", "-r", "--name-only", ref, "--", "params.yaml", "experiments", "results").splitlines()
-    return [n for n in listed if n.endswith(".yaml") or n.endswith("/provenance.json")]
+    return [n for n in listed if n.endswith((".yaml", "/provenance.json"))]
 
 
 def _lock(ref: str | None, names: list[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Read an experiment file; report everything that is wrong with it at once, in words.
 
-    experiment = load(Path("params.yaml"))        # an Experiment, or ExperimentError
+experiment = load(Path("params.yaml"))        # an Experiment, or ExperimentError
 """
 
 from __future__ import annotations

@@ -188,7 +188,9 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
         wanted = list(dict.fromkeys(column.split(".", 1)[0] for column in table.columns))
         tables[name] = {
             "columns": table.columns,
-            "rows": [{"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows],
+            "rows": [
+                {"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows
+            ],
         }
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}

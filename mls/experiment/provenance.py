@@ -47,7 +47,11 @@ def provenance() -> Clock:
 @cache
 def code() -> dict[str, Any]:
     """Revision of the code that was imported, whether it had uncommitted changes, and a digest of it."""
-    return {"revision": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", ".")), "digest": digest()}
+    return {
+        "revision": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", ".")),
+        "digest": digest(),
+    }
 
 
 @cache

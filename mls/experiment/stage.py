@@ -64,8 +64,9 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         MlsError: the stage failed; a deterministic failure is recorded and met again at once.
         Interrupted: state is saved in ``work/<id>/``; the same command goes on.
     """
-    job.work.mkdir(parents=True, exist_ok=True)
-    with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.path):
+    with explain_full_disk(Path()):
+        job.work.mkdir(parents=True, exist_ok=True)
+    with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.work):
         if adopt(job):
             say(f"{plan.name(job)}: is there")
             return
@@ -73,7 +74,9 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         inputs = open_inputs(job)
         try:
             with building(job) as out:
-                context = Context(job, plan.labels[job.id][0], out, job.work, plan.loaded.experiment.execution, inputs, plan)
+                context = Context(
+                    job, plan.labels[job.id][0], out, job.work, plan.loaded.experiment.execution, inputs, plan
+                )
                 function(context)
                 resolved = {**payload(job), "derived": read_derived(out)}
                 write_atomic(out / "params.json", json.dumps(resolved, indent=1, sort_keys=True) + "\n")

@@ -1,8 +1,8 @@
 """The ResNet every stage shares: torchvision's network and names, with a width and a small stem.
 
-    backbone = build_backbone(Backbone(name="resnet18", width=0.5, stem="small"))
-    features_BC = backbone(images_BCHW)     # pooled
-    maps = feature_maps(backbone, images)   # {"0": C2, ..., "3": C5}
+backbone = build_backbone(Backbone(name="resnet18", width=0.5, stem="small"))
+features_BC = backbone(images_BCHW)     # pooled
+maps = feature_maps(backbone, images)   # {"0": C2, ..., "3": C5}
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def build_backbone(config: Backbone) -> ResNet:
             setattr(net, f"layer{i + 1}", net._make_layer(block, planes[i], blocks[i], stride=stride))
     if config.stem == "small":
         net.conv1 = nn.Conv2d(3, planes[0], kernel_size=3, stride=2, padding=1, bias=False)
-        net.maxpool = nn.Identity()  # type: ignore[assignment]
-    net.fc = nn.Identity()  # type: ignore[assignment]
+        net.maxpool = nn.Identity()
+    net.fc = nn.Identity()
     for module in net.modules():  # what was replaced above gets torchvision's initialisation too
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -84,11 +84,13 @@ def load_backbone(config: Backbone, path: Path) -> ResNet:
     own = net.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
     if wrong:
-        raise MlsError(f"{path} does not fit {config.name} (width {config.width}, stem {config.stem}): {', '.join(wrong[:5])}")
+        raise MlsError(
+            f"{path} does not fit {config.name} (width {config.width}, stem {config.stem}): {', '.join(wrong[:5])}"
+        )
     net.load_state_dict(state)
     return net
 
 
 def channels_last(module: nn.Module) -> nn.Module:
     """Lay out the weights for fast convolutions; values are unchanged."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last)

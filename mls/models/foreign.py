@@ -25,7 +25,16 @@ from mls.models.backbone import build_backbone
 
 NESTED = ("state_dict", "model", "teacher", "student")
 """Keys under which checkpoints keep their weights."""
-PREFIXES = ("", "module.encoder_q.", "encoder_q.", "encoder_q.0.", "module.encoder_q.0.", "backbone.", "module.", "model.")
+PREFIXES = (
+    "",
+    "module.encoder_q.",
+    "encoder_q.",
+    "encoder_q.0.",
+    "module.encoder_q.0.",
+    "backbone.",
+    "module.",
+    "model.",
+)
 """What stands before ``conv1.weight``: torchvision and timm nothing; MoCo ``module.encoder_q.``;
 DenseCL ``backbone.`` or ``encoder_q.0.``."""
 
@@ -67,7 +76,9 @@ def read_state(path: Path) -> dict[str, Any]:
         raw: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
-        raise DeterministicError(f"{path} can't be read as tensors alone ({reason}); save its state_dict and use that") from error
+        raise DeterministicError(
+            f"{path} can't be read as tensors alone ({reason}); save its state_dict and use that"
+        ) from error
     for key in NESTED:
         if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
             raw = raw[key]
@@ -94,9 +105,14 @@ def translate(
     missing = [name for name in wanted if name not in picked]
     if missing:
         raise DeterministicError(
-            f"{path} lacks {len(missing)} of {len(wanted)} backbone tensors: {_few(missing)}; it holds: {_few(list(state))}"
+            f"{path} lacks {len(missing)} of {len(wanted)} backbone tensors: {_few(missing)}; "
+            f"it holds: {_few(list(state))}"
         )
-    misshapen = [f"{n} {tuple(picked[n].shape)} instead of {tuple(t.shape)}" for n, t in wanted.items() if picked[n].shape != t.shape]
+    misshapen = [
+        f"{n} {tuple(picked[n].shape)} instead of {tuple(t.shape)}"
+        for n, t in wanted.items()
+        if picked[n].shape != t.shape
+    ]
     if misshapen:
         raise DeterministicError(f"{path} does not fit pretrain.backbone: {_few(misshapen)}")
     ignored = [name for name in state if not (name.startswith(prefix) and name[len(prefix) :] in wanted)]
@@ -119,7 +135,9 @@ def load_imagenet(config: Pretrain) -> ResNet:
         try:
             torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=name.rsplit("-", 1)[1].split(".")[0])
         except (OSError, RuntimeError) as error:
-            raise MlsError(f"can't download {entry.url} ({error}); fetch it by other means and put it at {path}") from error
+            raise MlsError(
+                f"can't download {entry.url} ({error}); fetch it by other means and put it at {path}"
+            ) from error
     if not sha256(path).startswith(name.rsplit("-", 1)[1].split(".")[0]):
         raise MlsError(f"{path} is not the published file (its sha256 differs from its name); remove it and try again")
     net = build_backbone(config.backbone)

@@ -77,4 +77,5 @@ def prepare(image_CHW: Tensor, side: int) -> Tensor:
     uint8 (3, H, W) in, uint8 (3, side, side) out; the aspect ratio is kept.
     """
     image_CHW = functional.resize(image_CHW, [side], antialias=True)
-    return functional.center_crop(image_CHW, [side, side]).contiguous()
+    cropped: Tensor = functional.center_crop(image_CHW, [side, side]).contiguous()
+    return cropped

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,8 @@ class Linear:
     def scores(self, features_ND: Features) -> Scores:
         """Return logits, float32 (N, C)."""
         standard_ND = standardise(features_ND, self.mean_D, self.scale_D)
-        return (standard_ND @ self.weight_CD.T + self.bias_C).astype(np.float32)
+        with one_blas_thread():
+            return (standard_ND @ self.weight_CD.T + self.bias_C).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def fit(
         strengths: candidates for C, the inverse regularisation strength.
         multi_label: mAP and one classifier per class, else top-1 and softmax regression.
         names: of the classes.
-        threads: of the linear algebra; results repeat byte for byte at equal threads.
+        threads: classes that are fitted at a time; no effect on the result.
 
     Raises:
         MlsError: features that are not finite; no class with a positive in val; a train split without
@@ -112,18 +115,16 @@ def fit(
     best: tuple[float, float, Linear] | None = None
     candidates: dict[float, float] = {}
     unconverged = 0
-    with threadpool_limits(threads):
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
         for strength in sorted(set(strengths)):
             # Untrained classes: logit 0 beside independent classifiers; never the answer of a softmax.
             weight_CD = np.zeros((len(names), train_ND.shape[1]))
             bias_C = np.full(len(names), 0.0 if multi_label else -np.inf)
-            for classes, target_N, model in fitters:
-                model.set_params(C=strength)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)  # counted below
-                    model.fit(standard_ND, target_N)
+            solve = partial(refit, strength=strength, standard_ND=standard_ND)
+            for (classes, _, model), (weight_KD, bias_K) in zip(fitters, pool.map(solve, fitters), strict=True):
+                weight_CD[classes], bias_C[classes] = weight_KD, bias_K
                 unconverged += int(max(model.n_iter_) >= MAX_ITERATIONS)
-                weight_CD[classes], bias_C[classes] = expand(model, len(classes))
             linear = Linear(mean_D, scale_D, weight_CD, bias_C)
             value = measure(linear.scores(val_MD), val_MC)
             if np.isnan(value):
@@ -155,12 +156,18 @@ def make_fitters(train_NC: Truth, trained: NDArray[np.int64], multi_label: bool)
     ]
 
 
-def expand(model: LogisticRegression, classes: int) -> tuple[Weights, Weights]:
-    """Return weights (classes, D) and biases; two classes of one binary model get 0 and its logit."""
-    weight_KD, bias_K = model.coef_, model.intercept_
-    if classes == 2 and len(weight_KD) == 1:
-        return np.concatenate([0 * weight_KD, weight_KD]), np.concatenate([[0.0], bias_K])
-    return weight_KD, bias_K
+def refit(fitter: Fitter, *, strength: float, standard_ND: Features) -> tuple[Weights, Weights]:
+    """Fit on from the last strength's solution; return weights and biases, one row per class of the fitter."""
+    classes, target_N, model = fitter
+    model.set_params(C=strength).fit(standard_ND, target_N)
+    if len(classes) == 2:  # scikit-learn's binary model: the first class gets logit 0
+        return np.concatenate([0 * model.coef_, model.coef_]), np.concatenate([[0.0], model.intercept_])
+    return model.coef_, model.intercept_
+
+
+def one_blas_thread() -> threadpool_limits:
+    """Keep linear algebra on one thread: sums then come out alike everywhere, and no thread spins for another."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def standardisation(features_ND: Features) -> tuple[Weights, Weights]:

@@ -149,7 +149,10 @@ def draw_curves(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[st
             frame = thin(curves[one][["epoch", column]].dropna())
             at = runs.index(named[one][0])
             colour, dashes = PALETTE[at % len(PALETTE)], LINES[at // len(PALETTE) % len(LINES)]
-            (line,) = axes.plot(frame["epoch"], frame[column], color=colour, linestyle=dashes, linewidth=1.2)
+            marker = "o" if len(frame) == 1 else ""  # one point draws no line
+            (line,) = axes.plot(
+                frame["epoch"], frame[column], color=colour, linestyle=dashes, marker=marker, linewidth=1.2
+            )
             entries.setdefault(" = ".join(named[one]), line)
         axes.set(xlabel="epoch", title=LOSSES.get(column, column))
         axes.grid(True, color="0.9")

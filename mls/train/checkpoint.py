@@ -27,7 +27,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             torch.save(_canonical(state), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -60,7 +60,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:
             raise ValueError("not a mapping")
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         kept = path.with_name(f"{path.name}.unreadable")
-        os.replace(path, kept)
+        path.replace(kept)
         reason = (str(error).splitlines() or ["unknown"])[0]
         return None, f"{path} can't be read ({reason}); set aside as {kept.name}; starting again"
     return state, ""

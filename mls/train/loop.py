@@ -27,7 +27,7 @@ from mls.train.runtime import autocast
 from mls.train.schedule import cosine
 
 LOG_EVERY = 20
-"""Steps averaged into one row of ``curves.csv`` (part of the artifact, hence not a setting)."""
+"""Steps averaged into one row of ``curves.csv``, or an epoch where that is shorter (in the artifact, so no setting)."""
 
 
 class Trainer:
@@ -45,6 +45,7 @@ class Trainer:
             parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
         )
         self.augment = ColourAugment(self.config.augment)
+        self.log_every = min(LOG_EVERY, views.steps_per_epoch)
         self.step = 0
         self.window: dict[str, Tensor] = {}
         self.curves: list[dict[str, float]] = []
@@ -104,21 +105,23 @@ class Trainer:
             losses: dict[str, Tensor] = self.method(query_BCHW, key_BCHW)
         if not bool(torch.isfinite(losses["loss"])):
             values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-            raise DeterministicError(f"the loss is not finite at step {self.step} ({values}); lower pretrain.optimizer.lr")
+            raise DeterministicError(
+                f"the loss is not finite at step {self.step} ({values}); lower pretrain.optimizer.lr"
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses["loss"].backward()
         self.optimizer.step()
         self.method.finish_step()
         self.step += 1
         return {name: value.detach() for name, value in losses.items()}
 
     def _record(self, losses: dict[str, Tensor], bar: Bar) -> None:
-        """Add to the running window; every `LOG_EVERY` steps, and at the end, make it a row."""
+        """Add to the running window; every `log_every` steps, and at the end, make it a row."""
         for name, value in losses.items():
             self.window[name] = self.window.get(name, torch.zeros((), device=self.device)) + value
         note = ""
         last = self.step == self.views.steps
-        if self.step % LOG_EVERY == 0 or last:
+        if self.step % self.log_every == 0 or last:
             count = self.step - int(self.curves[-1]["step"] if self.curves else 0)
             means = {name: float(value) / count for name, value in self.window.items()}
             epoch = self.step / self.views.steps_per_epoch

@@ -16,7 +16,7 @@ class Bar:
     """Progress over ``total`` steps.
 
     with Bar("pretrain mls", total=1920, unit="images", done=0) as bar:
-        bar.advance(1, images=128, note="loss 4.21")
+        bar.advance(1, count=128, note="loss 4.21")
 
     Shows the note, the rate in ``unit`` per second and the time left. ``MLS_PLAIN=1`` (set by the
     workflow, whose jobs share a terminal) chooses plain lines.

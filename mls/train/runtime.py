@@ -29,6 +29,7 @@ def set_up(execution: Execution, seed: int) -> torch.device:
         raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     device = torch.device("cuda" if has_gpu and execution.device != "cpu" else "cpu")
     torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time and guards against bugs, not order
     torch.backends.cudnn.benchmark = device.type == "cuda"
     return device
 

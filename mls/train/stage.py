@@ -1,6 +1,6 @@
 """The pretraining stage: from a run's params to ``backbone.safetensors``, whatever the method.
 
-    mls pretrain mls            # by hand, the run `mls` of params.yaml
+mls pretrain mls            # by hand, the run `mls` of params.yaml
 """
 
 from __future__ import annotations

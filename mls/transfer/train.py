@@ -92,7 +92,7 @@ def decode_mask(segmentation: list[list[float]] | dict[str, Any], height: int, w
     """Return COCO's polygons or run-length code as uint8 (H, W) of 0 and 1."""
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    return coco_mask.decode(segmentation)  # type: ignore[no-any-return]
+    return coco_mask.decode(segmentation)
 
 
 @dataclass
@@ -227,7 +227,7 @@ def train(
                     f"lower lr (now {task.lr}) or raise warmup_steps (now {task.warmup_steps})"
                 )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if done % CURVE_EVERY == 0 or done == total - 1:
                 parts_now = {key: float(part.detach()) for key, part in losses.items()}

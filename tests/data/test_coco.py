@@ -23,7 +23,9 @@ CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 3, "name": "car"}, {"id": 90, "n
 
 
 def instances(first: int, count: int) -> dict[str, Any]:
-    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 20, "height": 10} for i in range(first, first + count)]
+    images: list[dict[str, Any]] = [
+        {"id": i, "file_name": f"{i:012d}.jpg", "width": 20, "height": 10} for i in range(first, first + count)
+    ]
     box = {"bbox": [1.5, 2, 8, 5], "area": 40.0, "iscrowd": 0, "segmentation": [[1.5, 2, 9.5, 2, 9.5, 7]]}
     annotations = [{**box, "id": 1000 - i["id"], "image_id": i["id"], "category_id": 17} for i in images[1:]]
     crowd = {"segmentation": {"size": [10, 20], "counts": [0, 200]}, "bbox": [0, 0, 20, 10], "area": 200, "iscrowd": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def masks(annotations: list[dict]) -> np.ndarray:
+def masks(annotations: list[dict[str, Any]]) -> np.ndarray:
     return np.stack([rle.decode(a["segmentation"]) for a in annotations]).astype(bool)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mls.data import sources, stage
+from mls.data.reader import Reader
 from mls.data.store import Store
 from mls.errors import Interrupted, MlsError
 from mls.experiment.artifact import open_artifact
@@ -108,7 +109,7 @@ def test_folder_artifact(photos: Path) -> None:
 def test_threads_change_nothing(photos: Path) -> None:
     digests = []
     for threads in (1, 5):
-        reader = sources.Reader(photos)
+        reader = Reader(photos)
         listing = sources.read_listing(FolderDataset(source="folder"), reader)
         digests.append([r.sha256 for r in sources.load_records(listing, reader, [], 0, threads)])
     assert digests[0] == digests[1] and len(digests[0]) == 20
@@ -165,7 +166,7 @@ def test_too_many_bad_images_stop(photos: Path) -> None:
 
 
 def test_image_that_vanishes_is_an_error(photos: Path) -> None:
-    reader = sources.Reader(photos)
+    reader = Reader(photos)
     listing = sources.read_listing(FolderDataset(source="folder"), reader)
     (photos / "05.jpg").unlink()
     with pytest.raises(MlsError, match=r"05\.jpg can't be read"):

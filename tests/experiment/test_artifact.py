@@ -45,7 +45,7 @@ def test_a_made_artifact_opens_and_verifies(plan: Plan, job: Job) -> None:
     assert sorted(artifact.seal["files"]) == ["params.json", "sub/metrics.json", "weights.bin"]
     assert artifact.read_json("params.json")["resolved"]["backbone"]["width"] == 0.125
     assert job_state(job) == "done"
-    with pytest.raises(DamagedArtifact, match="holds no other.bin"):
+    with pytest.raises(DamagedArtifact, match=r"holds no other\.bin"):
         artifact.file("other.bin")
 
 

@@ -51,9 +51,7 @@ def test_untrained_logits_give_ln_2() -> None:
 
 def config(weight: float) -> Pretrain:
     backbone = Backbone(name="resnet18", width=0.125, stem="small")
-    return Pretrain(
-        backbone=backbone, moco=Moco(queue_size=12, projection_dim=8), mls=Mls(topk=3, weight=weight)
-    )
+    return Pretrain(backbone=backbone, moco=Moco(queue_size=12, projection_dim=8), mls=Mls(topk=3, weight=weight))
 
 
 def build(kind: type[MoCo], weight: float) -> MoCo:

@@ -23,9 +23,7 @@ def test_info_nce_equals_equation_1_in_plain_python() -> None:
     total = 0.0
     for i in range(3):
         positive = math.exp(sum(a * b for a, b in zip(q[i].tolist(), k[i].tolist(), strict=True)) / t)
-        negatives = sum(
-            math.exp(sum(a * b for a, b in zip(q[i].tolist(), e, strict=True)) / t) for e in queue.tolist()
-        )
+        negatives = sum(math.exp(sum(a * b for a, b in zip(q[i].tolist(), e, strict=True)) / t) for e in queue.tolist())
         total += -math.log(positive / (positive + negatives)) / 3
     assert float(info_nce(q, k, queue, t)) == pytest.approx(total, rel=1e-6)
 

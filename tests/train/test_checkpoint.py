@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mls.train import checkpoint
 from mls.train.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +36,7 @@ def test_a_failed_save_keeps_the_last_one(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint({"step": 2}, file)
     assert load_checkpoint(file)[0] == {"step": 1}

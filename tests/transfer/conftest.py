@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def make_record(split: str, number: int, instances: int = 2, crowd: bool = False
     """An image with some rectangles; polygons and run-length codes take turns."""
     rng = np.random.default_rng((number, len(split)))
     image = Image.new("RGB", (SIDE, SIDE), (90, 90, 90))
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for i in range(instances):
         label = int(rng.integers(len(CLASSES)))
         width, height = (int(v) for v in rng.integers(8, 16, 2))

@@ -112,7 +112,7 @@ def run_stage(
     pretrain.mkdir(parents=True)
     (pretrain / "backbone.safetensors").write_bytes(weights.read_bytes())
     (pretrain / "params.json").write_text(json.dumps({"resolved": {"backbone": config.model_dump(mode="json")}}))
-    files = {"backbone.safetensors": {}, "params.json": {}}
+    files: dict[str, object] = {"backbone.safetensors": {}, "params.json": {}}
     out, work = folder / "out", folder / "work"
     out.mkdir()
     work.mkdir()

@@ -38,7 +38,13 @@ class Clone:
     def run(self, *args: str, ok: bool = True) -> str:
         """Run a command in the clone; return stdout and stderr together."""
         done = subprocess.run(
-            args, cwd=self.path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            args,
+            cwd=self.path,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
         assert not ok or done.returncode == 0, f"{' '.join(args)} exited with {done.returncode}\n{done.stdout}"
         return done.stdout
@@ -47,7 +53,13 @@ class Clone:
         """Start a command in a process group of its own, output to ``<clone>.log``."""
         log = self.path.with_suffix(".log").open("ab")
         return subprocess.Popen(
-            args, cwd=self.path, env=environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            args,
+            cwd=self.path,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def planned(self, *args: str) -> dict[str, int]:
@@ -57,7 +69,11 @@ class Clone:
             return {}
         stats = text.split("Job stats:")[1].split("total")[0]
         found = {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", stats, re.MULTILINE)}
-        return {name: count for name, count in found.items() if name not in ("all", "data", "pretrain", "probe", "transfer", "tables")}
+        return {
+            name: count
+            for name, count in found.items()
+            if name not in ("all", "data", "pretrain", "probe", "transfer", "tables")
+        }
 
     def edit(self, **changes: Any) -> None:
         """Set dotted keys (``pretrain__mls__topk=5``) of params.yaml; None removes a key."""

@@ -1,0 +1,82 @@
+"""Only what nothing refers to is collected: no file, no branch, no published result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from mls.errors import MlsError
+from mls.experiment.gc import collect, needed_ids
+from mls.experiment.plan import Plan
+from mls.experiment.stage import Context, run_stage
+from tests.conftest import plan_of, small
+
+
+def git(*args: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *identity, *args], check=True, capture_output=True)
+
+
+def write(raw: dict[str, Any], name: str = "params.yaml") -> Plan:
+    with Path(name).open("w") as file:
+        YAML().dump(raw, file)
+    return plan_of(raw)
+
+
+def make(plan: Plan, run: str) -> str:
+    def fill(context: Context) -> None:
+        (context.out / "file").write_text("x")
+
+    (job,) = plan.find("pretrain", run)
+    run_stage(plan, job, fill)
+    return job.id
+
+
+def present() -> set[str]:
+    return {path.name for path in Path("artifacts").glob("*/*")}
+
+
+@pytest.fixture
+def repository(in_tmp: Path) -> Path:
+    git("init", "-q", "-b", "main")
+    return in_tmp
+
+
+def test_what_a_file_a_branch_or_a_result_needs_stays(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = make(write(small(runs={"random": {"method": "none"}}, seeds=[1])), "random")
+    git("add", "params.yaml")
+    git("commit", "-q", "-m", "another seed")
+    git("branch", "other")
+    published = make(write(small(runs={"random": {"method": "none"}}, seeds=[2])), "random")
+    Path("results/x").mkdir(parents=True)
+    Path("results/x/provenance.json").write_text(json.dumps({"artifacts": {"pretrain": [published]}}))
+    unneeded = make(write(small(runs={"random": {"method": "none"}}, seeds=[3])), "random")
+    now = make(write(small(runs={"random": {"method": "none"}})), "random")
+    git("commit", "-q", "-am", "now")
+    assert present() == {old, published, unneeded, now}
+    collect(delete=False)
+    assert present() == {old, published, unneeded, now}, "a dry run removes nothing"
+    assert unneeded in (text := capsys.readouterr().out) and "mls gc --delete" in text
+    collect(delete=True)
+    assert present() == {old, published, now}
+
+
+def test_a_file_that_cannot_be_planned_stops_a_deletion(repository: Path) -> None:
+    unneeded = make(write(small(runs={"random": {"method": "none"}}, seeds=[3])), "random")
+    write(small())
+    Path("experiments").mkdir()
+    Path("experiments/future.yaml").write_text("experiment: future\nunknown: 1\n")
+    assert "experiments/future.yaml" in needed_ids()[1][0]
+    with pytest.raises(MlsError, match="nothing was removed"):
+        collect(delete=True)
+    assert unneeded in present()
+
+
+def test_without_git_it_says_so(in_tmp: Path) -> None:
+    with pytest.raises(MlsError, match="git for-each-ref failed"):
+        collect(delete=False)

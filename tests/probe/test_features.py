@@ -1,0 +1,72 @@
+"""Features are the frozen backbone's, of the middle of each image, whatever the image's size."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mls.data.store import Record, Store, write_store
+from mls.experiment.params import Backbone
+from mls.models.backbone import build_backbone
+from mls.probe.features import IMAGENET_MEAN, IMAGENET_STD, extract, prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Seventy images of different sizes, more than one batch."""
+    records = []
+    for number in range(70):
+        width, height = 24 + number % 9, 24 + number % 5
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).resize((width, height)).save(buffer, "PNG")
+        records.append(Record(f"{number:03d}.png", "train", buffer.getvalue(), width, height, [0], []))
+    write_store(tmp_path, records, ["thing"], True, [])
+    return Store(tmp_path)
+
+
+def test_features_are_the_frozen_backbones(store: Store) -> None:
+    torch.manual_seed(0)
+    net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
+    net.train()(torch.rand(8, 3, 24, 24))  # running statistics away from their start
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    features = extract(net, store, store.split("train"), 24, CPU)
+    assert features.shape == (70, 64) and features.dtype == np.float32
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+    image = store.decode(66)
+    height, width = image.shape[1:]
+    assert (width, height) == (27, 25)
+    scale = 24 / 25
+    wide = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((int(27 * scale), 24), Image.Resampling.BILINEAR)
+    cropped = torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, :, :24] if wide.width > 24 else None
+    assert cropped is not None
+    crop = cropped.float() / 255
+    normal = (crop - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    with torch.inference_mode():
+        expected = net.eval()(normal[None])[0].numpy()
+    np.testing.assert_allclose(features[66], expected, rtol=0.05, atol=0.05 * np.abs(expected).max())
+
+
+def test_threads_change_nothing(store: Store) -> None:
+    torch.manual_seed(0)
+    net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
+    rows = store.split("train")[::-1]
+    assert np.array_equal(extract(net, store, rows, 16, CPU), extract(net, store, rows, 16, CPU, workers=3))
+
+
+def test_prepare_covers_then_crops_the_middle() -> None:
+    image = torch.zeros(3, 10, 30, dtype=torch.uint8)
+    image[:, :, 10:20] = 200
+    assert torch.equal(prepare(image, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
+    assert prepare(image, 24).shape == (3, 24, 24)  # enlarged
+    assert prepare(torch.zeros(3, 50, 41, dtype=torch.uint8), 16).shape == (3, 16, 16)
+    square = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(prepare(square, 16), square)

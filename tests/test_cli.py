@@ -1,0 +1,89 @@
+"""The command line: exit codes, and one clear line for people."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mls import cli
+from mls.errors import Interrupted
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["mls", *args])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_errors_for_people_are_one_line_and_exit_1(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "status") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mls status: params.yaml: can't be read") and "Traceback" not in error
+    assert run(monkeypatch, "pretrain", "mls", "-e", "absent.yaml") == 1
+    assert run(monkeypatch, "data", "pin") == 1
+
+
+@pytest.mark.parametrize("error", [Interrupted("saved"), KeyboardInterrupt()])
+def test_interruptions_exit_75(
+    error: BaseException, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "plan_file", interrupted)
+    assert run(monkeypatch, "status") == 75
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_validate_lists_every_file_and_every_problem(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "experiments" / "micro.yaml", "params.yaml")
+    assert run(monkeypatch, "validate") == 0
+    assert "params.yaml: valid; 11 jobs (1 data, 3 pretrain" in capsys.readouterr().out
+    Path("experiments").mkdir()
+    for name in ("a", "b"):
+        Path(f"experiments/{name}.yaml").write_text("experiment: 1\n")
+    assert run(monkeypatch, "validate") == 1
+    error = capsys.readouterr().err
+    assert "experiments/a.yaml" in error and "experiments/b.yaml" in error
+
+
+def test_planning_imports_neither_torch_nor_snakemake() -> None:
+    code = "import sys; from pathlib import Path; from mls.experiment.plan import plan_file\n"
+    code += "plan_file(Path('experiments/micro.yaml')); print({'torch', 'snakemake', 'dvc'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_mls_knows_nothing_of_snakemake_and_dvc() -> None:
+    """Three layers, one direction."""
+    for file in (ROOT / "mls").rglob("*.py"):
+        text = file.read_text()
+        assert "import snakemake" not in text and "import dvc" not in text and "from snakemake" not in text, file
+
+
+def test_help_and_make_help_list_everything() -> None:
+    env = {**os.environ, "COLUMNS": "200"}
+    text = subprocess.run(
+        [sys.executable, "-m", "mls", "--help"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout
+    for command in (*cli.STAGE_MODULES, "validate", "status", "verify", "gc", "retry", "publish", "show"):
+        assert command in text
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = [
+        line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line and "## " in line
+    ]
+    assert len(targets) >= 9 and all(f"make {target}" in listed for target in targets if target.isalpha())

@@ -1,0 +1,45 @@
+"""The README's table is the published one, and the repository's own files agree with one another."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mls.experiment.plan import plan_file
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readmes_tables_are_the_published_ones() -> None:
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert found
+    for name, table in found:
+        assert table.strip() == (ROOT / name).read_text().strip(), f"README.md differs from {name}"
+
+
+def test_links_and_paths_in_the_docs_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for path in re.findall(r"`((?:mls|experiments|workflow|tests)/[\w./-]*)`", page.read_text()):
+            known = (ROOT / path).exists() or path == "experiments/mine.yaml"
+            assert known, f"{page.name}: {path}"
+
+
+def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two files repeat the same recipe; equal ids say that they still agree."""
+    monkeypatch.chdir(ROOT)
+    default, seeds = plan_file(Path("params.yaml")), plan_file(Path("experiments/scenes-3seeds.yaml"))
+    for stage in ("data", "pretrain", "probe"):
+        assert {job.id for job in default.stage(stage)} <= {job.id for job in seeds.stage(stage)}, stage
+
+
+def test_the_published_results_are_those_of_the_committed_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in ("scenes-3seeds", "coco-tiny", "miml-scenes"))):
+        plan = plan_file(Path(name))
+        folder = ROOT / "results" / plan.loaded.experiment.experiment
+        assert [path.name for path in folder.glob(".published-*")] == [f".published-{plan.tables.id}"], name

@@ -1,0 +1,100 @@
+"""kill -9 of any process, then the same command: it goes on, and every artifact is the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.clone import Clone
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+CHILD = "-m mls pretrain"
+
+
+def processes(clone: Clone) -> dict[int, str]:
+    """Command lines of the live processes that work in the clone."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == clone.path:
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(clone: Clone, what: str, pattern: str, seconds: float = 120) -> None:
+    """Wait until a file that matches appears."""
+    end = time.monotonic() + seconds
+    while not list(clone.path.glob(pattern)):
+        assert time.monotonic() < end, f"no {what} after {seconds} s\n{clone.path.with_suffix('.log').read_text()}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def training(pulled: Clone) -> Clone:
+    """A clone with data, whose three runs have yet to be trained, long enough to be killed."""
+    for stage in ("pretrain", "probe", "transfer", "tables"):
+        subprocess.run(["rm", "-r", str(pulled.path / "artifacts" / stage)], check=True)
+    return pulled
+
+
+@pytest.mark.parametrize("victim", ["trainer", "snakemake", "dvc", "group"])
+def test_killed_and_started_again(victim: str, training: Clone, finished: Clone) -> None:
+    command = ("dvc", "repro") if victim in ("dvc", "group") else ("snakemake",)
+    started = training.start(*command)
+    wait_for(training, "checkpoint", "work/*/checkpoint.pt")
+    running = processes(training)
+    if victim == "group":
+        os.killpg(started.pid, signal.SIGKILL)
+    elif victim == "trainer":
+        for pid in (pid for pid, line in running.items() if CHILD in line):
+            os.kill(pid, signal.SIGKILL)
+    elif victim == "snakemake":
+        started.kill()
+    else:
+        (pid,) = (pid for pid, line in running.items() if "dvc repro" in line)
+        os.kill(pid, signal.SIGKILL)
+    started.wait()
+    if victim == "snakemake":
+        assert any(CHILD in line for line in processes(training).values()), "its child runs on"
+    training.run(*command)
+    assert training.digests() == finished.digests()
+    assert training.planned() == {}
+    assert "Data and pipelines are up to date" in (training.run("dvc", "repro") and training.run("dvc", "repro"))
+
+
+def test_a_trainer_resumes_where_it_was_killed(training: Clone, finished: Clone) -> None:
+    started = training.start("mls", "pretrain", "mls")
+    wait_for(training, "checkpoint", "work/*/checkpoint.pt")
+    started.kill()
+    started.wait()
+    assert "resumable" in training.run("mls", "status")
+    assert "resumes at step" in training.run("mls", "pretrain", "mls")
+    mine, theirs = training.digests(), finished.digests()
+    assert all(theirs[name] == digest for name, digest in mine.items())
+
+
+def test_two_at_once_make_an_artifact_once(training: Clone, finished: Clone) -> None:
+    both = [training.start("mls", "pretrain", "mls"), training.start("mls", "pretrain", "mls")]
+    for process in both:
+        assert process.wait() == 0
+    log = training.path.with_suffix(".log").read_text()
+    assert log.count("16/16") == 1 and ("waiting for it" in log or "is there" in log)
+    theirs = finished.digests()
+    assert all(theirs[name] == digest for name, digest in training.digests().items())
+
+
+def test_terminated_leaves_with_75_and_goes_on(training: Clone) -> None:
+    started = training.start("mls", "pretrain", "mls")
+    wait_for(training, "checkpoint", "work/*/checkpoint.pt")
+    started.send_signal(signal.SIGTERM)
+    assert started.wait() == 75
+    assert "stopped by SIGTERM after saving" in training.path.with_suffix(".log").read_text()
+    assert "resumes at step" in training.run("mls", "pretrain", "mls")
