@@ -17,13 +17,12 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 from torchvision.transforms.v2 import functional
 
+from mls.data.augment import MEAN, STD
 from mls.data.store import Store
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
 
 BATCH = 64
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def extract(
@@ -53,7 +52,7 @@ def extract(
         Interrupted: a signal came; there is nothing to resume, features take minutes at most.
     """
     backbone.eval().to(device)
-    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
     parts: list[NDArray[np.float32]] = []
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,

@@ -29,7 +29,8 @@ def set_up(execution: Execution, seed: int) -> torch.device:
         raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     device = torch.device("cuda" if has_gpu and execution.device != "cpu" else "cpu")
     torch.use_deterministic_algorithms(device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time and guards against bugs, not order
+    # Filling fresh memory costs time; it guards against bugs, not against another order of sums.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = device.type == "cuda"
     return device
 

@@ -13,7 +13,8 @@ from PIL import Image
 from mls.data.store import Record, Store, write_store
 from mls.experiment.params import Backbone
 from mls.models.backbone import build_backbone
-from mls.probe.features import IMAGENET_MEAN, IMAGENET_STD, extract, prepare
+from mls.data.augment import MEAN, STD
+from mls.probe.features import extract, prepare
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def test_features_are_the_frozen_backbones(store: Store) -> None:
     cropped = torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, :, :24] if wide.width > 24 else None
     assert cropped is not None
     crop = cropped.float() / 255
-    normal = (crop - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    normal = (crop - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.inference_mode():
         expected = net.eval()(normal[None])[0].numpy()
     np.testing.assert_allclose(features[66], expected, rtol=0.05, atol=0.05 * np.abs(expected).max())
