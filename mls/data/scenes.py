@@ -3,10 +3,10 @@
     records = scenes.records(ScenesDataset(source="scenes", train=64, val=8, test=8))
 
 What makes them scenes and not centred objects: two to six objects of at least two classes, at
-scales from 0.16 to 0.5 of the side, hiding one another in part; classes that prefer places and
+scales from 0.28 to 0.7 of the side, hiding one another in part; classes that prefer places and
 one another's company (`PLACES`, `PAIRS`), so that context tells something but not all. A class is
-its silhouette, under any rotation and some change of aspect. Textures are typical of a class but
-shared, and colours nearly free of it.
+its silhouette, under any rotation and some change of aspect; most of its objects have its texture
+(which other classes share) and half of them its hue.
 
 Image ``index`` of a split draws from its own random stream, ``default_rng((seed, split, index))``:
 images do not depend on one another, so a larger set begins with the smaller one.
@@ -31,7 +31,7 @@ from mls.data.store import SPLITS, Record
 from mls.experiment.params import ScenesDataset
 
 CLASSES = SHAPES
-SCALE = (0.16, 0.5)
+SCALE = (0.28, 0.7)
 """Least and greatest length of an object, as a share of the image's side."""
 VISIBLE = 0.35
 """Least share of an object's area that others and the image's edge leave visible."""
@@ -65,10 +65,10 @@ PLACES = (
     ),
     Place(((30, 42, 26), (58, 62, 34), (92, 74, 46), (50, 88, 62)), (2, 7), 0.0, "cross heart square crescent"),
 )
-LIKING, COMPANY = 2.5, 3.0
+LIKING, COMPANY = 2.0, 2.5
 """How many times likelier a class is in a place it likes, and beside its partner."""
 PAIRS = (("disc", "ring"), ("star", "crescent"), ("heart", "arrow"), ("square", "triangle"), ("cross", "hexagon"))
-TYPICAL_TEXTURE, TYPICAL_HUE = 0.5, 0.15
+TYPICAL_TEXTURE, TYPICAL_HUE = 0.9, 0.5
 """Share of objects with their class's typical texture and hue; the others draw freely."""
 
 
