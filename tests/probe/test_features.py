@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mls.data.augment import MEAN, STD
 from mls.data.store import Record, Store, write_store
 from mls.experiment.params import Backbone
 from mls.models.backbone import build_backbone
-from mls.data.augment import MEAN, STD
 from mls.probe.features import extract, prepare
 
 CPU = torch.device("cpu")

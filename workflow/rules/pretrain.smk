@@ -12,11 +12,12 @@ rule pretrain_artifact:
         inputs_of("pretrain"),
     output:
         "artifacts/pretrain/{id}/artifact.json",
+    priority: 1  # the longest jobs first
     threads: EXECUTION.threads
-    params:
-        name=name_of,
     resources:
         gpu=GPUS,
+    params:
+        name=name_of,
     message:
         "{params.name}"
     shell:

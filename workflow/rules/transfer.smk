@@ -12,10 +12,10 @@ rule transfer_artifact:
     output:
         "artifacts/transfer/{id}/artifact.json",
     threads: EXECUTION.threads
-    params:
-        name=name_of,
     resources:
         gpu=GPUS,
+    params:
+        name=name_of,
     message:
         "{params.name}"
     shell:
