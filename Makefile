@@ -1,6 +1,6 @@
 # `make help` lists the targets. VENV=path shares one environment between clones.
 VENV ?= .venv
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)

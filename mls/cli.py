@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,12 +58,19 @@ def stage(args: argparse.Namespace) -> None:
         return pin(args)
     from mls.experiment.stage import run_stage
 
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     plan = plan_file(args.experiment)
     function = importlib.import_module(STAGE_MODULES[args.command]).run
     for target in args.target:
         for job in plan.find(args.command, target):
             run_stage(plan, job, function)
     return None
+
+
+def _stop(number: int, frame: types.FrameType | None) -> None:
+    """Where a stage has no state worth saving (imports, fits, figures) a signal simply ends it."""
+    raise Interrupted(f"stopped by {signal.Signals(number).name}; run the same command to go on")
 
 
 def pin(args: argparse.Namespace) -> None:
@@ -158,11 +167,15 @@ def main() -> None:
     except MlsError as error:
         print(f"mls {args.command}: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `mls show | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        print(f"mls {args.command}: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print(f"mls {args.command}: stopped; run the same command to go on", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_the_clones_own_code() -> None:

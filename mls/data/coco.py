@@ -139,8 +139,11 @@ class _Instances:
             good = segmentation.get("size") == [height, width] and isinstance(segmentation.get("counts"), (list, str))
         else:
             good = isinstance(segmentation, list) and all(isinstance(p, list) and _numbers(p) for p in segmentation)
+            good = good and bool(segmentation)
         if not good:
-            self.wrong(f"annotation {key}: segmentation is neither polygons nor an RLE of size [{height}, {width}]")
+            self.wrong(
+                f"annotation {key}: segmentation is neither a list of polygons nor an RLE of size [{height}, {width}]"
+            )
 
 
 def _numbers(values: list[Any]) -> bool:

@@ -108,6 +108,8 @@ def building(job: Job) -> Iterator[Path]:
     clock = provenance()
     try:
         yield aside
+        for file in aside.rglob("*"):
+            sync(file)
         seal = {
             "stage": job.stage,
             "id": job.id,
@@ -128,7 +130,7 @@ def building(job: Job) -> Iterator[Path]:
             shutil.rmtree(job.path)
         job.path.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(job.path)
-        sync_folder(job.path.parent)
+        sync(job.path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -171,11 +173,11 @@ def write_atomic(path: Path, text: str) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make a rename in a folder durable."""
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

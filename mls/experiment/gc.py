@@ -9,17 +9,18 @@ deletion, because what it needs is unknown.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from mls.errors import MlsError
-from mls.experiment.identity import STAGES
 from mls.experiment.load import check, parse_yaml
 from mls.experiment.plan import ARTIFACTS, DATA_LOCK, WORK, make_plan, read_lock
 from mls.experiment.stage import is_locked
 
+ID = re.compile("[0-9a-f]{10}")
 REFERENCES = ("refs/heads", "refs/tags", "refs/remotes", "refs/exps", "refs/stash")
 
 
@@ -30,14 +31,11 @@ def collect(delete: bool) -> None:
         MlsError: with ``delete``, where a reference can't be read.
     """
     needed, unreadable = needed_ids()
-    unneeded = [
-        path
-        for stage in STAGES
-        for path in sorted((ARTIFACTS / stage).glob("*"))
-        if path.is_dir() and path.name not in needed and not is_locked(WORK / path.name / "lock")
-    ]
-    known = needed | {path.name for path in ARTIFACTS.glob("*/*")}
-    stale_work = [p for p in sorted(WORK.glob("*")) if p.name not in known and not is_locked(p / "lock")]
+    made = [path for path in sorted(ARTIFACTS.glob("*/*")) if ID.fullmatch(path.name)]
+    worked = [path for path in sorted(WORK.glob("*")) if ID.fullmatch(path.name)]
+    unneeded = [p for p in made if p.name not in needed and not is_locked(WORK / p.name / "lock")]
+    known = needed | {path.name for path in made}
+    stale_work = [p for p in worked if p.name not in known and not is_locked(p / "lock")]
     for problem in unreadable:
         print(f"can't tell what is needed by {problem}")
     for path in [*unneeded, *stale_work]:

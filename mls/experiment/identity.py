@@ -43,15 +43,21 @@ METHOD_READS = {
 """The params of ``pretrain`` that each method reads; the others can't change its result."""
 
 
-def essence(section: BaseModel, only: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Return what of a section belongs to an identity: non-default fields that can matter."""
+def essence(section: BaseModel, only: tuple[str, ...] | None = None, *, defaults: bool = False) -> dict[str, Any]:
+    """Return what of a section belongs to an identity: fields that can matter and are not at their default.
+
+    Args:
+        section: of the experiment file.
+        only: the fields that are read, where not all are.
+        defaults: keep fields at their default too (for people to read, never for ids).
+    """
     out: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         skipped = (type(section).__name__, name) in NOT_IDENTITY or (only is not None and name not in only)
-        if skipped or (not field.is_required() and value == field.default):
+        if skipped or (not defaults and not field.is_required() and value == field.default):
             continue
-        out[name] = essence(value) if isinstance(value, BaseModel) else value
+        out[name] = essence(value, defaults=defaults) if isinstance(value, BaseModel) else value
     return out
 
 

@@ -25,6 +25,15 @@ TRAINED = ("mls", "moco")
 """Methods that train, and therefore read a dataset."""
 
 
+IMAGENET = {
+    "resnet18": ("IMAGENET1K_V1",),
+    "resnet34": ("IMAGENET1K_V1",),
+    "resnet50": ("IMAGENET1K_V1", "IMAGENET1K_V2"),
+    "resnet101": ("IMAGENET1K_V1", "IMAGENET1K_V2"),
+}
+"""Weights that torchvision publishes (written out, since planning imports no torchvision; a test compares)."""
+
+
 class ExperimentError(MlsError):
     """An experiment file that can't be used; the message lists every problem."""
 
@@ -151,6 +160,8 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             yield f"{where}.dataset: {run.dataset!r} is not in datasets{_nearest(run.dataset, datasets)}"
         if run.method == "weights" and run.weights is None:
             yield f"{where}.weights: method 'weights' needs weights.file and weights.sha256"
+        if run.method == "imagenet" and run.imagenet.weights not in IMAGENET[run.backbone.name]:
+            yield f"{where}.imagenet.weights: {run.backbone.name} has {' and '.join(IMAGENET[run.backbone.name])} alone"
         if run.method == "imagenet" and (run.backbone.width != 1.0 or run.backbone.stem != "imagenet"):
             yield f"{where}.backbone: torchvision's weights need width 1.0 and stem imagenet"
         if run.method == "mls" and run.mls.topk > run.moco.queue_size:
@@ -158,13 +169,18 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
     for section, tasks in (("probe", probes), ("transfer", transfers)):
         for name, task in tasks.items():
             dataset = _mapping(task).get("dataset")
-            if dataset is not None and dataset not in datasets:
+            if (
+                _mapping(task).get("kind") == "instance"
+                and _mapping(datasets.get(str(dataset))).get("source") == "folder"
+            ):
+                yield f"{section}.{name}.dataset: {dataset!r} has labels, but no boxes and masks for kind 'instance'"
+            if dataset is not None and str(dataset) not in datasets:
                 yield f"{section}.{name}.dataset: {dataset!r} is not in datasets{_nearest(dataset, datasets)}"
     yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)
     tasks = {**probes, **transfers}
     for table, body in _mapping(raw.get("tables")).items():
         for row in _list(_mapping(body).get("rows")):
-            if row not in runs:
+            if str(row) not in runs:
                 yield f"tables.{table}.rows: {row!r} is not in runs{_nearest(row, runs)}"
         for column in _list(_mapping(body).get("columns")):
             task, _, metric = str(column).partition(".")

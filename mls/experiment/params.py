@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -18,10 +18,20 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def ascending(pair: list[float]) -> list[float]:
+    """Check that a range's first value is not above its second."""
+    if len(pair) == 2 and pair[0] > pair[1]:
+        raise ValueError("the least value comes first")
+    return pair
+
+
+Ascending = AfterValidator(ascending)
+
+
 class Section(BaseModel):
     """A block of the file: unknown keys are errors, types are strict, values never change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------------------- datasets
@@ -90,14 +100,14 @@ class Augment(Section):
 
     crop: Annotated[int, Field(ge=16)] = 224
     """Side of a view, pixels."""
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.2, 1.0]
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2), Ascending] = [0.2, 1.0]
     """Least and greatest area of a crop, as a share of the image."""
     jitter: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4)] = [0.4, 0.4, 0.4, 0.1]
     """Strength of brightness, contrast, saturation and hue."""
     jitter_p: Share = 0.8
     gray_p: Share = 0.2
     blur_p: Share = 0.5
-    blur_sigma: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.1, 2.0]
+    blur_sigma: Annotated[list[Positive], Field(min_length=2, max_length=2), Ascending] = [0.1, 2.0]
     """Range of the Gaussian's standard deviation, pixels of the view."""
     flip_p: Share = 0.5
 
@@ -112,7 +122,11 @@ class Optimizer(Section):
 
 
 class Moco(Section):
-    """MoCo-v2: what the contrastive base reads, and MLS with it."""
+    """MoCo-v2: what the contrastive base reads, and MLS with it.
+
+    Batch norm sees the whole batch of this one process; MoCo's own shuffling of keys between GPUs,
+    which hides batch statistics from the query, has no counterpart yet.
+    """
 
     queue_size: Count = 4096
     """D, entries of each dictionary [paper]."""

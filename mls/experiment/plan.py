@@ -6,12 +6,10 @@ artifact is opened, no torch imported, so planning is fast and works in any clon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel
 
 from mls.errors import MlsError
 from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
@@ -43,8 +41,9 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Where the artifact lives."""
-        return ARTIFACTS / self.stage / self.id
+        """Where the artifact lives; DVC does not track ``photos``, which must not leave the machine."""
+        local = self.stage == "data" and not isinstance(self.config, ScenesDataset)
+        return ARTIFACTS / ("photos" if local else self.stage) / self.id
 
     @property
     def work(self) -> Path:
@@ -124,7 +123,7 @@ def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
     """
     plan = Plan(loaded)
     experiment = loaded.experiment
-    data = {name: data_job(name, config, lock) for name, config in experiment.datasets.items()}
+    data = {name: data_job(name, config, lock, loaded.path) for name, config in experiment.datasets.items()}
     used: set[str] = set()
 
     def add_data(name: str) -> Job:
@@ -155,13 +154,14 @@ def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
     return plan
 
 
-def data_job(name: str, config: Dataset, lock: dict[str, Any]) -> Job:
-    """The job that prepares one dataset."""
+def data_job(name: str, config: Dataset, lock: dict[str, Any], file: Path) -> Job:
+    """The job that prepares one dataset; ``file`` is the experiment's, for messages."""
     params = essence(config)
     if not isinstance(config, ScenesDataset):
-        digest = lock.get(name, {}).get("sha256")
-        if not digest:
-            raise MlsError(f"dataset {name!r} has no digest in {DATA_LOCK}; run: mls data pin {name}")
+        entry = lock.get(name)
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        if not isinstance(digest, str) or not digest:
+            raise MlsError(f"dataset {name!r} has no digest in {DATA_LOCK}; run: mls data pin {name} -e {file}")
         params["digest"] = digest
     return Job("data", config, params, {})
 
@@ -211,13 +211,7 @@ def experiment_files(root: Path = Path()) -> list[Path]:
 
 
 def payload(job: Job) -> dict[str, Any]:
-    """What the id is computed from, plus the whole resolved section, for ``params.json``."""
-    resolved = job.config.model_dump(mode="json") if isinstance(job.config, BaseModel) else {}
+    """What the id is computed from, plus what the stage reads with all defaults, for ``params.json``."""
+    only = METHOD_READS[job.config.method] if isinstance(job.config, Pretrain) else None
+    resolved = {} if job.stage == "tables" else essence(job.config, only, defaults=True)
     return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}
-
-
-def walk(plan: Plan, job: Job) -> Iterator[Job]:
-    """A job and everything it stands on, inputs first."""
-    for upstream in plan.inputs(job):
-        yield from walk(plan, upstream)
-    yield job

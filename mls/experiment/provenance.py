@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pycocotools", "pyarrow", "snakemake", "dvc")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pycocotools", "pillow", "pyarrow", "snakemake", "dvc")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Clock:
 
 
 def provenance() -> Clock:
-    """Start the clock of one making."""
+    """Start the clock of one making; the code that runs is the code of now, not of the end."""
+    code()
     return Clock(datetime.now(UTC), time.monotonic())
 
 

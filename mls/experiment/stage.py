@@ -10,21 +10,22 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mls.errors import DamagedArtifact, DeterministicError, MlsError
+from mls.errors import DamagedArtifact, DeterministicError, Interrupted, MlsError
 from mls.experiment.artifact import (
     Artifact,
     adopt,
     building,
     explain_full_disk,
     open_artifact,
+    state,
     write_atomic,
 )
 from mls.experiment.params import Execution
-from mls.experiment.plan import ARTIFACTS, Job, Plan, payload
+from mls.experiment.plan import Job, Plan, payload
 from mls.experiment.provenance import digest
 
 
@@ -71,7 +72,7 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
             say(f"{plan.name(job)}: is there")
             return
         refuse_known_failure(job)
-        inputs = open_inputs(job)
+        inputs = open_inputs(plan, job)
         try:
             with building(job) as out:
                 context = Context(
@@ -80,13 +81,14 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
                 function(context)
                 resolved = {**payload(job), "derived": read_derived(out)}
                 write_atomic(out / "params.json", json.dumps(resolved, indent=1, sort_keys=True) + "\n")
-        except DeterministicError as error:
-            record = {"message": str(error), "code": digest()}
-            write_atomic(job.work / "failed.json", json.dumps(record, indent=1) + "\n")
+        except Interrupted:
+            raise
+        except Exception as error:
+            record_failure(job, error)
             raise
         (job.work / "failed.json").unlink(missing_ok=True)
-        for leftover in job.work.glob("checkpoint*.pt"):  # the artifact has the final state
-            leftover.unlink()
+        for leftover in ("checkpoint.pt", ".checkpoint.pt.tmp"):  # the artifact has the final state
+            (job.work / leftover).unlink(missing_ok=True)
 
 
 def read_derived(out: Path) -> dict[str, object]:
@@ -99,18 +101,34 @@ def read_derived(out: Path) -> dict[str, object]:
     return values
 
 
-def open_inputs(job: Job) -> dict[str, Artifact]:
-    """Open (and check) every artifact the job reads."""
+def open_inputs(plan: Plan, job: Job) -> dict[str, Artifact]:
+    """Open (and check) every artifact the job reads.
+
+    A second Snakemake may just have deleted an input's seal, to run a job that will find it complete;
+    it is adopted here as that job would.
+    """
     opened = {}
     for role, value in job.inputs.items():
         for one in [value] if isinstance(value, str) else value:
-            stage = role
+            upstream = plan.jobs[one]
+            if upstream.work.is_dir() and state(upstream.path) == "missing":
+                with locked(upstream.work / "lock", plan.name(upstream)):
+                    adopt(upstream)
             try:
-                artifact = open_artifact(ARTIFACTS / stage / one)
+                artifact = open_artifact(upstream.path)
             except DamagedArtifact as error:
-                raise MlsError(f"{job.stage} [{job.id}] needs {stage} {one}: {error}") from error
+                raise MlsError(f"{plan.name(job)} needs {plan.name(upstream)}: {error}") from error
             opened[role if isinstance(value, str) else f"{role}/{one}"] = artifact
     return opened
+
+
+def record_failure(job: Job, error: Exception) -> None:
+    """Write ``work/<id>/failed.json``; on a full disk that may fail too, which must not hide the error."""
+    deterministic = isinstance(error, DeterministicError)
+    message = str(error) if isinstance(error, MlsError) else f"{type(error).__name__}: {error}"
+    record = {"message": message, "deterministic": deterministic, "code": digest()}
+    with suppress(OSError):
+        write_atomic(job.work / "failed.json", json.dumps(record, indent=1) + "\n")
 
 
 def refuse_known_failure(job: Job) -> None:
@@ -122,7 +140,7 @@ def refuse_known_failure(job: Job) -> None:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return
-    if record.get("code") == digest():
+    if record.get("deterministic") and record.get("code") == digest():
         raise MlsError(f"{record['message']} (failed before, same inputs and code; to try again: mls retry {job.id})")
 
 

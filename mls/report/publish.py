@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from mls.experiment.artifact import Artifact, open_artifact, sync_folder
+from mls.experiment.artifact import Artifact, open_artifact, sync
 from mls.experiment.plan import WORK, Plan
 from mls.experiment.stage import locked
 
@@ -49,7 +49,7 @@ def publish(plan: Plan, results: Path = RESULTS) -> Path:
         if target.exists():
             target.rename(before)
         aside.rename(target)
-        sync_folder(results)
+        sync(results)
         sweep(results, name)
     return target
 
@@ -62,9 +62,9 @@ def fill(aside: Path, artifact: Artifact, marker_name: str, line: str) -> None:
             write_synced(aside / file, artifact.file(file).read_bytes())
     for folder in (*(aside / name for name in FOLDERS), aside):
         if folder.is_dir():
-            sync_folder(folder)
+            sync(folder)
     write_synced(aside / marker_name, line.encode())
-    sync_folder(aside)
+    sync(aside)
 
 
 def write_synced(path: Path, content: bytes) -> None:

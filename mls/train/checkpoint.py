@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mls.experiment.artifact import sync_folder
+from mls.experiment.artifact import sync
 
 NAME = "checkpoint.pt"
 
@@ -30,7 +30,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _canonical(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mls.data.augment import ColourAugment
 from mls.data.loader import TwoViews, batches
-from mls.errors import DeterministicError
+from mls.errors import DeterministicError, MlsError
 from mls.experiment.stage import Context
 from mls.methods.moco import MoCo
 from mls.models.backbone import channels_last
@@ -40,9 +40,9 @@ class Trainer:
         channels_last(self.method.to(device))
         self.method.train()
         chosen = self.config.optimizer
-        parameters = [p for p in method.parameters() if p.requires_grad]
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
-            parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
+            self.parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
         )
         self.augment = ColourAugment(self.config.augment)
         self.log_every = min(LOG_EVERY, views.steps_per_epoch)
@@ -82,7 +82,10 @@ class Trainer:
         if problem:
             self.context.log(problem)
         if state is not None:
-            self.load(state)
+            try:
+                self.load(state)
+            except (KeyError, RuntimeError, ValueError, TypeError) as error:
+                raise MlsError(f"{file} was saved by other code ({error}); remove it to start again") from error
             self.context.log(f"resumes at step {self.step} of {self.views.steps}")
         name = f"{self.context.job.stage} {self.context.label}"
         workers = self.context.execution.workers
@@ -103,13 +106,15 @@ class Trainer:
             group["lr"] = cosine(self.step, self.views.steps, self.config.optimizer.lr)
         with autocast(self.device, self.config.precision):
             losses: dict[str, Tensor] = self.method(query_BCHW, key_BCHW)
-        if not bool(torch.isfinite(losses["loss"])):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-            raise DeterministicError(
-                f"the loss is not finite at step {self.step} ({values}); lower pretrain.optimizer.lr"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not bool(torch.isfinite(losses["loss"] + norm)):
+            values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+            raise DeterministicError(
+                f"loss or gradient are not finite at step {self.step} ({values}, gradient norm {norm.item():g}), "
+                "nothing was updated with it; lower pretrain.optimizer.lr"
+            )
         self.optimizer.step()
         self.method.finish_step()
         self.step += 1

@@ -47,8 +47,8 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 class Samples:
     """Images of a split with their instances, as torchvision's detectors take them.
 
-    As in Detectron2's default, crowd regions are not trained on (evaluation ignores what lies in them, as
-    COCO does), and an image without any other instance is left out.
+    As in Detectron2's default, instances without a mask and crowd regions are not trained on (evaluation
+    ignores what lies in crowds, as COCO does), and an image without any other instance is left out.
     """
 
     def __init__(self, store: Store, split: str) -> None:
@@ -56,7 +56,7 @@ class Samples:
         self.store = store
         self.annotations: dict[int, list[dict[str, Any]]] = {}
         for annotation in store.ground_truth(split)["annotations"]:
-            if not annotation["iscrowd"] and min(annotation["bbox"][2:]) > 0:
+            if not annotation["iscrowd"] and min(annotation["bbox"][2:]) > 0 and has_mask(annotation["segmentation"]):
                 self.annotations.setdefault(annotation["image_id"], []).append(annotation)
         self.rows = sorted(self.annotations)
         if not self.rows:
@@ -88,10 +88,18 @@ class Samples:
         return image_CHW, {"boxes": boxes_N4, "labels": labels_N, "masks": masks_NHW}
 
 
+def has_mask(segmentation: list[list[float]] | dict[str, Any]) -> bool:
+    """Whether there is anything to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
+    return isinstance(segmentation, dict) or any(len(polygon) >= 6 for polygon in segmentation)
+
+
 def decode_mask(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Return COCO's polygons or run-length code as uint8 (H, W) of 0 and 1."""
+    """Return COCO's polygons or run-length code (counts as a list or compressed) as uint8 (H, W) of 0 and 1."""
     if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
     return coco_mask.decode(segmentation)
 
 

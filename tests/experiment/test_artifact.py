@@ -57,7 +57,6 @@ def test_a_failure_leaves_nothing(plan: Plan, job: Job) -> None:
     with pytest.raises(RuntimeError):
         run_stage(plan, job, fail)
     assert not job.path.exists() and not (job.work / "build").exists()
-    assert job_state(job) == "missing"
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(plan: Plan, job: Job) -> None:
@@ -157,16 +156,51 @@ def test_a_deterministic_failure_is_met_again_at_once_until_retry(plan: Plan, jo
         forget_failure(job.id)
 
 
+def test_any_failure_is_recorded_and_only_a_deterministic_one_refused(plan: Plan, job: Job) -> None:
+    def fail(context: Context) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        run_stage(plan, job, fail)
+    assert job_state(job) == "failed"
+    run_stage(plan, job, write)
+    assert job_state(job) == "done"
+
+
+def test_params_json_is_a_function_of_the_id(in_tmp: Path) -> None:
+    """What the stage doesn't read, labels and machine settings leave no trace."""
+    sha = "0" * 64
+    texts = []
+    for threads, file, run in ((1, "a.pth", "x"), (2, "b.pth", "y")):
+        weights = {"file": file, "sha256": sha}
+        runs = {run: {"method": "weights", "weights": weights, "mls": {"topk": 1 + threads}}}
+        plan = plan_of(small(runs=runs, execution={"threads": threads}))
+        (job,) = plan.find("pretrain", run)
+        run_stage(plan, job, write)
+        texts.append((job.id, (job.path / "params.json").read_bytes()))
+        subprocess.run(["rm", "-r", str(job.path), str(job.work)], check=True)
+    assert texts[0] == texts[1] and b"pth" not in texts[0][1]
+
+
+def test_an_input_whose_seal_a_second_workflow_just_deleted_is_adopted(plan: Plan, job: Job) -> None:
+    run_stage(plan, plan.stage("data")[0], write)
+    run_stage(plan, job, write)
+    (job.path / "artifact.json").unlink()
+    (probe,) = plan.find("probe", "linear/random")
+    run_stage(plan, probe, write)
+    assert job_state(job) == job_state(probe) == "done"
+
+
 def test_other_code_tries_a_recorded_failure_again(plan: Plan, job: Job) -> None:
     job.work.mkdir(parents=True)
-    (job.work / "failed.json").write_text(json.dumps({"message": "m", "code": "another"}))
+    (job.work / "failed.json").write_text(json.dumps({"message": "m", "code": "another", "deterministic": True}))
     run_stage(plan, job, write)
     assert not (job.work / "failed.json").exists()
 
 
 def test_a_missing_input_is_named(plan: Plan) -> None:
     (probe,) = plan.find("probe", "linear/random")
-    with pytest.raises(MlsError, match=r"needs data \w+: artifacts/data/\w+ is missing"):
+    with pytest.raises(MlsError, match=r"needs data scenes \[\w+\]: artifacts/data/\w+ is missing"):
         run_stage(plan, probe, write)
 
 

@@ -59,6 +59,7 @@ def test_what_a_file_a_branch_or_a_result_needs_stays(repository: Path, capsys: 
     now = make(write(small(runs={"random": {"method": "none"}})), "random")
     git("commit", "-q", "-am", "now")
     assert present() == {old, published, unneeded, now}
+    Path("work/.publish-x.lock").touch()  # what publishing leaves
     collect(delete=False)
     assert present() == {old, published, unneeded, now}, "a dry run removes nothing"
     assert unneeded in (text := capsys.readouterr().out) and "mls gc --delete" in text

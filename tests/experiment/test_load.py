@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mls.experiment.load import ExperimentError, check, load, parse_yaml
+from mls.experiment.load import IMAGENET, ExperimentError, check, load, parse_yaml
 from tests.conftest import small
 
 
@@ -45,11 +45,44 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
         ({"a": {"method": "weights"}}, "runs.a.weights: method 'weights' needs"),
         ({"a": {"method": "imagenet"}}, "runs.a.backbone: torchvision's weights need width 1.0"),
         ({"a": {"mls": {"topk": 21}}}, "runs.a.mls.topk: 21 is more than moco.queue_size (20)"),
+        ({"a": {"augment": {"scale": [0.9, 0.2]}}}, "runs.a.augment.scale: Value error, the least value comes first"),
+        ({"a": {"optimizer": {"lr": float("inf")}}}, "runs.a.optimizer.lr: Input should be a finite number"),
+        (
+            {
+                "a": {
+                    "method": "imagenet",
+                    "backbone": {"width": 1.0, "stem": "imagenet"},
+                    "imagenet": {"weights": "IMAGENET1K_V2"},
+                }
+            },
+            "runs.a.imagenet.weights: resnet18 has IMAGENET1K_V1 alone",
+        ),
         ({"a": {"weights": {"file": "x.pth", "sha256": "12"}}}, "runs.a.weights.sha256: String should match pattern"),
     ],
 )
 def test_choices_that_cannot_go_together(runs: dict[str, object], message: str) -> None:
     assert message in problems_of(small(runs=runs))
+
+
+def test_odd_types_are_problems_not_crashes() -> None:
+    text = problems_of(
+        small(
+            datasets={"photos": {"source": "folder"}},
+            pretrain={},
+            runs={"random": {"method": "none"}},
+            probe={"linear": {"kind": "linear", "dataset": ["scenes"]}},
+            transfer={"detect": {"kind": "instance", "dataset": "photos"}},
+            tables={"main": {"rows": [["random"]], "columns": ["linear.mAP"]}},
+        )
+    )
+    assert "probe.linear.dataset" in text and "tables.main.rows" in text
+    assert "transfer.detect.dataset: 'photos' has labels, but no boxes and masks" in text
+
+
+def test_the_published_weights_are_those_of_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    for name, weights in IMAGENET.items():
+        assert [entry.name for entry in torchvision.models.get_model_weights(name)] == list(weights)
 
 
 def test_a_missing_section_is_named() -> None:

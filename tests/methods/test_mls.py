@@ -74,7 +74,9 @@ def test_labels_come_from_backbone_features_and_gradient_flows_through_logits_al
     labels = pseudo_labels(embedded.g_query_BG, mls.queue_g.entries_Dd, 3)
     logits = embedded.z_query_Bd @ mls.queue_z.entries_Dd.T
     assert torch.equal(mls.losses(embedded)["multi_label"], multi_label_loss(logits, labels, 0.2))
-    assert not labels.requires_grad
+    mls.losses(embedded)["multi_label"].backward()
+    assert embedded.g_query_BG.grad_fn is not None and not labels.requires_grad
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in mls.projector.parameters())
 
 
 def test_both_dictionaries_hold_the_same_keys_in_the_same_order() -> None:

@@ -123,7 +123,6 @@ def test_a_cut_checkpoint_is_set_aside_and_said(
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_of(plan, "mls")
     original = MoCo.losses
     calls = iter(range(100))
 
@@ -133,10 +132,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(plan: Plan, m
         return {name: value * factor for name, value in losses.items()}
 
     monkeypatch.setattr(MoCo, "losses", poisoned)
+    updates: list[int] = []
+    original_step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (updates.append(1), original_step(self)))
     with pytest.raises(DeterministicError, match="not finite at step 5"):
         run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
+    assert len(updates) == 5, "steps 0 to 4 and no other"
     assert job_state(job_of(plan, "moco-v2")) == "failed"
-    assert job_state(job) == "missing"
+
+
+def test_a_gradient_that_is_not_finite_stops_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = MoCo.losses
+
+    def poisoned(self: MoCo, e: object) -> dict[str, torch.Tensor]:
+        losses = original(self, e)  # type: ignore[arg-type]
+        weight = next(self.backbone.parameters()).flatten()[0]
+        zero = weight - weight.detach()
+        return {**losses, "loss": losses["loss"] + zero.abs().sqrt()}  # 0, with the slope of a root at 0
+
+    monkeypatch.setattr(MoCo, "losses", poisoned)
+    with pytest.raises(DeterministicError, match="gradient norm nan"):
+        run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
 
 
 def test_the_artifact_holds_what_the_contract_says(plan: Plan) -> None:

@@ -53,8 +53,12 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
     running = processes(training)
     if victim == "group":
         os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+        assert not any(CHILD in line for line in processes(training).values()), "nobody survives"
     elif victim == "trainer":
-        for pid in (pid for pid, line in running.items() if CHILD in line):
+        trainers = [pid for pid, line in running.items() if CHILD in line]
+        assert trainers
+        for pid in trainers:
             os.kill(pid, signal.SIGKILL)
     elif victim == "snakemake":
         started.kill()

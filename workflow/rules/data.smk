@@ -1,4 +1,4 @@
-# Sources become verified stores of images.
+# Sources become verified stores of images; those of local photos have a folder that DVC does not track.
 
 
 rule data:
@@ -7,10 +7,10 @@ rule data:
 
 
 rule data_artifact:
-    input:
-        inputs_of("data"),
     output:
-        "artifacts/data/{id}/artifact.json",
+        "artifacts/{folder}/{id}/artifact.json",
+    wildcard_constraints:
+        folder="data|photos",
     threads: EXECUTION.threads
     params:
         name=name_of,

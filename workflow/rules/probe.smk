@@ -12,6 +12,8 @@ rule probe_artifact:
     output:
         "artifacts/probe/{id}/artifact.json",
     threads: EXECUTION.threads
+    resources:
+        gpu=GPUS,
     params:
         name=name_of,
     message:
