@@ -134,7 +134,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(plan: Plan, m
     monkeypatch.setattr(MoCo, "losses", poisoned)
     updates: list[int] = []
     original_step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (updates.append(1), original_step(self)))
+
+    def counted(self: torch.optim.SGD) -> None:
+        updates.append(1)
+        original_step(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", counted)
     with pytest.raises(DeterministicError, match="not finite at step 5"):
         run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
     assert len(updates) == 5, "steps 0 to 4 and no other"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.workflow.clone import Clone
 
-pytestmark = pytest.mark.xdist_group("workflow")
+pytestmark = pytest.mark.xdist_group("kills")
 
 CHILD = "-m mls pretrain"
 

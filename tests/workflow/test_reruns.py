@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from ruamel.yaml import YAML
 
 from tests.workflow.clone import Clone
 
-pytestmark = pytest.mark.xdist_group("workflow")
+pytestmark = pytest.mark.xdist_group("reruns")
 
 EVERYTHING = {
     "data_artifact": 1,
@@ -112,6 +114,8 @@ def test_a_raised_stage_version_is_planned_by_both(pulled: Clone) -> None:
     assert pulled.planned() == {"probe_artifact": 3, "tables_artifact": 1, "publish": 1}
     status = pulled.run("dvc", "status")
     assert "probe:" in status and "mls" in status
+    pulled.run("dvc", "repro", "--single-item", "--force", "probe")
+    assert len(list(pulled.path.glob("artifacts/probe/*/artifact.json"))) == 6
 
 
 def test_code_edited_in_a_clone_is_the_code_that_runs_there(pulled: Clone) -> None:
@@ -134,6 +138,32 @@ def test_a_deleted_file_of_a_pulled_artifact_is_named_and_mended(pulled: Clone) 
     pulled.run("dvc", "pull", "--force", "artifacts/pretrain")
     assert victim.read_bytes() == content
     assert "0 damaged" in pulled.run("mls", "verify")
+
+
+def test_photos_are_no_output_of_dvc(pulled: Clone) -> None:
+    """Data of local sources lies where DVC tracks nothing, so that it can't be pushed."""
+    photos = pulled.path / "photos" / "snaps" / "images"
+    photos.mkdir(parents=True)
+    for i in range(6):
+        Image.new("RGB", (40, 40), (40 * i, 90, 10)).save(photos / f"{i}.jpg")
+    rows = [f"images/{i}.jpg,{'train' if i < 4 else 'test'},{i % 2},1" for i in range(6)]
+    (photos.parent / "labels.csv").write_text("\n".join(["file,split,a,b", *rows]) + "\n")
+    file = pulled.path / "experiments" / "snaps.yaml"
+    file.write_text(
+        "experiment: snaps\ndatasets: {snaps: {source: folder}}\nruns: {random: {method: none}}\n"
+        "probe: {linear: {kind: linear, dataset: snaps}}\ntables: {main: {columns: [linear.mAP]}}\n"
+    )
+    env = ("env", f"MLS_DATA={photos.parent.parent}")
+    pulled.run(*env, "mls", "data", "pin", "snaps", "-e", "experiments/snaps.yaml")
+    pulled.run(*env, "snakemake", "data", "--config", "experiment=experiments/snaps.yaml")
+    assert len(list(pulled.path.glob("artifacts/photos/*/images.bin"))) == 1
+    tracked = {
+        out
+        for stage in YAML().load((pulled.path / "dvc.yaml").read_text())["stages"].values()
+        for out in stage["outs"][0]
+    }
+    assert tracked == {f"artifacts/{stage}" for stage in ("data", "pretrain", "probe", "transfer", "tables")}
+    assert len(list(pulled.path.glob("artifacts/data/*/images.bin"))) == 1, "only the generated scenes"
 
 
 def test_no_key_of_params_yaml_reaches_another_experiment(fresh: Clone, finished: Clone) -> None:
