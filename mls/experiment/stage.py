@@ -87,8 +87,8 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
             record_failure(job, error)
             raise
         (job.work / "failed.json").unlink(missing_ok=True)
-        for leftover in ("checkpoint.pt", ".checkpoint.pt.tmp"):  # the artifact has the final state
-            (job.work / leftover).unlink(missing_ok=True)
+        for leftover in [*job.work.glob("checkpoint.pt"), *job.work.glob(".*.tmp")]:  # the artifact has the final state
+            leftover.unlink()
 
 
 def read_derived(out: Path) -> dict[str, object]:

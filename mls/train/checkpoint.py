@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mls.experiment.artifact import sync
+from mls.experiment.artifact import atomic_file
 
 NAME = "checkpoint.pt"
 
@@ -21,16 +20,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Saved through a file object: ``torch.save`` to a path would embed the file's name, and equal
     states would not be equal bytes.
     """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with aside.open("wb") as file:
-            torch.save(_canonical(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync(path.parent)
+    with atomic_file(path) as file:
+        torch.save(_canonical(state), file)
 
 
 def _canonical(value: Any) -> Any:
