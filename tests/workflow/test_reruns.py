@@ -42,12 +42,15 @@ def test_fresh_clone_and_pull_nothing_to_do(pulled: Clone) -> None:
     assert "Data and pipelines are up to date" in pulled.run("dvc", "repro")
 
 
-def test_fresh_clone_without_pull_runs_everything_and_prints_this_runs_table(fresh: Clone) -> None:
+@pytest.mark.parametrize("command", [("snakemake",), ("dvc", "repro")], ids=lambda command: command[0])
+def test_fresh_clone_without_pull_runs_everything_and_prints_this_runs_table(
+    command: tuple[str, ...], fresh: Clone
+) -> None:
     file = fresh.path / "results" / "micro" / "tables" / "main.md"
     honest = file.read_text()
     file.write_text(honest.replace("random", "a committed table"))
     assert fresh.planned() == EVERYTHING
-    fresh.run("snakemake")
+    fresh.run(*command)
     assert "a committed table" not in fresh.run("mls", "show")
     assert file.read_text() == honest, "results/ shows this run too"
     assert fresh.planned() == {}
