@@ -4,22 +4,24 @@ Two dictionaries in equal order hold the same keys: Q_g their pooled backbone fe
 projections. The k entries of Q_g nearest to an image's own backbone feature become its positive
 pseudo-labels; Q_z are the classifiers; a binary cross-entropy over all D entries is added to InfoNCE.
 
-Labels and logits read the same snapshot of the dictionaries, before this batch's keys are enqueued
-(the clean reading of the equations; the paper's text doesn't say), so an image's own key is not in it.
+What the paper ablates or leaves open is a switch of ``mls.experiment.params.Mls``.
 
 Shapes: B images, D dictionary entries, G backbone and d embedding dimensions.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.experiment.params import Pretrain
-from mls.methods.moco import Embedded, MoCo
-from mls.methods.momentum import Queue
-from mls.models.backbone import feature_dims
+from mls.experiment.params import Mls
+from mls.methods.moco import Embedded, MoCo, at_least_float32
+
+Terms = Literal["bce", "bce_pos", "knn", "none"]
+Reduction = Literal["mean", "sum", "balanced", "positives"]
 
 
 @torch.no_grad()
@@ -39,44 +41,93 @@ def pseudo_labels(g: Tensor, queue_g: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k <= len(queue_g):
         raise ValueError(f"k must be in 1..{len(queue_g)} (the dictionary's size), not {k}")
-    scores_BD = g.float() @ queue_g.float().T
+    scores_BD = at_least_float32(g) @ at_least_float32(queue_g).T
     nearest_Bk = scores_BD.topk(k, dim=1).indices
     return torch.zeros_like(scores_BD, dtype=torch.bool).scatter_(1, nearest_Bk, True)
 
 
-def multi_label_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the multi-label loss (Eq. 9): mean over the dictionary, then over the batch.
+def multi_label_loss(
+    logits: Tensor, labels: Tensor, temperature: float, terms: Terms = "bce", reduction: Reduction = "mean"
+) -> Tensor:
+    """Return the multi-label loss (Eq. 9) or one of its variants (Table 6), averaged over the batch.
 
-    ``-(1/D) sum_i [ y_i log s(p_i / t) + (1 - y_i) log(1 - s(p_i / t)) ]``, s the sigmoid.
+    With s the sigmoid, p the logits, y the labels, per image:
+
+    - ``bce``: ``-(1/D) sum_i [ y_i log s(p_i / t) + (1 - y_i) log(1 - s(p_i / t)) ]`` (Eq. 9)
+    - ``bce_pos``: its first half alone, ``-(1/D) sum_i y_i log s(p_i / t)`` (Table 6, "BCE-pos")
+    - ``knn``: ``-(1/k) sum_i y_i log softmax(p / t)_i``, always that mean (Table 6, "kNN"; the ancestor's loss)
+    - ``none``: 0
 
     Args:
         logits: cosines p = z . Q_z (B, D) (Eq. 8); the temperature is applied here.
-        labels: bool (B, D) of `pseudo_labels`.
-        temperature: t > 0, the paper's is InfoNCE's.
+        labels: bool (B, D) of `pseudo_labels`, k true per row.
+        temperature: t > 0; the paper's is InfoNCE's.
+        terms: which loss.
+        reduction: of ``bce`` and ``bce_pos`` over the dictionary: ``mean`` divides by D (Eq. 9), ``sum``
+            does not, ``balanced`` adds the mean over the positives and the mean over the negatives,
+            ``positives`` divides by k.
 
     Returns:
-        A float32 scalar.
+        A scalar, float32 (float64 for float64 logits), in natural logarithms.
+
+    Raises:
+        ValueError: an unknown term or reduction.
     """
-    return F.binary_cross_entropy_with_logits(logits.float() / temperature, labels.float())
+    scaled_BD = at_least_float32(logits) / temperature
+    y_BD = labels.to(scaled_BD.dtype)
+    if terms == "none":
+        return scaled_BD.new_zeros(())
+    if terms == "knn":
+        log_p_BD = F.log_softmax(scaled_BD, dim=1)
+        return -((log_p_BD * y_BD).sum(1) / y_BD.sum(1)).mean()
+    if terms not in ("bce", "bce_pos"):
+        raise ValueError(f"terms must be bce, bce_pos, knn or none, not {terms!r}")
+    positive_B = -(F.logsigmoid(scaled_BD) * y_BD).sum(1)
+    negative_B = -(F.logsigmoid(-scaled_BD) * (1 - y_BD)).sum(1) if terms == "bce" else torch.zeros_like(positive_B)
+    if reduction == "mean":
+        return ((positive_B + negative_B) / labels.shape[1]).mean()
+    if reduction == "sum":
+        return (positive_B + negative_B).mean()
+    if reduction == "balanced":
+        negatives_B = (1 - y_BD).sum(1).clamp(min=1)
+        return (positive_B / y_BD.sum(1) + negative_B / negatives_B).mean()
+    if reduction == "positives":
+        return ((positive_B + negative_B) / y_BD.sum(1)).mean()
+    raise ValueError(f"reduction must be mean, sum, balanced or positives, not {reduction!r}")
+
+
+def weight_at(config: Mls, epoch: float) -> float:
+    """Return lambda of Eq. 10 at an epoch: 0 while InfoNCE warms up alone, then a line to ``weight``."""
+    past = epoch - config.warmup_epochs
+    if past < 0:
+        return 0.0
+    return config.weight * min(1.0, past / config.ramp_epochs) if config.ramp_epochs else config.weight
 
 
 class MLS(MoCo):
-    """MoCo-v2 with a second dictionary and the multi-label loss, weighted by lambda (Eq. 10)."""
-
-    def __init__(self, config: Pretrain) -> None:
-        super().__init__(config)
-        self.queue_g = Queue(config.moco.queue_size, feature_dims(config.backbone)[-1])
+    """MoCo-v2 with the multi-label loss, weighted by lambda (Eq. 10)."""
 
     def losses(self, e: Embedded) -> dict[str, Tensor]:
         """InfoNCE, the multi-label loss, and their sum ``loss = info_nce + lambda * multi_label``."""
         info_nce = super().losses(e)["info_nce"]
-        labels_BD = pseudo_labels(e.g_query_BG, self.queue_g.entries_Dd, self.config.mls.topk)
-        logits_BD = e.z_query_Bd @ self.queue_z.entries_Dd.T
-        multi_label = multi_label_loss(logits_BD, labels_BD, self.config.moco.temperature)
-        loss = info_nce + self.config.mls.weight * multi_label
+        labels_BD, logits_BD = self.classify(e)
+        chosen = self.config.mls
+        multi_label = multi_label_loss(
+            logits_BD, labels_BD, self.config.moco.temperature, chosen.terms, chosen.reduction
+        )
+        loss = info_nce + weight_at(chosen, e.epoch) * multi_label
         return {"loss": loss, "info_nce": info_nce, "multi_label": multi_label}
 
-    def enqueue(self, e: Embedded) -> None:
-        """Both dictionaries take the same keys in the same order."""
-        super().enqueue(e)
-        self.queue_g.enqueue(e.g_key_BG)
+    def classify(self, e: Embedded) -> tuple[Tensor, Tensor]:
+        """Return pseudo-labels (Eq. 7) and logits (Eq. 8), both (B, D), in the spaces that are asked for."""
+        chosen = self.config.mls
+        old = (self.dictionary.g_DG, self.dictionary.z_Dd)
+        new = old if chosen.enqueue == "after" else self.dictionary.snapshot_with(e.keys)
+        g_DG, z_Dd = new
+        on_backbone = chosen.label_space == "backbone"
+        query, entries = (e.g_query_BG, g_DG) if on_backbone else (e.z_query_Bd, z_Dd)
+        labels_BD = pseudo_labels(query, entries, chosen.topk)
+        g_DG, z_Dd = old if chosen.enqueue == "split" else new
+        if chosen.logit_space == "backbone":
+            return labels_BD, F.normalize(e.g_query_BG, dim=1) @ g_DG.T
+        return labels_BD, e.z_query_Bd @ z_Dd.T

@@ -1,43 +1,66 @@
-"""What MoCo-like methods share: the key encoder's moving average, and the queues.
+"""What MoCo-like methods share: the key encoder's moving average, and shuffled batch norm.
 
-Shapes: B images, D dictionary entries, d dimensions.
+Shapes: B images of this rank, N of the global batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mls.train.distributed import gather, own
+
+SHUFFLE_STREAM = 3
+"""Fourth word of the permutation's counter (views use 0 and 1, the order of images 2)."""
 
 
 @torch.no_grad()
-def update_key_encoder(online: nn.Module, key: nn.Module, momentum: float) -> None:
-    """``key = momentum * key + (1 - momentum) * online``, all parameters in one fused call.
+def update_key_encoder(online: nn.Module, key: nn.Module, momentum: float, finite: Tensor) -> None:
+    """``key += (1 - momentum) * (online - key)`` over all parameters, in three fused calls.
 
     Buffers (batch norm's running statistics) are the key encoder's own, as in MoCo.
+
+    Args:
+        online: the encoder that is trained.
+        key: its moving average, changed in place.
+        momentum: m, a share from 0 to 1.
+        finite: bool scalar on the device; where false, nothing changes.
     """
-    torch._foreach_lerp_(list(key.parameters()), list(online.parameters()), 1 - momentum)
+    keys: list[Tensor] = list(key.parameters())
+    towards: list[Tensor] = list(online.parameters())
+    change = torch._foreach_sub(towards, keys)
+    torch._foreach_mul_(change, (1 - momentum) * finite)
+    torch._foreach_add_(keys, list(change))
 
 
-class Queue(nn.Module):
-    """A first-in-first-out dictionary of L2-normalised entries: one tensor (D, d) and a pointer.
+def key_order(seed: int, step: int, size: int) -> Tensor:
+    """The permutation (N,) of a step's keys over the batch norm groups: a function of seed and step alone."""
+    return torch.from_numpy(np.random.default_rng((seed, step, 0, SHUFFLE_STREAM)).permutation(size))
 
-    Begins as random normal directions (MoCo; the paper's Fig. 3 agrees). Any batch size fits.
+
+@torch.no_grad()
+def shuffled(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]], key_BCHW: Tensor, order_N: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Encode the key views in another order than the queries, over all ranks, and put the keys back in order.
+
+    A key then shares its batch norm statistics with other images than its query does, so that the
+    statistics don't give the pair away (MoCo's shuffled batch norm; here on one device too).
+
+    Args:
+        encode: the key encoder: images (B, C, H, W) to features (B, G) and projections (B, d).
+        key_BCHW: this rank's key views.
+        order_N: permutation of the global batch, equal on all ranks; None: as they are.
+
+    Returns:
+        Features (N, G) and projections (N, d) of the global batch, in rank order.
     """
-
-    entries_Dd: Tensor
-    pointer: Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("entries_Dd", F.normalize(torch.randn(size, dim), dim=1))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def enqueue(self, keys_Bd: Tensor) -> None:
-        """Overwrite the oldest entries with the keys, in order; of more than D keys the last D stay."""
-        size = len(self.entries_Dd)
-        keys_Bd = keys_Bd[-size:]
-        places = (self.pointer + torch.arange(len(keys_Bd), device=keys_Bd.device)) % size
-        self.entries_Dd[places] = keys_Bd.to(self.entries_Dd.dtype)
-        self.pointer.copy_((self.pointer + len(keys_Bd)) % size)
+    if order_N is None:
+        g_BG, z_Bd = encode(key_BCHW)
+        return gather(g_BG), gather(z_Bd)
+    g_BG, z_Bd = encode(gather(key_BCHW)[own(order_N)])
+    back_N = order_N.argsort()
+    return gather(g_BG)[back_N], gather(z_Bd)[back_N]

@@ -1,19 +1,25 @@
-"""The paper's equations 7 to 10 on cases computed by hand."""
+"""The paper's equations 7 to 10 and every switch, against plain Python on cases computed by hand."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from mls.experiment.params import Backbone, Mls, Moco, Pretrain
-from mls.methods.mls import MLS, multi_label_loss, pseudo_labels
+from mls.experiment.params import Mls
+from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, weight_at
 from mls.methods.moco import MoCo
+from tests.methods.support import TRUE, build, config, pair, unit
+
+LOGITS = [[0.9, -0.2, 0.1, 0.3], [0.0, 0.5, -1.0, 0.7]]
+LABELS = [[True, False, False, True], [False, True, False, True]]
+T = 0.2
 
 
 def test_pseudo_labels_are_the_k_nearest_whatever_the_scale_of_g() -> None:
-    queue = torch.eye(4)[[0, 1, 2, 3]]
+    queue = torch.eye(4)
     g = torch.tensor([[0.1, 0.5, 0.4, 0.0], [9.0, 1.0, -3.0, 8.0]])
     expected = torch.tensor([[False, True, True, False], [True, False, False, True]])
     assert torch.equal(pseudo_labels(g, queue, 2), expected)
@@ -31,73 +37,145 @@ def test_k_outside_the_dictionary_is_an_error(k: int) -> None:
         pseudo_labels(torch.ones(1, 2), torch.ones(7, 2), k)
 
 
-def test_the_loss_equals_equation_9_in_plain_python() -> None:
-    logits = [[0.9, -0.2, 0.1], [0.0, 0.5, -1.0]]
-    labels = [[True, False, False], [False, True, False]]
-    t, total = 0.2, 0.0
-    for row, truth in zip(logits, labels, strict=True):
-        for p, y in zip(row, truth, strict=True):
-            s = 1 / (1 + math.exp(-p / t))
-            total -= math.log(s) if y else math.log(1 - s)
-    loss = multi_label_loss(torch.tensor(logits), torch.tensor(labels), t)
-    assert float(loss) == pytest.approx(total / 6, rel=1e-6) and loss.dtype == torch.float32
+def log_sigmoid(x: float) -> float:
+    return -math.log(1 + math.exp(-x))
+
+
+def by_hand(terms: str, reduction: str) -> float:
+    """Eq. 9 and its variants, one image and one entry at a time."""
+    total = 0.0
+    for row, truth in zip(LOGITS, LABELS, strict=True):
+        scaled = [p / T for p in row]
+        positives = [-log_sigmoid(p) for p, y in zip(scaled, truth, strict=True) if y]
+        negatives = [-log_sigmoid(-p) for p, y in zip(scaled, truth, strict=True) if not y]
+        if terms == "bce_pos":
+            negatives = [0.0] * len(negatives)
+        if terms == "knn":
+            log_sum = math.log(sum(math.exp(p) for p in scaled))
+            total += sum(log_sum - p for p, y in zip(scaled, truth, strict=True) if y) / 2
+        elif reduction == "balanced":
+            total += sum(positives) / len(positives) + sum(negatives) / len(negatives)
+        else:
+            divisor = {"mean": 4, "sum": 1, "positives": 2}[reduction]
+            total += (sum(positives) + sum(negatives)) / divisor
+    return total / 2
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "balanced", "positives"])
+@pytest.mark.parametrize("terms", ["bce", "bce_pos", "knn"])
+def test_the_loss_equals_the_formula_in_plain_python(terms: Any, reduction: Any) -> None:
+    logits = torch.tensor(LOGITS, dtype=torch.float64)
+    loss = multi_label_loss(logits, torch.tensor(LABELS), T, terms, reduction)
+    assert float(loss) == pytest.approx(by_hand(terms, reduction), rel=1e-12)
+    single = multi_label_loss(logits.float(), torch.tensor(LABELS), T, terms, reduction)
+    assert single.dtype == torch.float32 and float(single) == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_equation_9_is_the_default() -> None:
+    logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
+    assert torch.equal(multi_label_loss(logits, labels, T), multi_label_loss(logits, labels, T, "bce", "mean"))
+
+
+def test_no_term_is_zero() -> None:
+    assert float(multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, "none")) == 0
 
 
 def test_untrained_logits_give_ln_2() -> None:
     """Paper facts: at cosine 0 each sigmoid is one half."""
-    loss = multi_label_loss(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.bool), 0.2)
+    loss = multi_label_loss(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.bool), T)
     assert float(loss) == pytest.approx(math.log(2))
 
 
-def config(weight: float) -> Pretrain:
-    backbone = Backbone(name="resnet18", width=0.125, stem="small")
-    return Pretrain(backbone=backbone, moco=Moco(queue_size=12, projection_dim=8), mls=Mls(topk=3, weight=weight))
+@pytest.mark.parametrize(("terms", "reduction"), [("focal", "mean"), ("bce", "median")])
+def test_an_unknown_switch_is_an_error(terms: Any, reduction: Any) -> None:
+    with pytest.raises(ValueError, match=r"focal|median"):
+        multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, terms, reduction)
 
 
-def build(kind: type[MoCo], weight: float) -> MoCo:
-    torch.manual_seed(0)
-    return kind(config(weight)).train()
+def test_lambda_waits_then_rises_in_a_line() -> None:
+    chosen = Mls(weight=0.5, warmup_epochs=2.0, ramp_epochs=4.0)
+    found = [weight_at(chosen, epoch) for epoch in (0, 1.9, 2, 3, 5, 6, 100)]
+    assert found == pytest.approx([0, 0, 0, 0.125, 0.375, 0.5, 0.5])
+    assert weight_at(Mls(), 0.0) == 0.5, "the paper's: both terms from the first step on"
+    assert [weight_at(Mls(warmup_epochs=1.0), epoch) for epoch in (0.99, 1.0)] == [0.0, 0.5]
 
 
 def test_the_total_is_info_nce_plus_lambda_times_the_term() -> None:
-    views = torch.randn(2, 4, 3, 16, 16)
-    losses = build(MLS, 0.5)(*views)
+    losses = build(MLS)(pair())
     expected = losses["info_nce"] + 0.5 * losses["multi_label"]
     assert torch.equal(losses["loss"], expected) and losses["multi_label"].item() > 0
 
 
-def test_labels_come_from_backbone_features_and_gradient_flows_through_logits_alone() -> None:
-    mls = build(MLS, 1.0)
-    assert isinstance(mls, MLS)
-    views = torch.randn(2, 4, 3, 16, 16)
-    embedded = mls.embed(*views)
-    labels = pseudo_labels(embedded.g_query_BG, mls.queue_g.entries_Dd, 3)
-    logits = embedded.z_query_Bd @ mls.queue_z.entries_Dd.T
-    assert torch.equal(mls.losses(embedded)["multi_label"], multi_label_loss(logits, labels, 0.2))
-    mls.losses(embedded)["multi_label"].backward()
-    assert embedded.g_query_BG.grad_fn is not None and not labels.requires_grad
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in mls.projector.parameters())
+def test_warm_up_is_info_nce_alone() -> None:
+    mls = build(MLS, config(warmup_epochs=1.0))
+    early, late = mls(pair(epoch=0.5)), mls(pair(epoch=1.0))
+    assert torch.equal(early["loss"], early["info_nce"]) and early["multi_label"] > 0, "still logged"
+    assert torch.equal(late["loss"], late["info_nce"] + 0.5 * late["multi_label"])
 
 
-def test_both_dictionaries_hold_the_same_keys_in_the_same_order() -> None:
-    mls = build(MLS, 0.5)
-    assert isinstance(mls, MLS)
-    for _ in range(4):  # 4 x 5 keys wrap around 12 entries
-        views = torch.randn(2, 5, 3, 16, 16)
-        mls(*views)
-        keys = mls._keys
-        assert keys is not None
-        mls.finish_step()
-        places = (torch.arange(5) + int(mls.queue_z.pointer) - 5) % 12
-        assert torch.equal(mls.queue_g.entries_Dd[places], keys.g_key_BG)
-        assert torch.equal(mls.queue_z.entries_Dd[places], keys.z_key_Bd)
+@pytest.mark.parametrize("label_space", ["backbone", "projection"])
+@pytest.mark.parametrize("logit_space", ["backbone", "projection"])
+def test_spaces_of_table_7(label_space: str, logit_space: str) -> None:
+    mls = build(MLS, config(label_space=label_space, logit_space=logit_space))
+    e, d = mls.embed(pair()), mls.dictionary
+    g = e.g_query_BG / e.g_query_BG.norm(dim=1, keepdim=True)
+    labels = pseudo_labels(*((g, d.g_DG) if label_space == "backbone" else (e.z_query_Bd, d.z_Dd)), 3)
+    logits = g @ d.g_DG.T if logit_space == "backbone" else e.z_query_Bd @ d.z_Dd.T
+    found_labels, found_logits = mls.classify(e)
+    assert torch.equal(found_labels, labels) and torch.allclose(found_logits, logits, atol=1e-6)
+    assert found_logits.requires_grad and not found_labels.requires_grad
+    mls.losses(e)["multi_label"].backward()
+    reached = all(p.grad is not None and p.grad.abs().sum() > 0 for p in mls.projector.parameters())
+    assert reached == (logit_space == "projection")
+    assert mls.backbone.conv1.weight.grad.abs().sum() > 0
 
 
-def test_weight_zero_trains_as_moco_does() -> None:
-    """The same encoder, batch and random draws up to the second dictionary."""
-    moco, mls = build(MoCo, 0.0), build(MLS, 0.0)
-    views = torch.randn(2, 4, 3, 16, 16)
-    for method in (moco, mls):
-        method(*views)["loss"].backward()
-    for a, b in zip(moco.backbone.parameters(), mls.backbone.parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)
+@pytest.mark.parametrize("enqueue", ["after", "before", "split"])
+def test_which_dictionary_the_term_sees(enqueue: str) -> None:
+    """Keys of images 0 to 3 will overwrite entries 0 to 3; the own key's cosine is the greatest there can be."""
+    mls = build(MLS, config(enqueue=enqueue, topk=1))
+    views = pair()
+    views = views._replace(key_BCHW=views.query_BCHW)  # equal encoders and views: a query equals its own key
+    e, old = mls.embed(views), mls.dictionary.z_Dd.clone()
+    labels, logits = mls.classify(e)
+    own = torch.eye(4, 12, dtype=torch.bool)
+    assert torch.equal(labels, own) == (enqueue != "after"), "the own key is in the dictionary that labels"
+    new = old.clone()
+    new[:4] = e.keys.z_Nd
+    expected = e.z_query_Bd @ (new if enqueue == "before" else old).T
+    assert torch.allclose(logits, expected, atol=1e-6)
+    assert torch.equal(mls.losses(e)["info_nce"], build(MoCo).losses(e)["info_nce"]), "negatives: always the old ones"
+    assert torch.equal(mls.dictionary.z_Dd, old)
+
+
+@pytest.mark.parametrize("other", [config(terms="none"), config(weight=0.0)], ids=["terms none", "weight 0"])
+def test_without_the_term_it_is_moco_bit_for_bit(other: Any) -> None:
+    methods = build(MoCo), build(MLS, other)
+    optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1) for m in methods]
+    for step in range(5):
+        for method, optimizer in zip(methods, optimizers, strict=True):
+            optimizer.zero_grad()
+            method(pair(5, epoch=step / 3, seed=step))["loss"].backward()
+            optimizer.step()
+            method.finish_step(TRUE)
+    one, two = (method.state_dict() for method in methods)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_labels_and_losses_are_float32_under_autocast() -> None:
+    mls = build(MLS)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = mls(pair())
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    e = mls.embedded
+    assert e.g_query_BG.dtype == e.keys.z_Nd.dtype == torch.float32
+
+
+def test_nearest_by_cosine_in_plain_python() -> None:
+    torch.manual_seed(1)
+    g, queue = 3 * unit(4, 6), unit(9, 6)
+    labels = pseudo_labels(g, queue, 2)
+    for i, query in enumerate(g.tolist()):
+        scores = [sum(a * b for a, b in zip(query, entry, strict=True)) for entry in queue.tolist()]
+        nearest = sorted(range(9), key=lambda j: -scores[j])[:2]
+        assert sorted(labels[i].nonzero()[:, 0].tolist()) == sorted(nearest)

@@ -1,0 +1,84 @@
+"""The dictionaries Q_g and Q_z of Eq. 6 in one first-in-first-out store.
+
+Entry i of both is the same key: one pointer moves them together, so their order can't part. With
+each key goes where it came from, so that pseudo-labels can be judged (do neighbours share a class?)
+and drawn (which crop of which image?).
+
+Shapes: N keys of a global batch, D dictionary entries, G backbone and d embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RANDOM = -1
+"""The image row of an entry that is still its random initial direction."""
+
+
+class Keys(NamedTuple):
+    """The keys of one global batch, in rank order."""
+
+    g_NG: Tensor
+    """L2-normalised pooled backbone features of the key views, by the key encoder (Eq. 6)."""
+    z_Nd: Tensor
+    """L2-normalised projections of them (Eq. 6)."""
+    row_N: Tensor
+    """int64 row of the image in the store."""
+    box_N4: Tensor
+    """int64 top, left, height, width of the key's crop, pixels of the stored image."""
+
+
+class Dictionary(nn.Module):
+    """D entries of Q_g and Q_z with their origin; any batch size fits, there is no divisibility rule.
+
+    Begins as random normal directions (MoCo's own start; the paper's Fig. 3 agrees).
+    """
+
+    z_Dd: Tensor
+    g_DG: Tensor
+    row_D: Tensor
+    box_D4: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, feature_dim: int, projection_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("z_Dd", F.normalize(torch.randn(size, projection_dim), dim=1))
+        self.register_buffer("g_DG", F.normalize(torch.randn(size, feature_dim), dim=1))
+        self.register_buffer("row_D", torch.full((size,), RANDOM))
+        self.register_buffer("box_D4", torch.zeros((size, 4), dtype=torch.int64))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def known_D(self) -> Tensor:
+        """Which entries are keys by now, bool."""
+        return self.row_D != RANDOM
+
+    @torch.no_grad()
+    def snapshot_with(self, keys: Keys) -> tuple[Tensor, Tensor]:
+        """Return what Q_g and Q_z will be once these keys are in; changes nothing."""
+        places, last = self._places(keys)
+        g_DG, z_Dd = self.g_DG.clone(), self.z_Dd.clone()
+        g_DG[places], z_Dd[places] = last.g_NG.to(g_DG.dtype), last.z_Nd.to(z_Dd.dtype)
+        return g_DG, z_Dd
+
+    @torch.no_grad()
+    def enqueue(self, keys: Keys, finite: Tensor) -> None:
+        """Overwrite the oldest entries with the keys, in order; of more than D keys the last D stay.
+
+        Args:
+            keys: of the whole global batch.
+            finite: bool scalar on the device; where false, nothing changes.
+        """
+        places, last = self._places(keys)
+        for own, new in zip((self.g_DG, self.z_Dd, self.row_D, self.box_D4), last, strict=True):
+            own[places] = torch.where(finite, new.to(own.dtype), own[places])
+        self.pointer.copy_((self.pointer + len(places) * finite) % len(self.z_Dd))
+
+    def _places(self, keys: Keys) -> tuple[Tensor, Keys]:
+        size = len(self.z_Dd)
+        last = Keys(*(part[-size:] for part in keys))
+        return (self.pointer + torch.arange(len(last.row_N), device=self.pointer.device)) % size, last

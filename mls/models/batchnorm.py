@@ -1,0 +1,127 @@
+"""Batch norm in groups, and the running statistics of a whole network as one vector.
+
+    net = build_backbone(config)
+    split_batch_norm(net, 4)                # a batch of 32 is normalised as 4 groups of 8
+    running = RunningStatistics(net)
+    running.write(mean(running.read()))     # average over ranks
+
+What a batch norm does on W devices, each with its own share of the batch, one device does with W
+groups, to the last digits. So a result depends on the groups and not on how many ranks compute them
+(MoCo's shuffled batch norm needs groups: https://arxiv.org/abs/1911.05722, section 3.3).
+
+Shapes: S groups, C channels, P = 2 x (all channels of all batch norms).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` that cuts a training batch into ``splits`` groups of consecutive images.
+
+    Each group is normalised by its own statistics. The running statistics are the average of what
+    each group alone would make of the old ones; ranks that hold some of the groups each and average
+    their running statistics get the same, up to rounding. In evaluation it is plain batch norm.
+    Made from plain batch norm by `split_batch_norm`; the state dict is plain batch norm's.
+    """
+
+    splits: int = 1
+    """S >= 1; 1 is plain batch norm, bit for bit."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W); dtype and memory format stay.
+
+        Raises:
+            ValueError: in training, if ``splits`` does not divide B; if a group has one value per
+                channel (torch's message); if there are no running statistics or no momentum.
+        """
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        if len(input) % self.splits:
+            raise ValueError(f"a batch of {len(input)} images does not divide into {self.splits} groups")
+        if self.momentum is None or not (
+            self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        ):
+            raise ValueError("split batch norm needs running statistics and a momentum, as torchvision's networks have")
+        self.num_batches_tracked.add_(1)
+        # Every group moves its own copy of the old statistics.
+        mean_SC = self.running_mean.repeat(self.splits, 1)
+        var_SC = self.running_var.repeat(self.splits, 1)
+        groups = zip(input.chunk(self.splits), mean_SC.unbind(), var_SC.unbind(), strict=True)
+        outputs = [
+            F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, self.momentum, self.eps)
+            for x, mean_C, var_C in groups
+        ]
+        self.running_mean.copy_(mean_SC.mean(0))
+        self.running_var.copy_(var_SC.mean(0))
+        return torch.cat(outputs)
+
+    def extra_repr(self) -> str:
+        """Plain batch norm's, and the groups."""
+        return f"{super().extra_repr()}, splits={self.splits}"
+
+
+def split_batch_norm(module: nn.Module, splits: int) -> None:
+    """Give every ``nn.BatchNorm2d`` of a module ``splits`` groups, in place.
+
+    The modules stay the same objects with the same parameters, buffers and hooks; they only get
+    another class. With 1, plain batch norm stays what it is.
+
+    Raises:
+        ValueError: ``splits`` is below 1.
+    """
+    if splits < 1:
+        raise ValueError(f"batch norm needs 1 group at least, not {splits}")
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d) and splits > 1 and not isinstance(child, SplitBatchNorm2d):
+            child.__class__ = SplitBatchNorm2d
+        if isinstance(child, SplitBatchNorm2d):
+            child.splits = splits
+
+
+class RunningStatistics:
+    """Running means and variances of all batch norms (of any dimension) of a module, as one vector (P,).
+
+    The batch norm modules are found once, their buffers at each call: ``module.to()``, loading a
+    state dict and `split_batch_norm` may come later; replacing modules (as
+    ``nn.SyncBatchNorm.convert_sync_batchnorm`` does) may not.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
+
+    def _buffers(self) -> list[Tensor]:
+        both = [buffer for norm in self.norms for buffer in (norm.running_mean, norm.running_var)]
+        return [buffer for buffer in both if buffer is not None]
+
+    def read(self) -> Tensor:
+        """Return a copy (P,); of a module without batch norm an empty vector, on the CPU."""
+        buffers = self._buffers()
+        return torch.cat(buffers) if buffers else torch.empty(0)
+
+    @torch.no_grad()
+    def write(self, flat_P: Tensor) -> None:
+        """Put a vector like `read`'s into the buffers.
+
+        Not between a forward and its backward: autograd refuses where plain batch norm's buffers
+        have changed.
+
+        Raises:
+            RuntimeError: another length than P, from torch.
+        """
+        buffers = self._buffers()
+        parts = flat_P.split([len(buffer) for buffer in buffers])
+        if buffers:
+            torch._foreach_copy_(buffers, list(parts))
+
+    @torch.no_grad()
+    def uncount(self, finite: Tensor) -> None:
+        """Where ``finite`` (bool scalar) is false, take the last batch out of each norm's count again."""
+        counts = [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
+        if counts:
+            torch._foreach_add_(counts, finite.long() - 1)

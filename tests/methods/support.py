@@ -1,0 +1,41 @@
+"""A tiny method and random view pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from mls.experiment.params import Backbone, Mls, Moco, Pretrain
+from mls.methods.moco import MoCo, Pair
+
+TRUE = torch.tensor(True)
+
+
+def config(moco: dict[str, Any] | None = None, **mls: Any) -> Pretrain:
+    """A dictionary of 12 entries, 3 positives, batch norm over the whole batch."""
+    return Pretrain(
+        backbone=Backbone(name="resnet18", width=0.125, stem="small"),
+        moco=Moco(**{"queue_size": 12, "projection_dim": 8, "bn_splits": 1, **(moco or {})}),
+        mls=Mls(**{"topk": 3, **mls}),
+    )
+
+
+def build(kind: type[MoCo], chosen: Pretrain | None = None, seed: int = 0) -> Any:
+    """A method in training mode whose weights and dictionary follow from the seed."""
+    torch.manual_seed(seed)
+    return kind(chosen or config()).train()
+
+
+def pair(size: int = 4, epoch: float = 0.0, order: torch.Tensor | None = None, seed: int = 0) -> Pair:
+    """Random views of images 100, 101, ..."""
+    generator = torch.Generator().manual_seed(seed)
+    views = torch.randn(2, size, 3, 16, 16, generator=generator)
+    rows = torch.arange(100, 100 + size)
+    return Pair(views[0], views[1], rows, rows[:, None].repeat(1, 4), order, epoch)
+
+
+def unit(*shape: int) -> torch.Tensor:
+    """Random directions, float64."""
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=1)

@@ -1,0 +1,67 @@
+"""The dictionaries are first in, first out, in one order, and remember where a key came from."""
+
+from __future__ import annotations
+
+import torch
+
+from mls.methods.dictionary import RANDOM, Dictionary, Keys
+
+TRUE, FALSE = torch.tensor(True), torch.tensor(False)
+
+
+def keys(first: int, count: int) -> Keys:
+    """Keys that carry their number everywhere."""
+    number = torch.arange(first, first + count)
+    as_float = number.float()[:, None]
+    return Keys(as_float.repeat(1, 3), as_float.repeat(1, 2), number, number[:, None].repeat(1, 4))
+
+
+def numbers(d: Dictionary) -> list[int]:
+    """The entries' numbers, checked to be the same in every part; RANDOM where none was enqueued yet."""
+    held = d.row_D.tolist()
+    for part in (d.g_DG, d.z_Dd, d.box_D4):
+        for row, number in zip(part.tolist(), held, strict=True):
+            assert number == RANDOM or set(row) == {number}
+    return list(held)
+
+
+def test_it_begins_as_random_directions_of_unit_length() -> None:
+    torch.manual_seed(0)
+    d = Dictionary(500, 64, 16)
+    assert torch.allclose(d.g_DG.norm(dim=1), torch.ones(500)) and torch.allclose(d.z_Dd.norm(dim=1), torch.ones(500))
+    assert not d.known_D.any() and set(d.row_D.tolist()) == {RANDOM}
+    assert abs(float(d.g_DG.std()) - 64**-0.5) < 0.005, "the spread of Fig. 3 (a) is 1 / sqrt(G)"
+
+
+def test_first_in_first_out_for_any_batch_size() -> None:
+    d = Dictionary(5, 3, 2)
+    d.enqueue(keys(0, 3), TRUE)
+    assert numbers(d) == [0, 1, 2, RANDOM, RANDOM] and int(d.pointer) == 3
+    d.enqueue(keys(3, 4), TRUE)  # wraps: 5 entries, no divisibility rule
+    assert numbers(d) == [5, 6, 2, 3, 4] and int(d.pointer) == 2
+    assert d.known_D.all()
+
+
+def test_a_batch_larger_than_the_dictionary_leaves_its_last_keys() -> None:
+    d = Dictionary(3, 3, 2)
+    d.enqueue(keys(0, 8), TRUE)
+    assert sorted(numbers(d)) == [5, 6, 7]
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    d = Dictionary(5, 3, 2)
+    d.enqueue(keys(0, 3), TRUE)
+    before = {name: value.clone() for name, value in d.state_dict().items()}
+    poisoned = keys(3, 3)._replace(g_NG=torch.full((3, 3), torch.nan))
+    d.enqueue(poisoned, FALSE)
+    assert all(torch.equal(value, before[name]) for name, value in d.state_dict().items())
+
+
+def test_a_snapshot_is_what_enqueueing_gives_and_changes_nothing() -> None:
+    d = Dictionary(5, 3, 2)
+    d.enqueue(keys(0, 4), TRUE)
+    before = d.g_DG.clone()
+    g, z = d.snapshot_with(keys(4, 3))
+    assert torch.equal(d.g_DG, before)
+    d.enqueue(keys(4, 3), TRUE)
+    assert torch.equal(g, d.g_DG) and torch.equal(z, d.z_Dd)

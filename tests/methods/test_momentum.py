@@ -1,0 +1,54 @@
+"""The key encoder's moving average, and keys that are encoded in another order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mls.methods.momentum import key_order, shuffled, update_key_encoder
+from mls.models.batchnorm import split_batch_norm
+
+
+def test_the_key_encoder_moves_by_one_minus_m() -> None:
+    online, key = nn.Linear(2, 2), nn.Linear(2, 2)
+    before, target = key.weight.clone(), online.weight.clone()
+    update_key_encoder(online, key, 0.9, torch.tensor(True))
+    assert torch.allclose(key.weight, 0.9 * before + 0.1 * target)
+    assert torch.equal(online.weight, target)
+
+
+def test_it_stays_where_it_is_after_a_step_that_is_not_finite() -> None:
+    online, key = nn.Linear(2, 2), nn.Linear(2, 2)
+    before = key.weight.clone()
+    update_key_encoder(online, key, 0.9, torch.tensor(False))
+    assert torch.equal(key.weight, before)
+
+
+def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_step() -> None:
+    orders = [key_order(seed, step, 64) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    assert all(sorted(order.tolist()) == list(range(64)) for order in orders)
+    assert torch.equal(orders[0], key_order(0, 0, 64))
+    assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_shuffled_keys_come_back_in_order(splits: int) -> None:
+    """Each key equals what its own group's statistics give, by hand."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(3)).double()
+    split_batch_norm(net, splits)
+    images = torch.randn(6, 3, 2, 2, dtype=torch.float64)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    g, z = shuffled(lambda x: (net(x).flatten(1), x.flatten(1)), images, order)
+    assert torch.equal(z, images.flatten(1)), "what depends on the image alone is in the queries' order"
+    for group in order.chunk(splits):
+        mean, var = images[group].mean((0, 2, 3), keepdim=True), images[group].var((0, 2, 3), False, keepdim=True)
+        expected = ((images[group] - mean) / (var + 1e-5).sqrt()).flatten(1)
+        assert torch.allclose(g[group], expected, atol=1e-12)
+
+
+def test_no_order_is_the_order_of_the_queries() -> None:
+    images = torch.randn(4, 3, 2, 2)
+    g, _ = shuffled(lambda x: (x.flatten(1), x.flatten(1)), images, None)
+    assert torch.equal(g, images.flatten(1))

@@ -1,0 +1,106 @@
+"""The losses of 50 steps with a fixed seed, for every switch: a refactoring must give them again.
+
+Float64, so that machines and versions agree in the digits compared. To write them anew, knowingly:
+python -m tests.methods.test_pins
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mls.experiment.params import Pretrain
+from mls.methods.mls import MLS
+from mls.methods.moco import MoCo, Pair
+from mls.methods.momentum import key_order
+from mls.train.optimizer import build_optimizer, masked_step
+from tests.methods.support import TRUE, config
+
+FILE = Path(__file__).with_name("pinned_losses.json")
+STEPS, BATCH, EPOCH = 50, 6, 10
+
+VARIANTS: dict[str, tuple[type[MoCo], Pretrain]] = {
+    "moco": (MoCo, config()),
+    "moco bn_splits 2": (MoCo, config({"bn_splits": 2})),
+    "moco queue_size 31": (MoCo, config({"queue_size": 31})),
+    "moco temperature 0.5": (MoCo, config({"temperature": 0.5})),
+    "moco momentum 0.5": (MoCo, config({"momentum": 0.5})),
+    "moco projection_dim 5": (MoCo, config({"projection_dim": 5})),
+    "mls": (MLS, config()),
+    "mls topk 1": (MLS, config(topk=1)),
+    "mls weight 3": (MLS, config(weight=3.0)),
+    "mls bce_pos": (MLS, config(terms="bce_pos")),
+    "mls knn": (MLS, config(terms="knn")),
+    "mls none": (MLS, config(terms="none")),
+    "mls labels in projection": (MLS, config(label_space="projection")),
+    "mls logits in backbone": (MLS, config(logit_space="backbone")),
+    "mls sum": (MLS, config(reduction="sum")),
+    "mls balanced": (MLS, config(reduction="balanced")),
+    "mls positives": (MLS, config(reduction="positives")),
+    "mls enqueue before": (MLS, config(enqueue="before")),
+    "mls enqueue split": (MLS, config(enqueue="split")),
+    "mls warm-up and ramp": (MLS, config(warmup_epochs=1.0, ramp_epochs=2.0)),
+    "mls bn_splits 3": (MLS, config({"bn_splits": 3})),
+    "mls lars": (
+        MLS,
+        config().model_copy(update={"optimizer": Pretrain().optimizer.model_copy(update={"name": "lars"})}),
+    ),
+    "mls adamw": (
+        MLS,
+        config().model_copy(
+            update={"optimizer": Pretrain().optimizer.model_copy(update={"name": "adamw", "lr": 1e-3})}
+        ),
+    ),
+}
+
+
+def losses_of(kind: type[MoCo], chosen: Pretrain) -> list[float]:
+    """The loss of each step, on images that come again every 10 steps with new noise."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        method = kind(chosen).train()
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(EPOCH, BATCH, 3, 16, 16, generator=generator)
+        parameters = [p for p in method.parameters() if p.requires_grad]
+        lr = min(chosen.optimizer.lr, 0.03)
+        optimizer = build_optimizer(parameters, chosen.optimizer.model_copy(update={"lr": lr}))
+        found = []
+        for step in range(STEPS):
+            query, key = (images[step % EPOCH] + 0.3 * torch.randn(images[0].shape, generator=generator) for _ in "qk")
+            order = key_order(0, step, BATCH) if chosen.moco.bn_splits > 1 else None
+            rows = torch.arange(BATCH)
+            optimizer.zero_grad()
+            loss = method(Pair(query, key, rows, rows[:, None].repeat(1, 4), order, step / EPOCH))["loss"]
+            loss.backward()
+            masked_step(optimizer, TRUE)
+            method.finish_step(TRUE)
+            found.append(loss.item())
+        return found
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fifty_steps_repeat(name: str) -> None:
+    pinned: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    assert losses_of(*VARIANTS[name]) == pytest.approx(pinned[name], rel=1e-6)
+
+
+def test_every_switch_matters() -> None:
+    """No two variants are the same numbers, but for the one that must be MoCo-v2."""
+    pinned: dict[str, list[float]] = json.loads(FILE.read_text(encoding="utf-8"))
+    assert pinned.keys() == VARIANTS.keys()
+    assert pinned["mls none"] == pinned["moco"]
+    others = [tuple(values) for name, values in pinned.items() if name != "mls none"]
+    assert len(set(others)) == len(others)
+
+
+if __name__ == "__main__":
+    pins = {name: [float(f"{v:.9g}") for v in losses_of(*variant)] for name, variant in VARIANTS.items()}
+    FILE.write_text("{\n" + ",\n".join(f' "{k}": {json.dumps(v)}' for k, v in pins.items()) + "\n}\n", encoding="utf-8")
