@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
         "precision": "fp32",
         "augment": {"crop": 16, "blur_sigma": [0.1, 0.5]},
         "optimizer": {"lr": 0.03},
-        "moco": {"queue_size": 20, "projection_dim": 8, "momentum": 0.9},
+        "moco": {"queue_size": 20, "projection_dim": 8, "momentum": 0.9, "bn_splits": 2},
         "mls": {"topk": 3},
     },
     "runs": {"random": {"method": "none"}, "moco-v2": {"method": "moco"}, "mls": {}},

@@ -84,13 +84,13 @@ class ColourAugment:
     config: Augment
 
     def __call__(self, image_BCHW: Tensor, u_BU: Tensor) -> Tensor:
-        """Map uint8 crops and their draws to normalised float32 views, channels last.
+        """Map uint8 crops and their draws to normalised views in torch's default dtype (float32).
 
         Operations and their parameters follow torchvision: ``ColorJitter`` (random order, values
         clamped to [0, 1] after each), ``RandomGrayscale``, ``GaussianBlur`` (reflected border,
         radius 3 sigma_max), ``RandomHorizontalFlip``, ``Normalize``.
         """
-        x = image_BCHW.float().div_(255)
+        x = image_BCHW.to(torch.get_default_dtype()).div_(255)
         x = self._jitter(x, u_BU)
         grey = u_BU[:, GRAYED] < self.config.gray_p
         x[grey] = _grey(x[grey]).expand(-1, 3, -1, -1)
@@ -101,7 +101,7 @@ class ColourAugment:
         x[flipped] = x[flipped].flip(-1)
         mean = x.new_tensor(MEAN)[:, None, None]
         std = x.new_tensor(STD)[:, None, None]
-        return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        return x.sub_(mean).div_(std)
 
     def _jitter(self, x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
         """Brightness, contrast, saturation and hue, in an order of its own for each image."""
@@ -115,7 +115,7 @@ class ColourAugment:
                 if self.config.jitter[index] == 0:
                     continue
                 rows = (chosen_B & (order_B4[:, place] == index)).nonzero()[:, 0]
-                change = change_B4[rows, index].float()[:, None, None, None]
+                change = change_B4[rows, index].to(x_BCHW.dtype)[:, None, None, None]
                 x_BCHW[rows] = operation(x_BCHW[rows], change)
         return x_BCHW
 
@@ -157,8 +157,8 @@ def blur(x_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
         return x_BCHW
     count, channels, height, width = x_BCHW.shape
     radius = min(radius, height - 1, width - 1)
-    taps = torch.arange(-radius, radius + 1, device=x_BCHW.device, dtype=torch.float32)
-    kernel_BT = torch.exp(-0.5 * (taps / sigma_B.float()[:, None]) ** 2)
+    taps = torch.arange(-radius, radius + 1, device=x_BCHW.device, dtype=x_BCHW.dtype)
+    kernel_BT = torch.exp(-0.5 * (taps / sigma_B.to(x_BCHW.dtype)[:, None]) ** 2)
     kernel_BT = (kernel_BT / kernel_BT.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     x = F.pad(x_BCHW, (radius,) * 4, mode="reflect").reshape(1, count * channels, height + 2 * radius, -1)
     x = F.conv2d(x, kernel_BT[:, None, :, None], groups=count * channels)

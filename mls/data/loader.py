@@ -43,11 +43,13 @@ class Batch(NamedTuple):
 
 @dataclass
 class TwoViews(Dataset[Batch]):
-    """``dataset[step]`` is the batch of that optimiser step."""
+    """``dataset[step]`` is the batch of that optimiser step: this rank's contiguous block of the global one."""
 
     store: Store
     config: Pretrain
     seed: int
+    rank: int = 0
+    world: int = 1
 
     def __post_init__(self) -> None:
         self.rows = self.store.split("train")
@@ -57,6 +59,8 @@ class TwoViews(Dataset[Batch]):
             raise MlsError(
                 f"pretrain.batch_size {self.config.batch_size} is more than the {len(self.rows)} train images"
             )
+        if self.config.batch_size % self.world:
+            raise MlsError(f"{self.world} ranks do not divide pretrain.batch_size {self.config.batch_size} evenly")
         self._order: tuple[int, NDArray[np.int64]] = (-1, self.rows)
 
     @property
@@ -69,8 +73,9 @@ class TwoViews(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.steps_per_epoch)
-        size = self.config.batch_size
-        picked = self._epoch_order(epoch)[place * size : (place + 1) * size]
+        size = self.config.batch_size // self.world
+        start = place * self.config.batch_size + self.rank * size
+        picked = self._epoch_order(epoch)[start : start + size]
         rows = self.rows[picked]
         draws = [draw(self.seed, epoch, rows, view) for view in (0, 1)]
         boxes = [crop_boxes(u, self.sizes_N2[picked], self.config.augment.scale) for u in draws]

@@ -164,8 +164,16 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             yield f"{where}.imagenet.weights: {run.backbone.name} has {' and '.join(IMAGENET[run.backbone.name])} alone"
         if run.method == "imagenet" and (run.backbone.width != 1.0 or run.backbone.stem != "imagenet"):
             yield f"{where}.backbone: torchvision's weights need width 1.0 and stem imagenet"
+        if run.method in TRAINED and run.batch_size % run.moco.bn_splits:
+            yield f"{where}.moco.bn_splits: {run.moco.bn_splits} groups do not divide batch_size {run.batch_size}"
+        elif run.method in TRAINED and run.batch_size == run.moco.bn_splits:
+            yield f"{where}.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1"
         if run.method == "mls" and run.mls.topk > run.moco.queue_size:
             yield f"{where}.mls.topk: {run.mls.topk} is more than moco.queue_size ({run.moco.queue_size})"
+        if run.method == "mls" and run.mls.warmup_epochs + run.mls.ramp_epochs > run.epochs:
+            yield f"{where}.mls.warmup_epochs: warm-up and ramp take more than all {run.epochs} epochs"
+        if run.method in TRAINED and run.optimizer.warmup_epochs >= run.epochs:
+            yield f"{where}.optimizer.warmup_epochs: takes all {run.epochs} epochs; none are left for the cosine"
     for section, tasks in (("probe", probes), ("transfer", transfers)):
         for name, task in tasks.items():
             dataset = _mapping(task).get("dataset")

@@ -113,38 +113,65 @@ class Augment(Section):
 
 
 class Optimizer(Section):
-    """SGD with a cosine schedule to zero, no warm-up [lineage]; lr and weight decay [paper]."""
+    """SGD with a cosine schedule to zero, no warm-up [lineage]; lr and weight decay [paper].
 
+    ``sgd`` decays every parameter, as MoCo does. ``lars`` and ``adamw`` leave biases and batch norm
+    undecayed (and LARS unscaled), as their users do.
+    """
+
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: Positive = 0.3
     """Learning rate for the global batch; never rescaled."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD and LARS; AdamW's beta1 (its beta2 is 0.999)."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """The learning rate rises linearly from 0 over so many epochs, then falls as a cosine over the rest."""
 
 
 class Moco(Section):
-    """MoCo-v2: what the contrastive base reads, and MLS with it.
-
-    Batch norm sees the whole batch of this one process; MoCo's own shuffling of keys between GPUs,
-    which hides batch statistics from the query, has no counterpart yet.
-    """
+    """MoCo-v2: what the contrastive base reads, and MLS with it."""
 
     queue_size: Count = 4096
-    """D, entries of each dictionary [paper]."""
+    """D, entries of each dictionary [paper; Fig. 5a]. More than a quarter of the train images makes an image its
+    own negative."""
     temperature: Positive = 0.2
     """tau, of InfoNCE and of the multi-label loss alike [paper]."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """m, of the key encoder's moving average [paper]."""
     projection_dim: Count = 256
     """d_z [paper text; its Fig. 3 looks like 128]."""
+    bn_splits: Count = 8
+    """Groups of the global batch whose batch norm statistics are their own, keys shuffled between the groups
+    [lineage: MoCo's shuffled batch norm, DenseCL's 8 GPUs on COCO; the paper is silent]. Whatever the number of
+    ranks, the result is that of the groups: a rank computes its share of them. 1: one group without shuffling,
+    plain batch norm on one device, SyncBN on several; query and key then see each other's statistics."""
 
 
 class Mls(Section):
     """The multi-label term (Eq. 6-10). It reads ``moco`` too: MLS is MoCo-v2 plus one loss."""
 
     topk: Count = 20
-    """k, positive pseudo-labels per image [paper]."""
+    """k, positive pseudo-labels per image [paper; Table 8]."""
     weight: Annotated[float, Field(ge=0)] = 0.5
-    """lambda of Eq. 10 [paper]."""
+    """lambda of Eq. 10 [paper; Fig. 5b]."""
+    terms: Literal["bce", "bce_pos", "knn", "none"] = "bce"
+    """Which loss [Table 6]: Eq. 9; its positive half; the mean log-softmax of the k neighbours; nothing (MoCo-v2)."""
+    label_space: Literal["backbone", "projection"] = "backbone"
+    """Where neighbours are looked up [Table 7]: g in Q_g, or z in Q_z."""
+    logit_space: Literal["backbone", "projection"] = "projection"
+    """What is classified by which dictionary [Table 7]: z by Q_z, or g (normalised) by Q_g."""
+    reduction: Literal["mean", "sum", "balanced", "positives"] = "mean"
+    """Of ``bce`` and ``bce_pos`` over the dictionary: divided by D as Eq. 9 says; not divided; mean of the
+    positives plus mean of the negatives; divided by k. Always the mean over the batch. ``knn`` reads it not."""
+    enqueue: Literal["after", "before", "split"] = "after"
+    """Which dictionary the term sees: the one before this batch's keys; the one with them (the image's own key
+    included); labels with them and logits without, as the ancestor's code does. InfoNCE's negatives are always
+    the one before. The paper is silent."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs of InfoNCE alone [the paper names it as one cure of instability, without a number]."""
+    ramp_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """After that, epochs over which lambda rises linearly to ``weight``."""
 
 
 class Weights(Section):
@@ -174,6 +201,10 @@ class Pretrain(Section):
     """Global, over all ranks."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the networks (autocast); losses and labels are always float32."""
+    channels_last: bool = True
+    """Memory layout of the images and the convolutions: faster; changes the last digits."""
+    compile: bool = False
+    """``torch.compile`` both encoders: faster on GPUs after a minute or two of compiling; changes the last digits."""
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     moco: Moco = Moco()
@@ -263,6 +294,12 @@ class Execution(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    """How many are kept: if the last can't be read, the one before it is used."""
+    max_nonfinite: Annotated[int, Field(ge=0)] = 10
+    """Steps with a loss or gradient that is not finite which a pretraining may skip; one more and it fails."""
+    trackers: list[Literal["tensorboard", "dvclive"]] = []
+    """Where else the curves go while they grow, under ``work/<id>/``; needs the extra ``mls[trackers]``."""
 
 
 class Experiment(Section):

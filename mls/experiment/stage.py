@@ -46,11 +46,15 @@ class Context:
     plan: Plan
 
     def log(self, message: str) -> None:
-        """One plain line on stderr that says which job speaks."""
-        say(f"[{self.job.stage} {self.label}] {message}")
+        """One plain line on stderr that says which job speaks; of several ranks the first speaks for all."""
+        if RANK == 0:
+            say(f"[{self.job.stage} {self.label}] {message}")
 
 
 StageFunction = Callable[[Context], None]
+
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+"""Set by torchrun: processes that make one artifact together."""
 
 
 def say(message: str) -> None:
@@ -65,20 +69,22 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         MlsError: the stage failed; a deterministic failure is recorded and met again at once.
         Interrupted: state is saved in ``work/<id>/``; the same command goes on.
     """
+    if RANK > 0:
+        follow_stage(plan, job, function)
+        return
     with explain_full_disk(Path()):
         job.work.mkdir(parents=True, exist_ok=True)
     with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.work):
         if adopt(job):
             say(f"{plan.name(job)}: is there")
+            tell(go=False)
             return
         refuse_known_failure(job)
         inputs = open_inputs(plan, job)
+        tell(go=True)
         try:
             with building(job) as out:
-                context = Context(
-                    job, plan.labels[job.id][0], out, job.work, plan.loaded.experiment.execution, inputs, plan
-                )
-                function(context)
+                function(context_of(plan, job, out, inputs))
                 resolved = {**payload(job), "derived": read_derived(out)}
                 write_atomic(out / "params.json", json.dumps(resolved, indent=1, sort_keys=True) + "\n")
         except Interrupted:
@@ -87,8 +93,29 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
             record_failure(job, error)
             raise
         (job.work / "failed.json").unlink(missing_ok=True)
-        for leftover in [*job.work.glob("checkpoint.pt"), *job.work.glob(".*.tmp")]:  # the artifact has the final state
+        # The artifact has the final state. What could not be read (*.unreadable) stays for a person to look at.
+        for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp")]:
             leftover.unlink()
+
+
+def follow_stage(plan: Plan, job: Job, function: StageFunction) -> None:
+    """A further rank's part: take part in the work if rank 0 does it; the lock and the artifact are rank 0's."""
+    if tell(go=True):
+        function(context_of(plan, job, job.path, open_inputs(plan, job)))
+
+
+def tell(*, go: bool) -> bool:
+    """Rank 0's decision, on every rank."""
+    if WORLD == 1:
+        return go
+    from mls.train.distributed import told  # torch takes seconds to import; one process does without it
+
+    return told(go)
+
+
+def context_of(plan: Plan, job: Job, out: Path, inputs: dict[str, Artifact]) -> Context:
+    """What the stage function gets."""
+    return Context(job, plan.labels[job.id][0], out, job.work, plan.loaded.experiment.execution, inputs, plan)
 
 
 def read_derived(out: Path) -> dict[str, object]:

@@ -1,9 +1,15 @@
-"""Resumable state: written aside, synced, renamed; read back with ``weights_only=True`` alone."""
+"""Resumable state: written aside, synced, renamed; read back with ``weights_only=True`` alone.
+
+save_resumable({"step": 500, "model": model.state_dict()}, work, step=500, keep=2)  # checkpoint-000000500.pt
+state, problems = load_resumable(work)  # the newest that can be read; problems: lines for the log
+"""
 
 from __future__ import annotations
 
-import pickle
+import re
 import sys
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import torch
 from mls.experiment.artifact import atomic_file
 
 NAME = "checkpoint.pt"
+"""The final state in an artifact; resumable ones have their step in their names."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -37,24 +44,63 @@ def _canonical(value: Any) -> Any:
     return sys.intern(value) if isinstance(value, str) else value
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the state and an empty string, or None and why there is none to resume from.
+def save_resumable(state: dict[str, Any], folder: Path, step: int, keep: int) -> None:
+    """Write ``checkpoint-<step>.pt`` whole or not at all, then remove all but the last ``keep`` up to this step.
 
-    A file that can't be read (cut short by a dying disk, say) is set aside under
-    ``<name>.unreadable``, never deleted: the caller says so and starts again.
+    Nothing older goes before the new one is safely on the disk; there must be room for ``keep + 1``.
     """
-    if not path.exists():
-        return None, ""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError("not a mapping")
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        kept = path.with_name(f"{path.name}.unreadable")
-        path.replace(kept)
-        reason = (str(error).splitlines() or ["unknown"])[0]
-        return None, f"{path} can't be read ({reason}); set aside as {kept.name}; starting again"
-    return state, ""
+    for remains in folder.glob(".checkpoint-*.pt.*.tmp"):  # of a process that was killed as it wrote
+        remains.unlink()
+    save_checkpoint(state, folder / f"checkpoint-{step:09d}.pt")
+    older = [path for one, path in _resumable(folder) if one < step]
+    for path in older[: max(0, len(older) - (keep - 1))]:
+        path.unlink()
+
+
+def load_resumable(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the newest state that can be read, or None, and a line for the log on each that can't.
+
+    A file that can't be read (cut short or altered by a dying disk, say) is set aside under
+    ``<name>.unreadable``, never deleted.
+
+    Raises:
+        PermissionError: this user may not read a checkpoint; it may be a good one, so it is left alone.
+        MemoryError: likewise.
+    """
+    problems: list[str] = []
+    found = _resumable(folder)
+    while found:
+        _, path = found.pop()
+        try:
+            return _read(path), problems
+        except (PermissionError, MemoryError):
+            raise
+        except Exception as error:  # torch has no one error for broken files: anything may come of garbage
+            kept = path.with_name(f"{path.name}.unreadable")
+            with suppress(FileNotFoundError):  # another rank was faster
+                path.replace(kept)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            then = "going on from the one before it" if found else "starting again"
+            problems.append(f"{path} can't be read ({reason}); set aside as {kept.name}; {then}")
+    return None, problems
+
+
+def _resumable(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of the checkpoints in a folder, the newest last."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in folder.glob("checkpoint-*.pt")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of `save_checkpoint`; its check sums are verified here, for torch skips them."""
+    with zipfile.ZipFile(path) as archive:
+        altered = archive.testzip()
+    if altered is not None:
+        raise ValueError(f"{altered} has another check sum")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError("not a mapping")
+    return state
 
 
 def rng_state() -> dict[str, Any]:

@@ -1,64 +1,219 @@
-"""The pretraining loop: exact resume, checkpoints, curves.
+"""The pretraining loop: exact resume, checkpoints, curves, many ranks.
 
 Killed at any instant, the same command goes on from the last checkpoint and ends with the same
-bytes as an undisturbed run (on a CPU at equal threads): data order and augmentation are functions
-of seed and step, everything else is in the checkpoint.
+bytes as an undisturbed run (on a CPU at equal threads and ranks): data order, augmentation and the
+keys' permutation are functions of seed and step, everything else is in the checkpoint.
 """
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mls.data.augment import ColourAugment
-from mls.data.loader import TwoViews, batches
-from mls.errors import DeterministicError, MlsError
+from mls.data.loader import Batch, TwoViews, batches
+from mls.errors import DeterministicError, Interrupted, MlsError
 from mls.experiment.stage import Context
-from mls.methods.moco import MoCo
-from mls.models.backbone import channels_last
-from mls.train.checkpoint import NAME, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from mls.methods.diagnostics import CollapseWatch
+from mls.methods.mls import MLS, weight_at
+from mls.methods.moco import MoCo, Pair
+from mls.methods.momentum import key_order
+from mls.models.batchnorm import RunningStatistics
+from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
+from mls.train.diagnose import diagnose
+from mls.train.distributed import mean, rank, world
+from mls.train.guard import LateReader, Told, dump
 from mls.train.interrupt import InterruptGuard
+from mls.train.knn import OnlineKnn
+from mls.train.log import Curves
+from mls.train.optimizer import build_optimizer, masked_step
 from mls.train.progress import Bar
 from mls.train.runtime import autocast
-from mls.train.schedule import cosine
+from mls.train.schedule import learning_rate
+from mls.train.window import Window
 
 LOG_EVERY = 20
 """Steps averaged into one row of ``curves.csv``, or an epoch where that is shorter (in the artifact, so no setting)."""
+KNN_TIMES = 30
+"""How often in a run, at most, the online kNN judges the backbone, always at an epoch's end."""
 
 
 class Trainer:
-    """State of one pretraining run, from step 0 to the last."""
+    """State of one pretraining run, from step 0 to the last; equal on every rank."""
 
     def __init__(self, context: Context, method: MoCo, views: TwoViews, device: torch.device) -> None:
         self.context, self.views, self.device = context, views, device
         self.config = views.config
-        self.method = method
-        channels_last(self.method.to(device))
-        self.method.train()
-        chosen = self.config.optimizer
+        self.layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        self.method = method.to(device).to(memory_format=self.layout).train()
+        if self.config.compile:
+            self.method.backbone.compile()
+            self.method.key_backbone.compile()
+        self.model: Callable[[Pair], dict[str, Tensor]] = self.method
+        if world() > 1:
+            self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
-        )
+        self.optimizer = build_optimizer(self.parameters, self.config.optimizer)
+        self.statistics = RunningStatistics(self.method)
         self.augment = ColourAugment(self.config.augment)
-        self.log_every = min(LOG_EVERY, views.steps_per_epoch)
-        self.step = 0
-        self.window: dict[str, Tensor] = {}
-        self.curves: list[dict[str, float]] = []
+        self.step = self.nonfinite = 0
+        self.window, self.late = Window(), LateReader()
+        self.curves = Curves(context.work, context.execution.trackers if rank() == 0 else [], write=rank() == 0)
         self.speed: list[tuple[int, float]] = []
+        self.knn = OnlineKnn(views.store, self.config.augment.crop, device)
+        labels_RC = views.store.labels(range(len(views.store)))
+        self.labels_RC = torch.from_numpy(labels_RC).to(device) if labels_RC.any() else None
+
+    # ------------------------------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        """Train to the end, resuming from ``work/<id>/checkpoint-*.pt`` where there are any.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            DeterministicError: too many steps were not finite; the last checkpoint is kept.
+        """
+        self._resume()
+        self._explain()
+        name = f"{self.context.job.stage} {self.context.label}"
+        hidden = rank() > 0
+        with self.curves, InterruptGuard() as guard, Bar(name, self.views.steps, done=self.step, hidden=hidden) as bar:
+            for batch in batches(self.views, self.step, self.context.execution.workers):
+                stop = self._train_step(batch, guard.asked is not None)
+                self._record()
+                note = f"loss {self.curves.rows[-1]['loss']:.3f}" if self.curves.rows else ""
+                bar.advance(1, count=self.config.batch_size, note=note)
+                if stop:
+                    self._save()
+                    raise Interrupted("stopped by a signal after saving; run the same command to go on")
+                if self.step % self.context.execution.checkpoint_every == 0 and self.step < self.views.steps:
+                    self._save()
+                if world() == 1:  # together they stop at a step that all agree on
+                    guard.stop_if_asked(self._save)
+            self._hear(self.late.drain())
+        self.speed.append((self.step, bar.rate))
+
+    def _train_step(self, batch: Batch, asked: bool) -> bool:
+        """One step; returns whether some rank was asked to stop (told one step late)."""
+        rng = rng_state()
+        pair = self._pair(batch)
+        rate = learning_rate(self.step, self.views.steps, self.views.steps_per_epoch, self.config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        before = self.statistics.read()
+        with autocast(self.device, self.config.precision):
+            losses = self.model(pair)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        values = {k: v.detach() for k, v in losses.items()} | diagnose(self.method, pair.row_B, self.labels_RC)
+        values["grad_norm"] = norm
+        values["nonfinite"] = ~torch.isfinite(losses["loss"].detach() + norm)
+        values["asked"] = torch.tensor(asked)
+        told_V = mean(torch.stack([v.to(self.device, norm.dtype, non_blocking=True) for v in values.values()]))
+        finite = told_V[-2] == 0
+
+        masked_step(self.optimizer, finite)
+        self.method.finish_step(finite)
+        self.statistics.write(torch.where(finite, mean(self.statistics.read()), before))
+        self.statistics.uncount(finite)
+        self.step += 1
+        names = list(values)
+        self.window.add(names[:-2], told_V[:-2], finite)
+        self.names = names
+        return self._hear(self.late.exchange(self.step - 1, told_V, batch, rng))
+
+    def _pair(self, batch: Batch) -> Pair:
+        crops_VBCHW = batch.crops_VBCHW.to(self.device, non_blocking=True)
+        draws_VBU = batch.draws_VBU.to(self.device, non_blocking=True)
+        query_BCHW, key_BCHW = (
+            self.augment(crops_VBCHW[v], draws_VBU[v]).contiguous(memory_format=self.layout) for v in (0, 1)
+        )
+        order_N = None
+        if self.config.moco.bn_splits > 1:
+            order_N = key_order(self.views.seed, self.step, self.config.batch_size).to(self.device, non_blocking=True)
+        rows_B = batch.rows_B.to(self.device, non_blocking=True)
+        boxes_B4 = batch.boxes_VB4[1].to(self.device, non_blocking=True)
+        return Pair(query_BCHW, key_BCHW, rows_B, boxes_B4, order_N, self.step / self.views.steps_per_epoch)
+
+    def _hear(self, told: Told | None) -> bool:
+        """What the host learns of the last step: count and dump one that was not finite; was anybody asked to stop?
+
+        Raises:
+            DeterministicError: one more than ``execution.max_nonfinite``.
+        """
+        if told is None:
+            return False
+        values = dict(zip(self.names, told.values, strict=True))
+        if values["nonfinite"]:
+            self.nonfinite += 1
+            names = [self.views.store.name(int(row)) for row in told.batch.rows_B]
+            epoch = told.step // self.views.steps_per_epoch
+            folder = self.context.work / "nonfinite" / f"rank-{rank()}"
+            file = dump(told, values, self.views.seed, epoch, names, folder)
+            shown = [k for k in ("loss", "info_nce", "multi_label", "grad_norm") if k in values]
+            said = ", ".join(f"{k} {values[k]:g}" for k in shown)
+            most = self.context.execution.max_nonfinite
+            message = f"step {told.step} is not finite ({said}); it changed nothing; its batch is in {file}"
+            if self.nonfinite > most:
+                raise DeterministicError(
+                    f"{message}. That is one more than execution.max_nonfinite ({most}); lower pretrain.optimizer.lr"
+                )
+            self.context.log(f"{message} ({self.nonfinite} of at most {most})")
+        return world() > 1 and values["asked"] > 0
+
+    # ---------------------------------------------------------------------------------- the curves
+
+    def _record(self) -> None:
+        """Every `LOG_EVERY` steps, at an online kNN and at the end, make the window a row of the curves."""
+        per_epoch, epochs = self.views.steps_per_epoch, self.config.epochs
+        epoch, in_epoch = divmod(self.step, per_epoch)
+        last = self.step == self.views.steps
+        judge = self.knn.available and (last or (in_epoch == 0 and epoch % -(-epochs // KNN_TIMES) == 0))
+        if not (self.step % min(LOG_EVERY, per_epoch) == 0 or judge or last):
+            return
+        row = {"step": self.step, "epoch": round(self.step / per_epoch, 4), "lr": self.optimizer.param_groups[0]["lr"]}
+        if isinstance(self.method, MLS):
+            row["weight"] = weight_at(self.config.mls, (self.step - 1) / per_epoch)
+        row |= self.window.means()
+        if judge:
+            dictionary = self.method.dictionary
+            row["knn"] = self.knn.score(self.method.key_backbone, dictionary.g_DG, dictionary.row_D)
+        self.curves.add(row)
+        message = self.collapse.message(row)
+        if message:
+            self.context.log(message)
+
+    def _explain(self) -> None:
+        """Say what a reader of the log would otherwise wonder about."""
+        size, images = self.config.moco.queue_size, len(self.views.rows)
+        if size > images / 4:
+            self.context.log(
+                f"warning: moco.queue_size {size} is more than a quarter of the {images} train images: an image often "
+                "meets its own earlier keys as negatives (the paper's is 1/29)"
+            )
+        if self.step * self.config.batch_size < size:
+            self.context.log(
+                "the dictionary begins as random directions: the loss rises until it is full of keys, "
+                f"at step {-(-size // self.config.batch_size)}; this is normal"
+            )
+
+    # ---------------------------------------------------------------------------------- the state
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on (there is no gradient scaler: bf16 needs none)."""
         return {
             "step": self.step,
+            "nonfinite": self.nonfinite,
+            "world": world(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "window": self.window,
-            "curves": self.curves,
+            "window": self.window.state(),
+            "curves": self.curves.rows,
             "rng": rng_state(),
         }
 
@@ -66,81 +221,28 @@ class Trainer:
         """Go back to where `state` was taken."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.curves = state["step"], state["curves"]
-        self.window = {name: value.to(self.device) for name, value in state["window"].items()}
+        self.step, self.nonfinite = state["step"], state["nonfinite"]
+        self.curves.resume(state["curves"])
+        self.window.load(state["window"], self.device)
         set_rng_state(state["rng"])
 
-    def run(self) -> None:
-        """Train to the end, resuming from ``work/<id>/checkpoint.pt`` where there is one.
-
-        Raises:
-            Interrupted: a signal came; the state is saved.
-            DeterministicError: a loss that is not finite.
-        """
-        file = self.context.work / NAME
-        state, problem = load_checkpoint(file)
-        if problem:
+    def _resume(self) -> None:
+        state, problems = load_resumable(self.context.work)
+        for problem in problems:
             self.context.log(problem)
         if state is not None:
             try:
                 self.load(state)
+                ranks = state["world"]
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
-                raise MlsError(f"{file} was saved by other code ({error}); remove it to start again") from error
+                place = self.context.work
+                raise MlsError(f"{place} was saved by other code ({error}); remove it to start again") from error
             self.context.log(f"resumes at step {self.step} of {self.views.steps}")
-        name = f"{self.context.job.stage} {self.context.label}"
-        workers = self.context.execution.workers
-        with InterruptGuard() as guard, Bar(name, self.views.steps, done=self.step) as bar:
-            for batch in batches(self.views, self.step, workers):
-                losses = self._train_step(batch.crops_VBCHW, batch.draws_VBU)
-                self._record(losses, bar)
-                if self.step % self.context.execution.checkpoint_every == 0 and self.step < self.views.steps:
-                    save_checkpoint(self.state(), file)
-                guard.stop_if_asked(lambda: save_checkpoint(self.state(), file))
-        self.speed.append((self.step, bar.rate))
+            if ranks != world():
+                self.context.log(f"saved with {ranks} ranks, goes on with {world()}: the last digits will differ")
+        self.collapse = CollapseWatch(self.curves.rows)
 
-    def _train_step(self, crops_VBCHW: Tensor, draws_VBU: Tensor) -> dict[str, Tensor]:
-        crops_VBCHW = crops_VBCHW.to(self.device, non_blocking=True)
-        draws_VBU = draws_VBU.to(self.device, non_blocking=True)
-        query_BCHW, key_BCHW = (self.augment(crops_VBCHW[v], draws_VBU[v]) for v in (0, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.step, self.views.steps, self.config.optimizer.lr)
-        with autocast(self.device, self.config.precision):
-            losses: dict[str, Tensor] = self.method(query_BCHW, key_BCHW)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not bool(torch.isfinite(losses["loss"] + norm)):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-            raise DeterministicError(
-                f"loss or gradient are not finite at step {self.step} ({values}, gradient norm {norm.item():g}), "
-                "nothing was updated with it; lower pretrain.optimizer.lr"
-            )
-        self.optimizer.step()
-        self.method.finish_step()
-        self.step += 1
-        return {name: value.detach() for name, value in losses.items()}
-
-    def _record(self, losses: dict[str, Tensor], bar: Bar) -> None:
-        """Add to the running window; every `log_every` steps, and at the end, make it a row."""
-        for name, value in losses.items():
-            self.window[name] = self.window.get(name, torch.zeros((), device=self.device)) + value
-        note = ""
-        last = self.step == self.views.steps
-        if self.step % self.log_every == 0 or last:
-            count = self.step - int(self.curves[-1]["step"] if self.curves else 0)
-            means = {name: float(value) / count for name, value in self.window.items()}
-            epoch = self.step / self.views.steps_per_epoch
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.curves.append({"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means})
-            self.window = {}
-        if self.curves:
-            note = f"loss {self.curves[-1]['loss']:.3f}"
-        bar.advance(1, count=self.config.batch_size, note=note)
-
-
-def write_curves(curves: list[dict[str, float]], path: Path) -> None:
-    """Write the rows of the run as CSV, numbers with 6 significant digits."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(curves[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in curves)
+    def _save(self) -> None:
+        self._hear(self.late.drain())
+        if rank() == 0:
+            save_resumable(self.state(), self.context.work, self.step, self.context.execution.keep_checkpoints)

@@ -19,16 +19,17 @@ class Bar:
         bar.advance(1, count=128, note="loss 4.21")
 
     Shows the note, the rate in ``unit`` per second and the time left. ``MLS_PLAIN=1`` (set by the
-    workflow, whose jobs share a terminal) chooses plain lines.
+    workflow, whose jobs share a terminal) chooses plain lines. A hidden one (of a rank that another
+    speaks for) only counts.
     """
 
-    def __init__(self, name: str, total: int, unit: str = "images", done: int = 0) -> None:
-        self.name, self.total, self.unit, self.done = name, total, unit, done
+    def __init__(self, name: str, total: int, unit: str = "images", done: int = 0, hidden: bool = False) -> None:
+        self.name, self.total, self.unit, self.done, self.hidden = name, total, unit, done, hidden
         self._begun = done
         self._count = 0
         self._start = self._last = time.monotonic()
         self._fancy: Progress | None = None
-        if sys.stderr.isatty() and not os.environ.get("MLS_PLAIN"):
+        if not hidden and sys.stderr.isatty() and not os.environ.get("MLS_PLAIN"):
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -61,7 +62,7 @@ class Bar:
         text = f"{note}  {self.rate:,.0f} {self.unit}/s".strip()
         if self._fancy is not None:
             self._fancy.update(self._task, completed=self.done, note=text)
-        elif now - self._last >= PLAIN_EVERY_S or self.done == self.total:
+        elif not self.hidden and (now - self._last >= PLAIN_EVERY_S or self.done == self.total):
             self._last = now
             left = (now - self._start) / max(self.done - self._begun, 1) * (self.total - self.done)
             print(f"[{self.name}] {self.done}/{self.total}  {text}  {left:,.0f} s left", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from contextlib import AbstractContextManager, nullcontext
 
@@ -27,7 +28,10 @@ def set_up(execution: Execution, seed: int) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if execution.device == "cuda" and not has_gpu:
         raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
-    device = torch.device("cuda" if has_gpu and execution.device != "cpu" else "cpu")
+    device = torch.device("cpu")
+    if has_gpu and execution.device != "cpu":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun
+        torch.cuda.set_device(device)
     torch.use_deterministic_algorithms(device.type == "cpu")
     # Filling fresh memory costs time; it guards against bugs, not against another order of sums.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -17,7 +17,6 @@ from mls.data.store import Store
 from mls.errors import MlsError
 from mls.experiment.params import Backbone, InstanceTransfer
 from mls.experiment.stage import Context
-from mls.train.checkpoint import NAME
 from mls.train.runtime import set_up
 from mls.transfer.evaluate import predict, score
 from mls.transfer.torchvision import build_detector
@@ -53,7 +52,7 @@ def run(context: Context) -> None:
         seed=seed,
         device=device,
         execution=context.execution,
-        checkpoint=context.work / NAME,
+        work=context.work,
         log=context.log,
         name=f"transfer {context.label}",
     )

@@ -1,7 +1,7 @@
 """Fine-tune a detector on a store's train images; stop at any step, go on bit for bit.
 
     samples = Samples(store, "train")
-    history = train(detector, samples, task, seed=1000, device=device, execution=execution, checkpoint=work / NAME)
+    history = train(detector, samples, task, seed=1000, device=device, execution=execution, work=work, log=print)
 
 SGD with linear warm-up and step decay. Which image comes when, and whether it is flipped, follows from
 ``(seed, epoch)`` alone; torch's generator (the detector's sampling of regions) is part of the checkpoint.
@@ -30,7 +30,7 @@ from torchvision.models.detection import MaskRCNN
 from mls.data.store import Store
 from mls.errors import DeterministicError, MlsError
 from mls.experiment.params import Execution, InstanceTransfer
-from mls.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
 
@@ -181,11 +181,11 @@ def train(
     seed: int,
     device: torch.device,
     execution: Execution,
-    checkpoint: Path,
+    work: Path,
     log: Callable[[str], None],
     name: str = "transfer",
 ) -> History:
-    """Train in place, from ``checkpoint`` where there is one; leaves the final state in it.
+    """Train in place, from the newest checkpoint in ``work`` where there is one; leaves the final state there.
 
     Raises:
         DeterministicError: a loss is not finite; nothing was updated with it.
@@ -194,8 +194,8 @@ def train(
     total = total_steps(task, len(samples))
     optimizer = make_optimizer(detector, task)
     history, done = History(), 0
-    state, problem = load_checkpoint(checkpoint)
-    if problem:
+    state, problems = load_resumable(work)
+    for problem in problems:
         log(problem)
     if state is not None:
         detector.load_state_dict(state["model"])
@@ -205,7 +205,7 @@ def train(
         log(f"going on from step {done} of {total}")
 
     def save() -> None:
-        save_checkpoint(
+        save_resumable(
             {
                 "step": done,
                 "model": detector.state_dict(),
@@ -214,7 +214,9 @@ def train(
                 "curves": history.curves,
                 "timing": history.timing,
             },
-            checkpoint,
+            work,
+            done,
+            execution.keep_checkpoints,
         )
 
     detector.train()

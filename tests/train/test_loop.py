@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from mls.experiment.artifact import VOLATILE, open_artifact
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage
 from mls.experiment.status import job_state
-from mls.methods.moco import MoCo
+from mls.methods.moco import MoCo, Pair
 from mls.train import loop
-from mls.train.checkpoint import NAME
+from mls.train.checkpoint import load_resumable
 from tests.conftest import SMALL, plan_of, small
 
 
@@ -60,8 +61,8 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, how: signal.Signals = si
     original = MoCo.finish_step
     count = iter(range(1, 100))
 
-    def finish(self: MoCo) -> None:
-        original(self)
+    def finish(self: MoCo, finite: torch.Tensor) -> None:
+        original(self, finite)
         if next(count) == step:
             os.kill(os.getpid(), how)
 
@@ -83,7 +84,7 @@ def test_resume_equals_an_undisturbed_run(plan: Plan, run: str, step: int, monke
     torch.manual_seed(99)  # whatever state a new process has
     run_stage(plan, job, mls.train.stage.run)
     assert contents(job) == expected
-    assert not (job.work / NAME).exists(), "the artifact has the final state"
+    assert not list(job.work.glob("checkpoint*")), "the artifact has the final state"
 
 
 def test_workers_change_nothing(plan: Plan) -> None:
@@ -102,62 +103,107 @@ def test_other_signals_save_too(plan: Plan, how: signal.Signals, monkeypatch: py
     stop_at(3, monkeypatch, how)
     with pytest.raises(Interrupted, match=how.name):
         run_stage(plan, job_of(plan, "mls"), mls.train.stage.run)
-    state = torch.load(job_of(plan, "mls").work / NAME, weights_only=True)
+    state = torch.load(job_of(plan, "mls").work / "checkpoint-000000003.pt", weights_only=True)
     assert state["step"] == 3
 
 
-def test_a_cut_checkpoint_is_set_aside_and_said(
+def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = job_of(plan, "mls")
+    run_stage(plan, job, mls.train.stage.run)
+    expected = contents(job)
+    remove(job)
     with monkeypatch.context() as patch:
-        stop_at(4, patch)
+        stop_at(5, patch)
         with pytest.raises(Interrupted):
             run_stage(plan, job, mls.train.stage.run)
-    file = job.work / NAME
+    assert [file.name for file in sorted(job.work.glob("checkpoint*"))] == [
+        "checkpoint-000000004.pt",
+        "checkpoint-000000005.pt",
+    ]
+    file = job.work / "checkpoint-000000005.pt"
     file.write_bytes(file.read_bytes()[:5000])
     run_stage(plan, job, mls.train.stage.run)
-    assert "can't be read" in capsys.readouterr().err
-    assert (job.work / f"{NAME}.unreadable").stat().st_size == 5000
-    assert job_state(job) == "done"
+    log = capsys.readouterr().err
+    assert "can't be read" in log and "resumes at step 4 of 9" in log
+    assert (job.work / f"{file.name}.unreadable").stat().st_size == 5000
+    assert contents(job) == expected
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> None:
+    """Make the loss, or only the gradient, not a number at some steps."""
     original = MoCo.losses
     calls = iter(range(100))
 
     def poisoned(self: MoCo, e: object) -> dict[str, torch.Tensor]:
         losses = original(self, e)  # type: ignore[arg-type]
-        factor = float("nan") if next(calls) == 5 else 1.0
-        return {name: value * factor for name, value in losses.items()}
-
-    monkeypatch.setattr(MoCo, "losses", poisoned)
-    updates: list[int] = []
-    original_step = torch.optim.SGD.step
-
-    def counted(self: torch.optim.SGD) -> None:
-        updates.append(1)
-        original_step(self)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", counted)
-    with pytest.raises(DeterministicError, match="not finite at step 5"):
-        run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
-    assert len(updates) == 5, "steps 0 to 4 and no other"
-    assert job_state(job_of(plan, "moco-v2")) == "failed"
-
-
-def test_a_gradient_that_is_not_finite_stops_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = MoCo.losses
-
-    def poisoned(self: MoCo, e: object) -> dict[str, torch.Tensor]:
-        losses = original(self, e)  # type: ignore[arg-type]
+        if next(calls) not in steps:
+            return losses
+        if how == "loss":
+            return {name: value * float("nan") for name, value in losses.items()}
         weight = next(self.backbone.parameters()).flatten()[0]
         zero = weight - weight.detach()
         return {**losses, "loss": losses["loss"] + zero.abs().sqrt()}  # 0, with the slope of a root at 0
 
     monkeypatch.setattr(MoCo, "losses", poisoned)
-    with pytest.raises(DeterministicError, match="gradient norm nan"):
-        run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_step_that_is_not_finite_changes_nothing(
+    plan: Plan, how: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, optimiser, key encoder, dictionary and running statistics after it are those before it."""
+    poison(monkeypatch, step, how=how)
+    states: list[dict[str, torch.Tensor]] = []
+    original = loop.Trainer._train_step
+
+    def watched(self: loop.Trainer, *args: object) -> bool:
+        def snapshot() -> dict[str, torch.Tensor]:
+            state = {f"method.{k}": v.clone() for k, v in self.method.state_dict().items()}
+            for i, values in self.optimizer.state_dict()["state"].items():
+                state |= {f"optimizer.{i}.{k}": v.clone() for k, v in values.items()}
+            return state
+
+        if not states:
+            states.append(snapshot())
+        stop = original(self, *args)  # type: ignore[arg-type]
+        states.append(snapshot())
+        return stop
+
+    monkeypatch.setattr(loop.Trainer, "_train_step", watched)
+    job = job_of(plan, "moco-v2")
+    run_stage(plan, job, mls.train.stage.run)
+    assert len(states) == 10 and any(name.startswith("optimizer") for name in states[0])
+    for i in range(9):
+        same = all(torch.equal(states[i][name], value) for name, value in states[i + 1].items())
+        assert same == (i == step), f"step {i}"
+    assert json.loads((job.path / "metrics.json").read_text())["nonfinite_steps"] == 1
+    log = capsys.readouterr().err
+    assert f"step {step} is not finite" in log and "1 of at most 10" in log
+    (file,) = job.work.glob("nonfinite/rank-0/*.pt")
+    held = torch.load(file, weights_only=True)
+    assert held["step"] == step and len(held["images"]) == 8 and held["boxes"].shape == (2, 8, 4)
+    for line in (job.path / "curves.csv").read_text().splitlines()[1:]:
+        assert "nan" not in line and "inf," not in line
+
+
+def test_too_many_of_them_fail_the_run_and_keep_the_last_checkpoint(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 3, 5, 6)
+    execution = {**SMALL["execution"], "max_nonfinite": 2}
+    strict = plan_of(small(execution=execution))
+    job = job_of(strict, "moco-v2")
+    with pytest.raises(DeterministicError, match=r"step 6 is not finite .*more than execution\.max_nonfinite \(2\)"):
+        run_stage(strict, job, mls.train.stage.run)
+    assert job_state(job) == "failed"
+    state, problems = load_resumable(job.work)
+    assert state is not None and not problems and state["step"] == 6 and state["nonfinite"] == 2
+    assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
+    with pytest.raises(MlsError, match="mls retry"):
+        run_stage(strict, job, mls.train.stage.run)
 
 
 def test_the_artifact_holds_what_the_contract_says(plan: Plan) -> None:
@@ -169,25 +215,30 @@ def test_the_artifact_holds_what_the_contract_says(plan: Plan) -> None:
     }  # fmt: skip
     assert artifact.read_json("params.json")["derived"] == {"steps": 9, "steps_per_epoch": 3, "train_images": 24}
     lines = artifact.file("curves.csv").read_text().splitlines()
-    assert lines[0] == "step,epoch,lr,loss,info_nce,multi_label" and lines[-1].startswith("9,3,")
+    assert lines[0] == (
+        "step,epoch,lr,weight,loss,info_nce,multi_label,accuracy,filled,g_mean,g_std,z_mean,z_std,alignment,uniformity,"
+        "agreement,agreement_base,grad_norm,knn"
+    )
+    assert lines[-1].startswith("9,3,")
 
 
 def test_curves_average_their_window(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    original = loop.Trainer._train_step
+    original = MoCo.forward
 
-    def watched(self: loop.Trainer, *args: torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = original(self, *args)
+    def watched(self: MoCo, pair: Pair) -> dict[str, torch.Tensor]:
+        losses = original(self, pair)
         seen.append(losses["loss"].item())
         return losses
 
-    monkeypatch.setattr(loop.Trainer, "_train_step", watched)
+    monkeypatch.setattr(MoCo, "forward", watched)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     job = job_of(plan, "moco-v2")
     run_stage(plan, job, mls.train.stage.run)
     rows = [line.split(",") for line in (job.path / "curves.csv").read_text().splitlines()[1:]]
-    assert [int(row[0]) for row in rows] == [2, 4, 6, 8, 9]
-    for row, window in zip(rows, (seen[:2], seen[2:4], seen[4:6], seen[6:8], seen[8:]), strict=True):
+    assert [int(row[0]) for row in rows] == [2, 3, 4, 6, 8, 9], "every 2 steps, and where the kNN judges"
+    windows = (seen[:2], seen[2:3], seen[3:4], seen[4:6], seen[6:8], seen[8:])
+    for row, window in zip(rows, windows, strict=True):
         assert float(row[3]) == pytest.approx(sum(window) / len(window), rel=1e-5)
 
 
@@ -204,6 +255,6 @@ def test_random_weights_are_those_of_their_seed(plan: Plan) -> None:
 
 
 def test_a_batch_larger_than_the_dataset_is_a_clear_error(plan: Plan) -> None:
-    big = plan_of(small(pretrain={**SMALL["pretrain"], "batch_size": 25}))
-    with pytest.raises(MlsError, match=r"pretrain\.batch_size 25 is more than the 24 train images"):
+    big = plan_of(small(pretrain={**SMALL["pretrain"], "batch_size": 26}))
+    with pytest.raises(MlsError, match=r"pretrain\.batch_size 26 is more than the 24 train images"):
         run_stage(big, job_of(big, "mls"), mls.train.stage.run)

@@ -23,9 +23,10 @@ SEED = 1000
 
 
 def fit(
-    store: Store, config: Backbone, weights: Path, task: InstanceTransfer, execution: Execution, checkpoint: Path
+    store: Store, config: Backbone, weights: Path, task: InstanceTransfer, execution: Execution, work: Path
 ) -> tuple[dict[str, Tensor], History]:
     """One process's life: set up, build, train."""
+    work.mkdir(exist_ok=True)
     device = set_up(execution, SEED)
     detector = build_detector(config, weights, task, len(store.classes))
     samples = Samples(store, "train")
@@ -36,7 +37,7 @@ def fit(
         seed=SEED,
         device=device,
         execution=execution,
-        checkpoint=checkpoint,
+        work=work,
         log=lambda message: None,
     )
     return detector.state_dict(), history
@@ -55,7 +56,7 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     assert total_steps(task, 7) == 6
     monkeypatch.setattr(module, "CURVE_EVERY", 2)
-    whole, history = fit(store, config, weights, task, execution, tmp_path / "whole.pt")
+    whole, history = fit(store, config, weights, task, execution, tmp_path / "whole")
 
     calls = 0
     original = module.learning_rate
@@ -72,15 +73,17 @@ def test_resumed_equals_uninterrupted(
     every = execution if how == "signal" else execution.model_copy(update={"checkpoint_every": 3})
     monkeypatch.setattr(module, "learning_rate", stop_in_step_3)
     with pytest.raises(Interrupted if how == "signal" else KeyboardInterrupt):
-        fit(store, config, weights, task, every, tmp_path / "parts.pt")
-    assert torch.load(tmp_path / "parts.pt", weights_only=True)["step"] == 3
+        fit(store, config, weights, task, every, tmp_path / "parts")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-000000003.pt"]
     monkeypatch.setattr(module, "learning_rate", original)
-    resumed, resumed_history = fit(store, config, weights, task, execution, tmp_path / "parts.pt")
+    resumed, resumed_history = fit(store, config, weights, task, execution, tmp_path / "parts")
 
     assert [row["step"] for row in history.curves] == [0, 2, 4, 5]
     assert resumed_history.curves == history.curves
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    again, _ = fit(store, config, weights, task, execution, tmp_path / "parts.pt")  # finished: trains no more
+    kept = [path.name for path in sorted((tmp_path / "parts").iterdir())]
+    assert kept == ["checkpoint-000000003.pt", "checkpoint-000000006.pt"]
+    again, _ = fit(store, config, weights, task, execution, tmp_path / "parts")  # finished: trains no more
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
@@ -100,12 +103,12 @@ def test_bad_loss_stops_before_the_update(
             seed=SEED,
             device=device,
             execution=execution,
-            checkpoint=tmp_path / "checkpoint.pt",
+            work=tmp_path,
             log=lambda message: None,
         )
     for key, value in detector.named_parameters():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not list(tmp_path.glob("checkpoint*"))
 
 
 def test_samples_leave_out_crowds_and_empty_images(store: Store) -> None:

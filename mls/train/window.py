@@ -1,0 +1,43 @@
+"""Means over the steps since the last row of the curves, kept on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Window:
+    """Sum and count of each named value; what is not finite (or belongs to such a step) is left out."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total_V: Tensor | None = None
+        self.count_V: Tensor | None = None
+
+    def add(self, names: list[str], values_V: Tensor, finite: Tensor) -> None:
+        """Take in one step's values (V,) without waiting for the device."""
+        if self.total_V is None or self.count_V is None:
+            self.names = names
+            self.total_V, self.count_V = torch.zeros_like(values_V), torch.zeros_like(values_V)
+        counts_V = torch.isfinite(values_V) & finite
+        self.total_V += torch.where(counts_V, values_V, 0)
+        self.count_V += counts_V
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each value, NaN where none counts, and begin anew. Waits for the device."""
+        if self.total_V is None or self.count_V is None:
+            return {}
+        means = (self.total_V / self.count_V).tolist()
+        self.total_V = self.count_V = None
+        return dict(zip(self.names, means, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"names": self.names, "total": self.total_V, "count": self.count_V}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go back to where `state` was taken."""
+        self.names = state["names"]
+        self.total_V, self.count_V = (None if v is None else v.to(device) for v in (state["total"], state["count"]))
