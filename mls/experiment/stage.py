@@ -76,6 +76,7 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         job.work.mkdir(parents=True, exist_ok=True)
     with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.work):
         if adopt(job):
+            forget_state(job)
             say(f"{plan.name(job)}: is there")
             tell(go=False)
             return
@@ -92,10 +93,13 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         except Exception as error:
             record_failure(job, error)
             raise
-        (job.work / "failed.json").unlink(missing_ok=True)
-        # The artifact has the final state. What could not be read (*.unreadable) stays for a person to look at.
-        for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp")]:
-            leftover.unlink()
+        forget_state(job)
+
+
+def forget_state(job: Job) -> None:
+    """Remove what the finished artifact makes needless; what could not be read stays for a person to look at."""
+    for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp"), job.work / "failed.json"]:
+        leftover.unlink(missing_ok=True)
 
 
 def follow_stage(plan: Plan, job: Job, function: StageFunction) -> None:

@@ -8,6 +8,7 @@ keys' permutation are functions of seed and step, everything else is in the chec
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from mls.methods.momentum import key_order
 from mls.models.batchnorm import RunningStatistics
 from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.diagnose import diagnose
-from mls.train.distributed import mean, rank, world
+from mls.train.distributed import gather, mean, rank, world
 from mls.train.guard import LateReader, Told, dump
 from mls.train.interrupt import InterruptGuard
 from mls.train.knn import OnlineKnn
@@ -182,7 +183,9 @@ class Trainer:
         row |= self.window.means()
         if judge:
             dictionary = self.method.dictionary
-            row["knn"] = self.knn.score(self.method.key_backbone, dictionary.g_DG, dictionary.row_D)
+            eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+            with eager:  # compiling for one pass in evaluation mode would take longer than the pass
+                row["knn"] = self.knn.score(self.method.key_backbone, dictionary.g_DG, dictionary.row_D)
         self.curves.add(row)
         message = self.collapse.message(row)
         if message:
@@ -240,6 +243,9 @@ class Trainer:
             self.context.log(f"resumes at step {self.step} of {self.views.steps}")
             if ranks != world():
                 self.context.log(f"saved with {ranks} ranks, goes on with {world()}: the last digits will differ")
+        steps = gather(torch.tensor([self.step])).tolist()
+        if len(set(steps)) > 1:
+            raise MlsError(f"ranks found other checkpoints (of steps {steps}); all must see one {self.context.work}")
         self.collapse = CollapseWatch(self.curves.rows)
 
     def _save(self) -> None:

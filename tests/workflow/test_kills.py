@@ -49,7 +49,7 @@ def training(pulled: Clone) -> Clone:
 def test_killed_and_started_again(victim: str, training: Clone, finished: Clone) -> None:
     command = ("dvc", "repro") if victim in ("dvc", "group") else ("snakemake",)
     started = training.start(*command)
-    wait_for(training, "checkpoint", "work/*/checkpoint.pt")
+    wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
     running = processes(training)
     if victim == "group":
         os.killpg(started.pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
 
 def test_a_trainer_resumes_where_it_was_killed(training: Clone, finished: Clone) -> None:
     started = training.start("mls", "pretrain", "mls")
-    wait_for(training, "checkpoint", "work/*/checkpoint.pt")
+    wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
     started.kill()
     started.wait()
     assert "resumable" in training.run("mls", "status")
@@ -97,7 +97,7 @@ def test_two_at_once_make_an_artifact_once(training: Clone, finished: Clone) -> 
 
 def test_terminated_leaves_with_75_and_goes_on(training: Clone) -> None:
     started = training.start("mls", "pretrain", "mls")
-    wait_for(training, "checkpoint", "work/*/checkpoint.pt")
+    wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
     started.send_signal(signal.SIGTERM)
     assert started.wait() == 75
     assert "stopped by SIGTERM after saving" in training.path.with_suffix(".log").read_text()
