@@ -5,6 +5,7 @@
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
     mls data pin coco-tiny           write the digest of a local source into data.lock
+    mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls verify | mls gc | mls retry ID | mls publish | mls show
 
 Every command that reads an experiment takes ``-e FILE`` (default: params.yaml).
@@ -19,6 +20,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mls.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
@@ -62,10 +64,22 @@ def stage(args: argparse.Namespace) -> None:
         signal.signal(number, _stop)
     plan = plan_file(args.experiment)
     function = importlib.import_module(STAGE_MODULES[args.command]).run
-    for target in args.target:
-        for job in plan.find(args.command, target):
-            run_stage(plan, job, function)
+    with ranks(args.command):
+        for target in args.target:
+            for job in plan.find(args.command, target):
+                run_stage(plan, job, function)
     return None
+
+
+def ranks(command: str) -> AbstractContextManager[None]:
+    """Join the other processes where torchrun started several."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    if command != "pretrain":
+        raise MlsError(f"torchrun started several processes, but only pretrain can use them, not {command}")
+    from mls.train.distributed import process_group
+
+    return process_group()
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:
@@ -129,6 +143,21 @@ def show(args: argparse.Namespace) -> None:
     print(show_tables(plan_file(args.experiment)))
 
 
+def draw(args: argparse.Namespace) -> None:
+    """Draw the paper's Figures 3 and 4 of finished pretrainings; print the files."""
+    from mls.report.neighbour_figures import draw_neighbours
+    from mls.train.runtime import set_up
+
+    plan = plan_file(args.experiment)
+    jobs = plan.find("pretrain", args.target)
+    if args.out and len(jobs) > 1:
+        raise MlsError(f"-o is one folder, but {args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
+    set_up(plan.loaded.experiment.execution.model_copy(update={"device": "cpu"}), seed=0)
+    for job in jobs:
+        for file in draw_neighbours(plan, job, args.out or Path("drawn") / job.id, args.images, args.seed):
+            print(file)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="mls", description=(__doc__ or "").split("\n\n")[0])
@@ -150,6 +179,11 @@ def parser() -> argparse.ArgumentParser:
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
     for name, function in (("status", status), ("verify", verify), ("publish", publish), ("show", show)):
         add(name, function)
+    sub = add("draw", draw)
+    sub.add_argument("target", help="pretraining: label or id")
+    sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="default: drawn/<id>/")
+    sub.add_argument("--images", type=int, default=6, metavar="N", help="queries in Figure 4 (default: 6)")
+    sub.add_argument("--seed", type=int, default=0, help="decides the queries and their crops (default: 0)")
     add("gc", gc, experiment=False).add_argument("--delete", action="store_true", help="really remove them")
     add("retry", retry, experiment=False).add_argument("ids", nargs="+", help="artifact ids")
     return top

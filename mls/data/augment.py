@@ -89,15 +89,23 @@ class ColourAugment:
         Operations and their parameters follow torchvision: ``ColorJitter`` (random order, values
         clamped to [0, 1] after each), ``RandomGrayscale``, ``GaussianBlur`` (reflected border,
         radius 3 sigma_max), ``RandomHorizontalFlip``, ``Normalize``.
+
+        Args:
+            image_BCHW: uint8, on the training device.
+            u_BU: draws of `draw`, on the CPU: which images an operation takes is decided there, so that the
+                host never waits for the device to count them.
         """
         x = image_BCHW.to(torch.get_default_dtype()).div_(255)
+        device = x.device
         x = self._jitter(x, u_BU)
-        grey = u_BU[:, GRAYED] < self.config.gray_p
+        grey = _rows(u_BU[:, GRAYED] < self.config.gray_p, device)
         x[grey] = _grey(x[grey]).expand(-1, 3, -1, -1)
         blurred = u_BU[:, BLUR] < self.config.blur_p
         low, high = self.config.blur_sigma
-        x[blurred] = blur(x[blurred], low + u_BU[blurred, SIGMA] * (high - low), radius=int(np.ceil(3 * high)))
-        flipped = u_BU[:, FLIP] < self.config.flip_p
+        sigma_B = (low + u_BU[blurred, SIGMA] * (high - low)).to(device, non_blocking=True)
+        rows = _rows(blurred, device)
+        x[rows] = blur(x[rows], sigma_B, radius=int(np.ceil(3 * high)))
+        flipped = _rows(u_BU[:, FLIP] < self.config.flip_p, device)
         x[flipped] = x[flipped].flip(-1)
         mean = x.new_tensor(MEAN)[:, None, None]
         std = x.new_tensor(STD)[:, None, None]
@@ -114,10 +122,16 @@ class ColourAugment:
             for index, operation in enumerate(operations):
                 if self.config.jitter[index] == 0:
                     continue
-                rows = (chosen_B & (order_B4[:, place] == index)).nonzero()[:, 0]
-                change = change_B4[rows, index].to(x_BCHW.dtype)[:, None, None, None]
-                x_BCHW[rows] = operation(x_BCHW[rows], change)
+                taken_B = chosen_B & (order_B4[:, place] == index)
+                rows = _rows(taken_B, x_BCHW.device)
+                change = change_B4[taken_B, index].to(x_BCHW.device, x_BCHW.dtype, non_blocking=True)
+                x_BCHW[rows] = operation(x_BCHW[rows], change[:, None, None, None])
         return x_BCHW
+
+
+def _rows(taken_B: Tensor, device: torch.device) -> Tensor:
+    """Indices of the images that are taken, on the device."""
+    return taken_B.nonzero()[:, 0].to(device, non_blocking=True)
 
 
 def _brightness(x_BCHW: Tensor, change: Tensor) -> Tensor:

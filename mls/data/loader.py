@@ -107,7 +107,7 @@ def batches(views: TwoViews, start: int, workers: int) -> Iterator[Batch]:
         sampler=range(start, views.steps),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # by the method on it: not where a GPU is there but not used
         worker_init_fn=leave_signals_to_the_job,
         generator=torch.Generator(),  # else each epoch would draw a base seed from the global one
     )

@@ -85,11 +85,15 @@ def _git(*args: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
-    """Device and thread count, if this stage used torch at all."""
+    """Device, thread count and ranks, if this stage used torch at all; a GPU that was not used is not named."""
     import sys
 
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
-    return {"device": device, "threads": torch.get_num_threads()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.processor() or "cpu"
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+    }

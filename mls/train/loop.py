@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mls.data.augment import ColourAugment
 from mls.data.loader import Batch, TwoViews, batches
 from mls.errors import DeterministicError, Interrupted, MlsError
 from mls.experiment.stage import Context
 from mls.methods.diagnostics import CollapseWatch
 from mls.methods.mls import MLS, weight_at
 from mls.methods.moco import MoCo, Pair
-from mls.methods.momentum import key_order
 from mls.models.batchnorm import RunningStatistics
 from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.diagnose import diagnose
@@ -32,6 +30,7 @@ from mls.train.interrupt import InterruptGuard
 from mls.train.knn import OnlineKnn
 from mls.train.log import Curves
 from mls.train.optimizer import build_optimizer, masked_step
+from mls.train.pairs import layout_of, pair_of
 from mls.train.progress import Bar
 from mls.train.runtime import autocast
 from mls.train.schedule import learning_rate
@@ -49,8 +48,7 @@ class Trainer:
     def __init__(self, context: Context, method: MoCo, views: TwoViews, device: torch.device) -> None:
         self.context, self.views, self.device = context, views, device
         self.config = views.config
-        self.layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        self.method = method.to(device).to(memory_format=self.layout).train()
+        self.method = method.to(device).to(memory_format=layout_of(self.config)).train()
         if self.config.compile:
             self.method.backbone.compile()
             self.method.key_backbone.compile()
@@ -60,7 +58,6 @@ class Trainer:
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, self.config.optimizer)
         self.statistics = RunningStatistics(self.method)
-        self.augment = ColourAugment(self.config.augment)
         self.step = self.nonfinite = 0
         self.window, self.late = Window(), LateReader()
         self.curves = Curves(context.work, context.execution.trackers if rank() == 0 else [], write=rank() == 0)
@@ -101,7 +98,7 @@ class Trainer:
     def _train_step(self, batch: Batch, asked: bool) -> bool:
         """One step; returns whether some rank was asked to stop (told one step late)."""
         rng = rng_state()
-        pair = self._pair(batch)
+        pair = pair_of(batch, self.views, self.step, self.device)
         rate = learning_rate(self.step, self.views.steps, self.views.steps_per_epoch, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -127,19 +124,6 @@ class Trainer:
         self.window.add(names[:-2], told_V[:-2], finite)
         self.names = names
         return self._hear(self.late.exchange(self.step - 1, told_V, batch, rng))
-
-    def _pair(self, batch: Batch) -> Pair:
-        crops_VBCHW = batch.crops_VBCHW.to(self.device, non_blocking=True)
-        draws_VBU = batch.draws_VBU.to(self.device, non_blocking=True)
-        query_BCHW, key_BCHW = (
-            self.augment(crops_VBCHW[v], draws_VBU[v]).contiguous(memory_format=self.layout) for v in (0, 1)
-        )
-        order_N = None
-        if self.config.moco.bn_splits > 1:
-            order_N = key_order(self.views.seed, self.step, self.config.batch_size).to(self.device, non_blocking=True)
-        rows_B = batch.rows_B.to(self.device, non_blocking=True)
-        boxes_B4 = batch.boxes_VB4[1].to(self.device, non_blocking=True)
-        return Pair(query_BCHW, key_BCHW, rows_B, boxes_B4, order_N, self.step / self.views.steps_per_epoch)
 
     def _hear(self, told: Told | None) -> bool:
         """What the host learns of the last step: count and dump one that was not finite; was anybody asked to stop?

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
+from torch import Tensor
 
+import mls.data.stage
+import mls.train.stage
 from mls.data.store import Record, write_store
 from mls.experiment.artifact import building
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage
+from mls.methods.moco import Embedded, MoCo, Pair
 from mls.report.stage import run
-from tests.conftest import plan_of
+from tests.conftest import plan_of, small
 
 SCENES = {"source": "scenes", "train": 4, "val": 2, "test": 2, "size": 32}
 
@@ -83,3 +91,50 @@ def make_tables(plan: Plan) -> Path:
     """Run the tables stage; return its artifact."""
     run_stage(plan, plan.tables, run)
     return plan.tables.path
+
+
+@dataclass
+class Trained:
+    """A finished pretraining, and how it began."""
+
+    plan: Plan
+    job: Job
+    initial: dict[str, Tensor]
+    """State of the method before the first step."""
+    first: Embedded
+    """What its first step made."""
+
+
+@contextmanager
+def finished_runs(folder: Path) -> Iterator[dict[str, Trained]]:
+    """Pretrain `mls` and `moco-v2` of the small experiment in a folder, and stay in it."""
+    plan = plan_of(small())
+    threads, made = torch.get_num_threads(), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+        for name in ("mls", "moco-v2"):
+            (job,) = plan.find("pretrain", name)
+            with patch.context() as inner:
+                initial, first = watch(inner)
+                run_stage(plan, job, mls.train.stage.run)
+            made[name] = Trained(plan, job, initial, first[0])
+        yield made
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def watch(patch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], list[Embedded]]:
+    """Record the next run's first state and what its steps made."""
+    initial: dict[str, Tensor] = {}
+    steps: list[Embedded] = []
+    original = MoCo.embed
+
+    def embed(self: MoCo, pair: Pair) -> Embedded:
+        if not initial:
+            initial.update({key: value.clone() for key, value in self.state_dict().items()})
+        steps.append(original(self, pair))
+        return steps[-1]
+
+    patch.setattr(MoCo, "embed", embed)
+    return initial, steps

@@ -1,0 +1,249 @@
+"""What the paper's Figures 3 and 4 show of one pretraining: cosines with the dictionary, and who is nearest.
+
+    after = trained(job.config, open_artifact(job.path))
+    pair = first_pair(store, job.config, job.seed)
+    before = score(initial(job.config, job.seed), pair, place=3)       # Fig. 3, left
+    queries = nearest(after, store, rows, boxes)                       # Fig. 4
+
+Fig. 3 is read so: the views of the run's own first batch go through a state as the training loop would
+send them (training mode: batch statistics, shuffled keys; float32), their keys are enqueued, and one query
+of the batch is compared with all D entries. "Before" is then the random dictionary with one batch of real
+keys, "after" the run's last dictionary with the same images' new keys, and each time the query's own key
+is among them. The paper's plots agree for Q_g (before training, 16 entries stand apart); its z.Q_z before
+training shows no such entries, so it was taken before the enqueueing. Here both are of one moment.
+
+Fig. 4 is labelled (Eq. 7) in training mode by the run itself; a single image has no batch statistics, so
+here it is evaluation mode, and the crop's colours are left alone.
+
+Shapes: B images of a batch, D dictionary entries, G backbone and d embedding dimensions, C channels,
+H x W pixels, N queries.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mls.data.augment import MEAN, STD, crop, crop_boxes, draw
+from mls.data.loader import TwoViews
+from mls.data.store import Store
+from mls.errors import DamagedArtifact
+from mls.experiment.artifact import Artifact, how_to_mend
+from mls.experiment.params import Mls, Pretrain
+from mls.methods.moco import MoCo, Pair
+from mls.train.checkpoint import NAME
+from mls.train.pairs import pair_of
+from mls.train.stage import METHODS
+
+BINS = np.linspace(-1, 1, 101)
+"""Edges of the histograms: cosines from -1 to 1 in steps of 0.02."""
+NEIGHBOURS = 4
+"""Nearest entries of each query [paper, Fig. 4]."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One query against a whole dictionary."""
+
+    backbone_D: NDArray[np.float64]
+    """g.Q_g, cosines."""
+    mlp_D: NDArray[np.float64]
+    """z.Q_z, cosines."""
+    known_D: NDArray[np.bool_]
+    """Which entries are keys; the others are random directions."""
+    own: int
+    """The entry that is the query's own key."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry of the dictionary, and where its key came from."""
+
+    entry: int
+    row: int
+    box: tuple[int, int, int, int]
+    """Top, left, height, width of the key's crop, pixels of the stored image."""
+    cosine: float
+    shared: list[str]
+    """Classes that its image and the query's both have."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A crop of an image, and its nearest known entries in Q_g, nearest first."""
+
+    row: int
+    box: tuple[int, int, int, int]
+    classes: list[str]
+    neighbours: list[Neighbour]
+
+
+def topk_of(config: Pretrain) -> int:
+    """k of a run; MoCo has none, it gets the paper's. At most D."""
+    return min((config.mls if config.method == "mls" else Mls()).topk, config.moco.queue_size)
+
+
+# ------------------------------------------------------------------------------------------- states
+
+
+def initial(config: Pretrain, seed: int) -> MoCo:
+    """Return the state that a run begins with, a function of its params and seed; the caller's RNG is undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # as mls.train.runtime.set_up does
+        return METHODS[config.method](config)
+
+
+def trained(config: Pretrain, artifact: Artifact) -> MoCo:
+    """Return the state that a run ended with, on the CPU.
+
+    Raises:
+        DamagedArtifact: its checkpoint can't be read, or is not of these params.
+    """
+    file = artifact.file(NAME)
+    method = initial(config, 0)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        method.load_state_dict(state["method"])
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise DamagedArtifact(f"{file} can't be read ({reason}). {how_to_mend(artifact.path)}") from error
+    return method
+
+
+# -------------------------------------------------------------------------------------------- Fig. 3
+
+
+def first_pair(store: Store, config: Pretrain, seed: int) -> Pair:
+    """Return the views of the run's first step, as the training loop makes them.
+
+    Raises:
+        MlsError: names the image that does not decode.
+    """
+    views = TwoViews(store, config, seed)
+    return pair_of(views[0], views, 0, torch.device("cpu"))
+
+
+def sample_place(config: Pretrain, seed: int) -> int:
+    """Return which image of the first batch is the query: one whose own key stays in the dictionary."""
+    stay = min(config.batch_size, config.moco.queue_size)  # of more than D keys the last D stay
+    return config.batch_size - stay + int(np.random.default_rng(seed).integers(stay))
+
+
+@torch.no_grad()
+def score(method: MoCo, pair: Pair, place: int) -> Scores:
+    """Return the cosines of one query of a batch and all D entries, the batch's keys enqueued; changes nothing.
+
+    Args:
+        method: the state, of any device's training, on the CPU.
+        pair: a whole batch.
+        place: of the query in the batch; see `sample_place`.
+    """
+    method = copy.deepcopy(method).train()  # the running statistics and the dictionary move
+    embedded = method.embed(pair)
+    dictionary, keys = method.dictionary, embedded.keys
+    dictionary.enqueue(keys, torch.tensor(True))
+    own = (int(dictionary.pointer) - (len(keys.row_N) - place)) % len(dictionary.row_D)
+    g_G = F.normalize(embedded.g_query_BG[place], dim=0)
+    return Scores(
+        (dictionary.g_DG @ g_G).double().clamp(-1, 1).numpy(),
+        (dictionary.z_Dd @ embedded.z_query_Bd[place]).double().clamp(-1, 1).numpy(),
+        dictionary.known_D.numpy(),
+        own,
+    )
+
+
+def summary(cosine_D: NDArray[np.float64], topk: int, own: int) -> dict[str, Any]:
+    """Return the numbers of one histogram, to six decimals: what can be read off the paper's, and the counts.
+
+    Args:
+        cosine_D: of one query and all entries.
+        topk: k; ``cut_off`` is the k-th greatest cosine.
+        own: entry of the query's own key.
+    """
+    values = {
+        "mean": cosine_D.mean(),
+        "std": cosine_D.std(),
+        **{f"percentile_{p}": np.percentile(cosine_D, p) for p in (5, 50, 95)},
+        "cut_off": np.sort(cosine_D)[-topk],
+        "own_key": cosine_D[own],
+    }
+    above = {f"above_{limit}": int((cosine_D > limit).sum()) for limit in (0.4, 0.5)}
+    counts = np.histogram(cosine_D, BINS)[0].tolist()
+    return {name: round(float(value), 6) for name, value in values.items()} | above | {"counts": counts}
+
+
+# -------------------------------------------------------------------------------------------- Fig. 4
+
+
+def sample_queries(store: Store, count: int, seed: int, scale: list[float]) -> tuple[NDArray[np.int64], Any]:
+    """Return rows (N,) and crops (N, 4: top, left, height, width) of query images.
+
+    They are val images, which pretraining never sees, or train images where there are no others;
+    fewer than ``count`` where there are not as many.
+
+    Args:
+        store: holds the images.
+        count: how many are wanted.
+        seed: of the choice and the crops.
+        scale: least and greatest area share of a crop.
+    """
+    rows = store.split("val")
+    rows = rows if len(rows) else store.split("train")
+    chosen_N = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+    sizes_N2 = np.array([store.size(int(row)) for row in chosen_N], dtype=np.int64)
+    return chosen_N, crop_boxes(draw(seed, 0, chosen_N, 0), sizes_N2, scale)
+
+
+@torch.no_grad()
+def nearest(method: MoCo, store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> list[Query]:
+    """Find the `NEIGHBOURS` nearest known entries in Q_g of each crop (Eq. 7); where fewer are known, those.
+
+    Args:
+        method: its online backbone encodes, in evaluation mode; nothing of it changes.
+        store: holds the queries' images and those that the dictionary's rows refer to.
+        rows_N: the queries' images.
+        boxes_N4: their crops: top, left, height, width.
+
+    Raises:
+        MlsError: names the image that does not decode.
+    """
+    dictionary = method.dictionary
+    known = dictionary.known_D.nonzero()[:, 0]
+    g_NG = encode(method, store, rows_N, boxes_N4)
+    cosine_NK = (g_NG @ dictionary.g_DG[known].T).clamp(-1, 1)
+    order_NK = cosine_NK.argsort(dim=1, descending=True, stable=True)[:, :NEIGHBOURS]
+    queries = []
+    for i, (row, box) in enumerate(zip(rows_N.tolist(), boxes_N4.tolist(), strict=True)):
+        found = []
+        for at in order_NK[i].tolist():
+            entry = int(known[at])
+            source = int(dictionary.row_D[entry])
+            place = tuple(dictionary.box_D4[entry].tolist())
+            found.append(Neighbour(entry, source, place, float(cosine_NK[i, at]), names_of(store, row, source)))
+        queries.append(Query(row, tuple(box), names_of(store, row), found))
+    return queries
+
+
+def encode(method: MoCo, store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> Tensor:
+    """Return the L2-normalised features (N, G) of crops by the online backbone in evaluation mode, float32."""
+    mean_C11, std_C11 = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    backbone = copy.deepcopy(method.backbone).eval()
+    side = method.config.augment.crop
+    parts = []
+    for row, box_4 in zip(rows_N, boxes_N4, strict=True):
+        image_CHW = crop(store.decode(int(row)), box_4, side).float() / 255
+        parts.append(backbone(((image_CHW - mean_C11) / std_C11)[None]))
+    return F.normalize(torch.cat(parts), dim=1)
+
+
+def names_of(store: Store, *rows: int) -> list[str]:
+    """Names of the classes that all of these images have."""
+    return [store.classes[c] for c in np.flatnonzero(store.labels(rows).all(axis=0))]

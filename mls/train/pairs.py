@@ -1,0 +1,35 @@
+"""From a loaded batch to what a method is fed: augmented views on the device, and the keys' order.
+
+Shapes: V = 2 views, B images of this rank, N of the global batch, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mls.data.augment import ColourAugment
+from mls.data.loader import Batch, TwoViews
+from mls.experiment.params import Pretrain
+from mls.methods.moco import Pair
+from mls.methods.momentum import key_order
+
+
+def pair_of(batch: Batch, views: TwoViews, step: int, device: torch.device) -> Pair:
+    """Return what a step's method is fed: the batch's crops as augmented views on the device, and the keys' order."""
+    config = views.config
+    crops_VBCHW = batch.crops_VBCHW.to(device, non_blocking=True)
+    augment = ColourAugment(config.augment)
+    query_BCHW, key_BCHW = (
+        augment(crops_VBCHW[v], batch.draws_VBU[v]).contiguous(memory_format=layout_of(config)) for v in (0, 1)
+    )
+    order_N = None
+    if config.moco.bn_splits > 1:
+        order_N = key_order(views.seed, step, config.batch_size).to(device, non_blocking=True)
+    rows_B = batch.rows_B.to(device, non_blocking=True)
+    boxes_B4 = batch.boxes_VB4[1].to(device, non_blocking=True)
+    return Pair(query_BCHW, key_BCHW, rows_B, boxes_B4, order_N, step / views.steps_per_epoch)
+
+
+def layout_of(config: Pretrain) -> torch.memory_format:
+    """How images and convolutions lie in memory."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
