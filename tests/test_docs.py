@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mls.experiment.load import parse_yaml
 from mls.experiment.plan import plan_file
+from tests.conftest import SMALL, plan_of, small
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,3 +46,10 @@ def test_the_published_results_are_those_of_the_committed_experiments(monkeypatc
         plan = plan_file(Path(name))
         folder = ROOT / "results" / plan.loaded.experiment.experiment
         assert [path.name for path in folder.glob(".published-*")] == [f".published-{plan.tables.id}"], name
+
+
+def test_the_switches_shown_in_the_docs_are_valid() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/method.md").read_text(), re.DOTALL)
+    pretrain = {**SMALL["pretrain"], "moco": {"bn_splits": 2}, "mls": {}}
+    plan = plan_of(small(**parse_yaml(block, "docs/method.md"), pretrain=pretrain))
+    assert len(plan.stage("pretrain")) == 7, "4 runs, one of them in its own sweep of 4"

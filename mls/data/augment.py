@@ -10,6 +10,7 @@ Shapes: B images, C = 3 channels, H x W pixels, U = `DRAWS` uniform numbers per 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -107,8 +108,7 @@ class ColourAugment:
         x[rows] = blur(x[rows], sigma_B, radius=int(np.ceil(3 * high)))
         flipped = _rows(u_BU[:, FLIP] < self.config.flip_p, device)
         x[flipped] = x[flipped].flip(-1)
-        mean = x.new_tensor(MEAN)[:, None, None]
-        std = x.new_tensor(STD)[:, None, None]
+        mean, std = _normalisation(device, x.dtype)
         return x.sub_(mean).div_(std)
 
     def _jitter(self, x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
@@ -127,6 +127,13 @@ class ColourAugment:
                 change = change_B4[taken_B, index].to(x_BCHW.device, x_BCHW.dtype, non_blocking=True)
                 x_BCHW[rows] = operation(x_BCHW[rows], change[:, None, None, None])
         return x_BCHW
+
+
+@cache
+def _normalisation(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C, 1, 1), brought to the device once."""
+    mean, std = (torch.tensor(v, dtype=dtype, device=device)[:, None, None] for v in (MEAN, STD))
+    return mean, std
 
 
 def _rows(taken_B: Tensor, device: torch.device) -> Tensor:
@@ -160,7 +167,7 @@ def _hue(x_BCHW: Tensor, change: Tensor) -> Tensor:
     chroma = value - x_BCHW.amin(1, keepdim=True)
     scale = torch.where(chroma == 0, 1.0, chroma)
     sector = torch.where(value == r, (g - b) / scale, torch.where(value == g, 2 + (b - r) / scale, 4 + (r - g) / scale))
-    offset = x_BCHW.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    offset = torch.arange(5, 0, -2, dtype=x_BCHW.dtype, device=x_BCHW.device)[:, None, None]  # made there: no copy
     k = (sector + 6 * change + offset) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 

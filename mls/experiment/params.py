@@ -297,9 +297,10 @@ class Execution(Section):
     keep_checkpoints: Count = 2
     """How many are kept: if the last can't be read, the one before it is used."""
     max_nonfinite: Annotated[int, Field(ge=0)] = 10
-    """Steps with a loss or gradient that is not finite which a pretraining may skip; one more and it fails."""
+    """Steps with a loss or gradient that is not finite which a pretraining may skip, over all its resumptions; one
+    more and it fails."""
     trackers: list[Literal["tensorboard", "dvclive"]] = []
-    """Where else the curves go while they grow, under ``work/<id>/``; needs the extra ``mls[trackers]``."""
+    """Where else the curves go while they grow, under ``work/<id>/``; needs the extra ``.[trackers]``."""
 
 
 class Experiment(Section):

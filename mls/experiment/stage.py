@@ -75,14 +75,16 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
     with explain_full_disk(Path()):
         job.work.mkdir(parents=True, exist_ok=True)
     with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.work):
-        if adopt(job):
+        try:
+            inputs = None if adopt(job) else ready(plan, job)
+        except BaseException:
+            tell(go=False)  # else the other ranks would wait, and bury this error under their own
+            raise
+        tell(go=inputs is not None)
+        if inputs is None:
             forget_state(job)
             say(f"{plan.name(job)}: is there")
-            tell(go=False)
             return
-        refuse_known_failure(job)
-        inputs = open_inputs(plan, job)
-        tell(go=True)
         try:
             with building(job) as out:
                 function(context_of(plan, job, out, inputs))
@@ -96,6 +98,13 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         forget_state(job)
 
 
+def ready(plan: Plan, job: Job) -> dict[str, Artifact]:
+    """Open the inputs of a job that is to be made, and forget a failure that other code had."""
+    refuse_known_failure(job)
+    (job.work / "failed.json").unlink(missing_ok=True)
+    return open_inputs(plan, job)
+
+
 def forget_state(job: Job) -> None:
     """Remove what the finished artifact makes needless; what could not be read stays for a person to look at."""
     for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp"), job.work / "failed.json"]:
@@ -104,8 +113,16 @@ def forget_state(job: Job) -> None:
 
 def follow_stage(plan: Plan, job: Job, function: StageFunction) -> None:
     """A further rank's part: take part in the work if rank 0 does it; the lock and the artifact are rank 0's."""
-    if tell(go=True):
-        function(context_of(plan, job, job.path, open_inputs(plan, job)))
+    if not tell(go=True):
+        return
+    nowhere = job.work / f"rank-{RANK}-writes-nothing"
+    try:
+        function(context_of(plan, job, nowhere, open_inputs(plan, job)))
+    except Interrupted:
+        raise
+    except Exception as error:
+        record_failure(job, error)
+        raise
 
 
 def tell(*, go: bool) -> bool:
@@ -154,10 +171,17 @@ def open_inputs(plan: Plan, job: Job) -> dict[str, Artifact]:
 
 
 def record_failure(job: Job, error: Exception) -> None:
-    """Write ``work/<id>/failed.json``; on a full disk that may fail too, which must not hide the error."""
+    """Write ``work/<id>/failed.json``; on a full disk that may fail too, which must not hide the error.
+
+    Of several ranks the first to fail says why; the others only see it leave.
+    """
+    if WORLD > 1 and (job.work / "failed.json").exists():
+        return
     deterministic = isinstance(error, DeterministicError)
     message = str(error) if isinstance(error, MlsError) else f"{type(error).__name__}: {error}"
-    record = {"message": message, "deterministic": deterministic, "code": digest()}
+    record = {"message": message, "deterministic": deterministic, "code": digest()} | (
+        {"rank": RANK} if WORLD > 1 else {}
+    )
     with suppress(OSError):
         write_atomic(job.work / "failed.json", json.dumps(record, indent=1) + "\n")
 

@@ -124,4 +124,5 @@ class RunningStatistics:
         """Where ``finite`` (bool scalar) is false, take the last batch out of each norm's count again."""
         counts = [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
         if counts:
-            torch._foreach_add_(counts, finite.long() - 1)
+            # Without alpha torch would take the tensor for a number, and read it on the host.
+            torch._foreach_add_(counts, finite.long() - 1, alpha=1)

@@ -29,8 +29,10 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
     Returns:
         ``accuracy`` of InfoNCE; ``filled``, the share of the dictionary that is keys; mean and standard
         deviation of the cosines g.Q_g and z.Q_z; ``alignment`` and ``uniformity`` of z; with labels also
-        ``agreement``, the share of pseudo-positives that share a class with their query, and
-        ``agreement_base``, that share among all entries.
+        ``agreement``, the share of the k nearest entries that share a class with their query, and
+        ``agreement_base``, that share among all entries. Always of the dictionary without this batch's keys:
+        with ``enqueue: before`` or ``split`` a query's own key is a label too, and would agree by itself.
+        With several ranks each sees its own queries, and the log has the mean over ranks.
     """
     e, dictionary = method.embedded, method.dictionary
     if e is None:

@@ -12,10 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_decisions: dist.ProcessGroup | None = None
+"""Over it rank 0 tells what it decided: on the CPU, and as late as it takes (another process may hold the lock)."""
 
 
 @contextmanager
@@ -24,10 +28,14 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    global _decisions
     dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    _decisions = group if isinstance(group, dist.ProcessGroup) else None
     try:
         yield
     finally:
+        _decisions = None
         dist.destroy_process_group()
 
 
@@ -49,11 +57,17 @@ def own(part_of_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather(own_B: Tensor) -> Tensor:
-    """Every rank's rows, in rank order (N = W x B rows, equal on all ranks); without gradient."""
+    """Every rank's rows, in rank order (N = W x B rows, equal on all ranks); without gradient, in the same layout."""
     if world() == 1:
         return own_B.detach()
+    if own_B.ndim == 4 and own_B.is_contiguous(memory_format=torch.channels_last):
+        return _gather_contiguous(own_B.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return _gather_contiguous(own_B.contiguous())
+
+
+def _gather_contiguous(own_B: Tensor) -> Tensor:
     all_N = own_B.new_empty((world() * len(own_B), *own_B.shape[1:]))
-    dist.all_gather_into_tensor(all_N, own_B.detach().contiguous())
+    dist.all_gather_into_tensor(all_N, own_B.detach())
     return all_N
 
 
@@ -68,9 +82,9 @@ def mean(value: Tensor) -> Tensor:
 
 
 def told(go: bool) -> bool:
-    """Rank 0's decision, on every rank."""
+    """Rank 0's decision, on every rank; the others wait for it, however long it takes."""
     if world() == 1:
         return go
     decision = torch.tensor(go)
-    dist.broadcast(decision, src=0)
+    dist.broadcast(decision, src=0, group=_decisions)
     return bool(decision)

@@ -197,5 +197,5 @@ def check_installed(tracker: str) -> None:
     except ImportError as error:
         raise MlsError(
             f"execution.trackers names {tracker!r}, which is not installed ({error}); "
-            "pip install 'mls[trackers]', or remove it from execution.trackers"
+            "pip install -e '.[trackers]' in the repository, or remove it from execution.trackers"
         ) from error

@@ -24,7 +24,7 @@ from mls.methods.moco import MoCo, Pair
 from mls.models.batchnorm import RunningStatistics
 from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.diagnose import diagnose
-from mls.train.distributed import gather, mean, rank, world
+from mls.train.distributed import gather, mean, rank, told, world
 from mls.train.guard import LateReader, Told, dump
 from mls.train.interrupt import InterruptGuard
 from mls.train.knn import OnlineKnn
@@ -54,11 +54,15 @@ class Trainer:
             self.method.key_backbone.compile()
         self.model: Callable[[Pair], dict[str, Tensor]] = self.method
         if world() > 1:
-            self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
+            self.model = DistributedDataParallel(self.method)
+            self.model.broadcast_buffers = False  # they are equal on all ranks, and the dictionary is large
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, self.config.optimizer)
         self.statistics = RunningStatistics(self.method)
         self.step = self.nonfinite = 0
+        self.stop = False
+        self.names: list[str] = []
+        self.collapse = CollapseWatch()
         self.window, self.late = Window(), LateReader()
         self.curves = Curves(context.work, context.execution.trackers if rank() == 0 else [], write=rank() == 0)
         self.speed: list[tuple[int, float]] = []
@@ -81,11 +85,11 @@ class Trainer:
         hidden = rank() > 0
         with self.curves, InterruptGuard() as guard, Bar(name, self.views.steps, done=self.step, hidden=hidden) as bar:
             for batch in batches(self.views, self.step, self.context.execution.workers):
-                stop = self._train_step(batch, guard.asked is not None)
+                self._train_step(batch, asked=guard.asked is not None)
                 self._record()
                 note = f"loss {self.curves.rows[-1]['loss']:.3f}" if self.curves.rows else ""
                 bar.advance(1, count=self.config.batch_size, note=note)
-                if stop:
+                if self.stop:
                     self._save()
                     raise Interrupted("stopped by a signal after saving; run the same command to go on")
                 if self.step % self.context.execution.checkpoint_every == 0 and self.step < self.views.steps:
@@ -95,8 +99,8 @@ class Trainer:
             self._hear(self.late.drain())
         self.speed.append((self.step, bar.rate))
 
-    def _train_step(self, batch: Batch, asked: bool) -> bool:
-        """One step; returns whether some rank was asked to stop (told one step late)."""
+    def _train_step(self, batch: Batch, *, asked: bool = False) -> None:
+        """One step; ``asked``: this rank has got a signal to stop."""
         rng = rng_state()
         pair = pair_of(batch, self.views, self.step, self.device)
         rate = learning_rate(self.step, self.views.steps, self.views.steps_per_epoch, self.config.optimizer)
@@ -120,36 +124,35 @@ class Trainer:
         self.statistics.write(torch.where(finite, mean(self.statistics.read()), before))
         self.statistics.uncount(finite)
         self.step += 1
-        names = list(values)
-        self.window.add(names[:-2], told_V[:-2], finite)
-        self.names = names
-        return self._hear(self.late.exchange(self.step - 1, told_V, batch, rng))
+        self.names = list(values)
+        self.window.add(self.names[:-2], told_V[:-2], finite)
+        self._hear(self.late.exchange(self.step - 1, told_V, batch, rng))
 
-    def _hear(self, told: Told | None) -> bool:
-        """What the host learns of the last step: count and dump one that was not finite; was anybody asked to stop?
+    def _hear(self, heard: Told | None) -> None:
+        """What the host learns of the last step: count and dump one that was not finite; was any rank asked to stop?
 
         Raises:
             DeterministicError: one more than ``execution.max_nonfinite``.
         """
-        if told is None:
-            return False
-        values = dict(zip(self.names, told.values, strict=True))
+        if heard is None:
+            return
+        values = dict(zip(self.names, heard.values, strict=True))
         if values["nonfinite"]:
             self.nonfinite += 1
-            names = [self.views.store.name(int(row)) for row in told.batch.rows_B]
-            epoch = told.step // self.views.steps_per_epoch
+            names = [self.views.store.name(int(row)) for row in heard.batch.rows_B]
+            epoch = heard.step // self.views.steps_per_epoch
             folder = self.context.work / "nonfinite" / f"rank-{rank()}"
-            file = dump(told, values, self.views.seed, epoch, names, folder)
+            file = dump(heard, values, self.views.seed, epoch, names, folder)
             shown = [k for k in ("loss", "info_nce", "multi_label", "grad_norm") if k in values]
             said = ", ".join(f"{k} {values[k]:g}" for k in shown)
             most = self.context.execution.max_nonfinite
-            message = f"step {told.step} is not finite ({said}); it changed nothing; its batch is in {file}"
+            message = f"step {heard.step} is not finite ({said}); it changed nothing; its batch is in {file}"
             if self.nonfinite > most:
                 raise DeterministicError(
                     f"{message}. That is one more than execution.max_nonfinite ({most}); lower pretrain.optimizer.lr"
                 )
             self.context.log(f"{message} ({self.nonfinite} of at most {most})")
-        return world() > 1 and values["asked"] > 0
+        self.stop |= world() > 1 and values["asked"] > 0
 
     # ---------------------------------------------------------------------------------- the curves
 
@@ -233,6 +236,8 @@ class Trainer:
         self.collapse = CollapseWatch(self.curves.rows)
 
     def _save(self) -> None:
+        """Rank 0 writes, the others wait: torchrun ends the job soon after one rank has left."""
         self._hear(self.late.drain())
         if rank() == 0:
             save_resumable(self.state(), self.context.work, self.step, self.context.execution.keep_checkpoints)
+        told(True)

@@ -19,7 +19,7 @@ def set_up(execution: Execution, seed: int) -> torch.device:
     On a CPU, operations are deterministic: equal inputs give equal bytes at equal threads.
 
     Raises:
-        MlsError: ``device: cuda`` without a usable GPU.
+        MlsError: ``device: cuda`` without a usable GPU; more ranks than GPUs.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -30,7 +30,12 @@ def set_up(execution: Execution, seed: int) -> torch.device:
         raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     device = torch.device("cpu")
     if has_gpu and execution.device != "cpu":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()  # the first is set by torchrun
+        if local >= gpus:
+            raise MlsError(
+                f"torchrun started more processes than this machine has GPUs ({gpus}); lower --nproc-per-node"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     torch.use_deterministic_algorithms(device.type == "cpu")
     # Filling fresh memory costs time; it guards against bugs, not against another order of sums.

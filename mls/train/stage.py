@@ -38,6 +38,8 @@ def run(context: Context) -> None:
     are kept are the mean over groups and ranks.
     """
     config: Pretrain = context.job.config
+    if rank() > 0 and config.method not in METHODS:
+        return
     device = set_up(context.execution, context.job.seed)
     metrics: dict[str, Any] = {"steps": 0}
     backbone: nn.Module

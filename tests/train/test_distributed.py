@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,9 +19,10 @@ import mls.data.stage
 from mls.errors import MlsError
 from mls.experiment.artifact import VOLATILE, open_artifact
 from mls.experiment.params import Moco, Pretrain
-from mls.experiment.plan import plan_file
+from mls.experiment.plan import Plan, plan_file
 from mls.experiment.stage import run_stage
 from mls.experiment.status import job_state
+from mls.train.checkpoint import load_resumable
 from mls.train.stage import check_ranks
 from tests.conftest import SMALL, small
 from tests.train import two_ranks
@@ -30,20 +32,44 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLS_PLAIN": "1"}
 
 
-def test_two_ranks_equal_one_with_two_groups(in_tmp: Path) -> None:
-    plan = two_ranks.plan()
+def on_two_ranks(*arguments: object) -> dict[str, Any]:
+    command = [*TORCHRUN, "-m", "tests.train.two_ranks", "two.pt", *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = torch.load("two.pt", weights_only=True)
+    assert found["world"] == 2
+    return found
+
+
+def make_data(plan: Plan) -> None:
     run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
-    command = [*TORCHRUN, "-m", "tests.train.two_ranks", "two.pt", "20"]
-    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=300, capture_output=True)
-    one, two = two_ranks.trace(20), torch.load("two.pt", weights_only=True)
-    assert (one["world"], two["world"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("run", "splits"), [("mls", 2), ("mls", 4), ("moco-v2", 2)])
+def test_two_ranks_equal_one_with_the_same_groups(in_tmp: Path, run: str, splits: int) -> None:
+    """With 2 groups each rank's batch norm is plain; with 4 each computes two groups."""
+    make_data(two_ranks.plan(splits))
+    one, two = two_ranks.trace(run, splits, 20), on_two_ranks(run, splits, 20)
     for part in ("gradients", "state"):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():
             close(value, two[part][name], 1e-9, f"{part} {name} at step 1")
-    assert (one["state"]["dictionary.row_D"] >= 0).sum() == 8, "the keys of both ranks, in rank order"
-    close(torch.tensor(one["losses"][0]), torch.tensor(two["losses"][0]), 1e-9, "step 1")
-    close(torch.tensor(one["losses"]), torch.tensor(two["losses"]), 1e-6, "20 steps")
+    assert (one["state"]["dictionary.row_D"] >= 0).sum() == 16, "the keys of both ranks, in rank order"
+    losses = [torch.tensor(found["losses"], dtype=torch.float64) for found in (one, two)]
+    close(losses[0][0], losses[1][0], 1e-9, "losses of step 1")
+    close(losses[0], losses[1], 1e-6, "losses of 20 steps")
+    other = two_ranks.trace(run, 1, 2)
+    assert abs(other["losses"][1][0] - one["losses"][1][0]) > 1e-4, "the groups do matter"
+
+
+def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(in_tmp: Path) -> None:
+    make_data(two_ranks.plan(2))
+    one, two = two_ranks.trace("mls", 2, 6, 3), on_two_ranks("mls", 2, 6, 3)
+    assert (one["nonfinite"], two["nonfinite"]) == (1, 1)
+    for name, value in one["last"].items():
+        close(value, two["last"][name], 1e-7, name)
+    untouched = two_ranks.trace("mls", 2, 6)
+    assert not torch.equal(untouched["last"]["backbone.conv1.weight"], one["last"]["backbone.conv1.weight"])
 
 
 def close(a: torch.Tensor, b: torch.Tensor, most: float, what: str) -> None:
@@ -52,38 +78,98 @@ def close(a: torch.Tensor, b: torch.Tensor, most: float, what: str) -> None:
     assert apart <= most * max(1.0, float(a.double().abs().max()) if a.numel() else 1.0), f"{what}: {apart}"
 
 
-def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path) -> None:
-    """Stopped by SIGTERM in the middle and run again, against an undisturbed run of two ranks."""
-    raw: dict[str, Any] = small(pretrain={**SMALL["pretrain"], "epochs": 60})
-    with Path("small.yaml").open("w") as file:
-        YAML().dump(raw, file)
-    plan = plan_file(Path("small.yaml"))
-    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
-    (job,) = plan.find("pretrain", "mls")
-    command = [*TORCHRUN, "-m", "mls", "pretrain", "mls", "-e", "small.yaml"]
-
-    def run() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
-
-    first = run()
+@pytest.mark.parametrize(("run", "checkpoint_every"), [("mls", 50), ("moco-v2", 1)])
+def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_every: int) -> None:
+    """Stopped by SIGTERM to one rank in the middle and run again, against an undisturbed run of two ranks."""
+    execution = {**SMALL["execution"], "checkpoint_every": checkpoint_every}
+    plan = written(small(pretrain={**SMALL["pretrain"], "epochs": 60}, execution=execution))
+    make_data(plan)
+    (job,) = plan.find("pretrain", run)
+    first = start(run)
     deadline = time.monotonic() + 120
     while not list(job.work.glob("checkpoint-*.pt")):
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()[1]
-        time.sleep(0.05)
-    first.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    (rank_1,) = [pid for pid in children(first.pid) if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(rank_1, signal.SIGTERM)
     _, log = first.communicate(timeout=120)
-    assert first.returncode != 0 and job_state(job) == "resumable", log.decode()
-    second = run()
-    _, log = second.communicate(timeout=120)
-    assert second.returncode == 0 and b"resumes at step" in log, log.decode()
+    assert first.returncode != 0 and job_state(job) == "resumable", log
+    assert "after saving" in log
+    saved, _ = load_resumable(job.work)
+    assert saved is not None and saved["step"] < 180
+    assert checkpoint_every == 1 or saved["step"] % checkpoint_every, "not one of the regular checkpoints"
+    log = finish(run)
+    assert f"resumes at step {saved['step']} of 180" in log
     resumed = contents(job.path)
     job.path.rename("resumed")
     (job.work / "artifact.json").unlink(missing_ok=True)
-    third = run()
-    _, log = third.communicate(timeout=120)
-    assert third.returncode == 0 and b"resumes" not in log, log.decode()
+    assert "resumes" not in finish(run)
     assert contents(job.path) == resumed
+    made = open_artifact(job.path, deep=True).seal["made"]
+    assert made["ranks"] == 2
+
+
+def written(raw: dict[str, Any]) -> Plan:
+    with Path("small.yaml").open("w") as file:
+        YAML().dump(raw, file)
+    return plan_file(Path("small.yaml"))
+
+
+def start(run: str, **environment: str) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, "-m", "mls", "pretrain", run, "-e", "small.yaml"]
+    return subprocess.Popen(command, env={**ENVIRONMENT, **environment}, stderr=subprocess.PIPE, text=True)
+
+
+def finish(run: str) -> str:
+    running = start(run)
+    _, log = running.communicate(timeout=120)
+    assert running.returncode == 0, log
+    return log
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_runs_that_do_not_train_need_one_rank(in_tmp: Path) -> None:
+    plan = written(small())
+    finish("random")
+    (job,) = plan.find("pretrain", "random")
     open_artifact(job.path, deep=True)
+    assert "is there" in finish("random")
+
+
+def test_what_stops_rank_0_is_what_is_said(in_tmp: Path) -> None:
+    """Its input is missing: the other rank is told, and buries nothing."""
+    written(small())
+    running = start("mls")
+    _, log = running.communicate(timeout=120)
+    assert running.returncode != 0 and "needs data scenes" in log
+    assert "Connection closed" not in log
+
+
+def test_the_rank_that_fails_says_why(in_tmp: Path) -> None:
+    """Rank 1 can't read an image: the record is its own, not what rank 0 saw of it."""
+    plan = written(small())
+    make_data(plan)
+    (job,) = plan.find("pretrain", "mls")
+    Path("sitecustomize.py").write_text(BROKEN_DECODER)
+    running = start("mls", PYTHONPATH=f"{in_tmp}:{ROOT}")
+    _, log = running.communicate(timeout=120)
+    assert running.returncode != 0, log
+    record = json.loads((job.work / "failed.json").read_text())
+    assert record["message"] == "broken on purpose" and record["rank"] == 1 and job_state(job) == "failed"
+
+
+BROKEN_DECODER = """
+import os
+if os.environ.get("RANK") == "1":
+    import mls.data.store
+    from mls.errors import MlsError
+    def broken(self, row):
+        raise MlsError("broken on purpose")
+    mls.data.store.Store.decode = broken
+"""
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -91,8 +177,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def test_other_stages_refuse_many_ranks(in_tmp: Path) -> None:
-    with Path("small.yaml").open("w") as file:
-        YAML().dump(small(), file)
+    written(small())
     command = [sys.executable, "-m", "mls", "probe", "linear/mls", "-e", "small.yaml"]
     done = subprocess.run(command, env={**ENVIRONMENT, "WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "only pretrain" in done.stderr
@@ -113,10 +198,8 @@ def test_sync_bn_equals_one_group(in_tmp: Path) -> None:
         pretrain={**SMALL["pretrain"], "moco": {**SMALL["pretrain"]["moco"], "bn_splits": 1}},
         execution={**SMALL["execution"], "device": "cuda"},
     )
-    with Path("small.yaml").open("w") as file:
-        YAML().dump(raw, file)
-    plan = plan_file(Path("small.yaml"))
-    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    plan = written(raw)
+    make_data(plan)
     (job,) = plan.find("pretrain", "mls")
     rows = []
     for launcher in (TORCHRUN, [sys.executable]):

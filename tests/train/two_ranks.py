@@ -1,6 +1,6 @@
 """Steps of one small run in float64, on as many ranks as there are; what they give is written for a test.
 
-torchrun --standalone --nproc-per-node 2 -m tests.train.two_ranks OUT STEPS      # in the test's folder
+torchrun --standalone --nproc-per-node 2 -m tests.train.two_ranks OUT METHOD SPLITS STEPS [POISONED STEP]
 """
 
 from __future__ import annotations
@@ -16,50 +16,70 @@ from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
 from mls.experiment.plan import Plan
 from mls.experiment.stage import Context
-from mls.methods.mls import MLS
+from mls.methods.moco import MoCo
 from mls.train.distributed import process_group, rank, world
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up
+from mls.train.stage import METHODS
 from tests.conftest import SMALL, plan_of, small
 
 
-def plan() -> Plan:
-    """8 epochs of 3 steps of 8 images; batch norm in 2 groups of 4."""
-    return plan_of(
-        small(pretrain={**SMALL["pretrain"], "epochs": 8, "moco": {**SMALL["pretrain"]["moco"], "bn_splits": 2}})
-    )
+def plan(splits: int) -> Plan:
+    """8 epochs of 3 steps of 16 images; batch norm in some groups (of 4 at least: of 2 the gradients explode)."""
+    data = {"scenes": {**SMALL["datasets"]["scenes"], "train": 48}}
+    moco = {**SMALL["pretrain"]["moco"], "bn_splits": splits}
+    return plan_of(small(datasets=data, pretrain={**SMALL["pretrain"], "epochs": 8, "batch_size": 16, "moco": moco}))
 
 
-def trace(steps: int) -> dict[str, Any]:
-    """Train; return each step's losses, and after the first step gradients, dictionary and all else."""
-    chosen = plan()
-    (job,) = chosen.find("pretrain", "mls")
+def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, Any]:
+    """Train; return each step's losses, and after the first step gradients, dictionary and all else.
+
+    At the step ``poisoned`` the last rank's loss is not a number.
+    """
+    chosen = plan(splits)
+    (job,) = chosen.find("pretrain", run)
     data = open_artifact(chosen.stage("data")[0].path)
     execution = chosen.loaded.experiment.execution
-    context = Context(job, "mls", Path(f"unused-{rank()}"), Path(f"work-{world()}"), execution, {"data": data}, chosen)
+    work = Path(f"work-{world()}")
+    context = Context(job, run, Path("unused"), work, execution, {"data": data}, chosen)
     torch.set_default_dtype(torch.float64)
     try:
         device = set_up(execution, 0)
         views = TwoViews(Store(data.path), job.config, 0, rank(), world())
-        trainer = Trainer(context, MLS(job.config), views, device)
+        method = METHODS[job.config.method](job.config)
+        trainer = Trainer(context, method, views, device)
+        original = method.losses
+
+        def losses(e: Any) -> dict[str, torch.Tensor]:
+            factor = torch.nan if trainer.step == poisoned and rank() == world() - 1 else 1.0
+            return {name: value * factor for name, value in original(e).items()}
+
+        method.losses = losses  # type: ignore[method-assign]
         found: dict[str, Any] = {"losses": [], "world": world()}
         for batch in batches(views, 0, 0):
-            trainer._train_step(batch, False)
+            trainer._train_step(batch)
             means = trainer.window.means()
-            found["losses"].append([means[k] for k in ("loss", "info_nce", "multi_label", "accuracy", "grad_norm")])
+            found["losses"].append([means[k] for k in ("loss", "info_nce", "accuracy", "grad_norm")])
             if trainer.step == 1:
-                found["gradients"] = {n: p.grad for n, p in trainer.method.named_parameters() if p.grad is not None}
-                found["state"] = {name: value.clone() for name, value in trainer.method.state_dict().items()}
+                found["gradients"] = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+                found["state"] = snapshot(method)
             if trainer.step == steps:
-                return found
+                trainer._hear(trainer.late.drain())
+                return {**found, "nonfinite": trainer.nonfinite, "last": snapshot(method)}
     finally:
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
     raise AssertionError("more steps asked for than there are")
 
 
+def snapshot(method: MoCo) -> dict[str, torch.Tensor]:
+    """Everything the method holds."""
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
 if __name__ == "__main__":
     with process_group():
-        result = trace(int(sys.argv[2]))
+        out, run, *numbers = sys.argv[1:]
+        result = trace(run, *map(int, numbers))
         if rank() == 0:
-            torch.save(result, sys.argv[1])
+            torch.save(result, out)

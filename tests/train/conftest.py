@@ -1,0 +1,30 @@
+"""A small plan whose data is there, and torch's global settings given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import mls.data.stage
+from mls.experiment.plan import Plan
+from mls.experiment.stage import run_stage
+from tests.conftest import plan_of, small
+
+
+@pytest.fixture(autouse=True)
+def restore_torch() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def plan(in_tmp: Path) -> Plan:
+    """9 steps of 8 images, 3 an epoch; the data is there."""
+    plan = plan_of(small())
+    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    return plan

@@ -1,0 +1,118 @@
+"""What one step does and does not do, and what the log says of it."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mls.train.stage
+from mls.data.loader import TwoViews
+from mls.data.store import Store
+from mls.experiment.plan import Plan
+from mls.experiment.stage import Context, run_stage
+from mls.methods.mls import MLS
+from mls.methods.moco import MoCo, Pair
+from mls.train import loop
+from mls.train.runtime import set_up
+from tests.conftest import SMALL, plan_of, small
+from tests.train.test_loop import job_of
+
+
+class HostReads(TorchDispatchMode):
+    """Names what reads a tensor's value on the host: on a GPU each would wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.found.append(traceback.format_stack(limit=6)[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_step_reads_a_value_on_the_host(plan: Plan, optimizer: str) -> None:
+    trainer = trainer_of(plan_of(small(pretrain={**SMALL["pretrain"], "optimizer": {"name": optimizer, "lr": 0.01}})))
+    steps = [trainer.views[0], trainer.views[1]]
+    for batch in steps:
+        with HostReads() as reads:
+            trainer._train_step(batch)
+        assert not reads.found, "".join(reads.found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu(plan: Plan) -> None:
+    trainer = trainer_of(plan_of(small(execution={**SMALL["execution"], "device": "cuda"})))
+    steps = [trainer.views[i] for i in range(4)]
+    trainer._train_step(steps[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in steps[1:]:
+            trainer._train_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_encoders_train_as_eager_ones(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the backend that only captures: the same losses, and the same names in the state."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="eager"))
+    trainers = [
+        trainer_of(plan_of(small(pretrain={**SMALL["pretrain"], "compile": chosen}))) for chosen in (False, True)
+    ]
+    for trainer in trainers:
+        for step in range(2):
+            trainer._train_step(trainer.views[step])
+    eager, compiled = (trainer.window.means() for trainer in trainers)
+    assert compiled == pytest.approx(eager, rel=1e-4, nan_ok=True)
+    assert trainers[0].method.state_dict().keys() == trainers[1].method.state_dict().keys()
+
+
+def test_layouts_agree(plan: Plan) -> None:
+    trainers = [
+        trainer_of(plan_of(small(pretrain={**SMALL["pretrain"], "channels_last": chosen}))) for chosen in (False, True)
+    ]
+    for trainer in trainers:
+        trainer._train_step(trainer.views[0])
+    one, two = (trainer.window.means() for trainer in trainers)
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert trainers[1].method.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def trainer_of(plan: Plan) -> loop.Trainer:
+    """A trainer before its first step."""
+    job = job_of(plan, "mls")
+    execution = plan.loaded.experiment.execution
+    device = set_up(execution, 0)
+    views = TwoViews(Store(plan.stage("data")[0].path), job.config, 0)
+    return loop.Trainer(Context(job, "mls", Path("out"), job.work, execution, {}, plan), MLS(job.config), views, device)
+
+
+def test_the_log_explains_a_rising_loss_and_a_large_dictionary(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(plan, job_of(plan, "mls"), mls.train.stage.run)
+    log = capsys.readouterr().err
+    assert "the loss rises until it is full of keys, at step 3; this is normal" in log
+    assert "warning: moco.queue_size 20 is more than a quarter of the 24 train images" in log
+
+
+def test_a_collapse_is_named_when_it_happens(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = MoCo.embed
+
+    def collapsed(self: MoCo, pair: Pair) -> Any:
+        e = original(self, pair)
+        same = torch.zeros_like(e.keys.z_Nd)
+        same[:, 0] = 1
+        return e._replace(z_query_Bd=e.z_query_Bd * 0 + same, keys=e.keys._replace(z_Nd=same))
+
+    monkeypatch.setattr(MoCo, "embed", collapsed)
+    run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
+    log = capsys.readouterr().err
+    assert log.count("the embeddings have collapsed") == 1 and "epoch 2:" in log
