@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mls.experiment.load import check
 from mls.experiment.plan import Plan, make_plan
@@ -42,6 +43,12 @@ def small(**changes: Any) -> dict[str, Any]:
 def plan_of(raw: dict[str, Any], lock: dict[str, Any] | None = None) -> Plan:
     """Check and plan a mapping."""
     return make_plan(check(raw, Path("small.yaml")), lock or {})
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights and tensors of a test are the same whatever ran before it, and on which worker."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -276,7 +276,9 @@ def test_not_installed_is_said_before_the_training(
     for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", tracker))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, tracker, None)
-    with pytest.raises(MlsError, match=f"execution.trackers names '{tracker}', which is not installed .*mls.trackers"):
+    with pytest.raises(
+        MlsError, match=f"execution.trackers names '{tracker}', which is not installed .*\\[trackers\\]"
+    ):
         Curves(tmp_path, [tracker])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -77,6 +78,7 @@ def config() -> Backbone:
 def weights(tmp_path: Path, config: Backbone) -> Path:
     """Its weights, written as a pretraining artifact holds them."""
     file = tmp_path / "backbone.safetensors"
+    torch.manual_seed(0)
     save_backbone(build_backbone(config), file)
     return file
 
