@@ -19,12 +19,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mls.data import coco, folder
+from mls.data import coco, folder, voc
 from mls.data.reader import Entry, Listing, Reader
 from mls.data.store import Record
 from mls.errors import MlsError
 from mls.experiment.artifact import write_atomic
-from mls.experiment.params import CocoDataset, Dataset, FolderDataset, ScenesDataset
+from mls.experiment.params import CocoDataset, Dataset, LocalDataset, ScenesDataset, VocDataset
 from mls.experiment.plan import read_lock
 from mls.train.progress import Bar
 
@@ -53,9 +53,23 @@ def find_root(names: Sequence[str]) -> Path:
     )
 
 
-def read_listing(config: CocoDataset | FolderDataset, reader: Reader) -> Listing:
+def open_reader(names: Sequence[str], config: LocalDataset) -> Reader:
+    """Return a reader of the source's files, of the first name whose folder exists.
+
+    Raises:
+        MlsError: as `find_root`.
+    """
+    root = find_root(names)
+    return Reader(voc.devkit(root, config) if isinstance(config, VocDataset) else root)
+
+
+def read_listing(config: LocalDataset, reader: Reader) -> Listing:
     """Read and check what a source lists; images are not opened."""
-    return coco.read_listing(config, reader) if isinstance(config, CocoDataset) else folder.read_listing(config, reader)
+    if isinstance(config, CocoDataset):
+        return coco.read_listing(config, reader)
+    if isinstance(config, VocDataset):
+        return voc.read_listing(config, reader)
+    return folder.read_listing(config, reader)
 
 
 def source_digest(name: str, config: Dataset) -> dict[str, Any]:
@@ -66,7 +80,7 @@ def source_digest(name: str, config: Dataset) -> dict[str, Any]:
     """
     if isinstance(config, ScenesDataset):
         raise MlsError(f"dataset {name!r} is generated: its parameters identify it, so it needs no digest")
-    reader = Reader(find_root([name]))
+    reader = open_reader([name], config)
     entries = read_listing(config, reader).entries
     with Bar(f"pin {name}", total=len(entries)) as bar:
         for entry in entries:

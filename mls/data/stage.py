@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mls.data import scenes, sources
-from mls.data.reader import Reader
 from mls.data.store import Record, write_store
-from mls.experiment.params import CocoDataset, FolderDataset, ScenesDataset
+from mls.experiment.params import LocalDataset, ScenesDataset
 from mls.experiment.stage import Context
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
@@ -37,10 +36,10 @@ def _generate(context: Context, config: ScenesDataset, guard: InterruptGuard) ->
     write_store(context.out, records, scenes.CLASSES, True, [])
 
 
-def _take_in(context: Context, config: CocoDataset | FolderDataset, guard: InterruptGuard) -> None:
+def _take_in(context: Context, config: LocalDataset, guard: InterruptGuard) -> None:
     # Names of equal data sets share an id, hence their content: the folder of any of them will do.
     names = context.plan.labels[context.job.id]
-    reader = Reader(sources.find_root(names))
+    reader = sources.open_reader(names, config)
     listing = sources.read_listing(config, reader)
     excluded: list[dict[str, str]] = []
     records = sources.load_records(listing, reader, excluded, config.max_excluded, context.execution.threads)

@@ -30,6 +30,7 @@ NOT_IDENTITY = {
     ("InstanceTransfer", "dataset"),
     ("InstanceTransfer", "trials"),  # how often, not what; each trial is an input-equal job of its own
     ("CocoDataset", "max_excluded"),  # stops a stage or does not; never changes what it makes
+    ("VocDataset", "max_excluded"),
     ("FolderDataset", "max_excluded"),
 }
 

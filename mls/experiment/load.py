@@ -34,6 +34,10 @@ IMAGENET = {
 """Weights that torchvision publishes (written out, since planning imports no torchvision; a test compares)."""
 
 
+WITHOUT_MASKS = {"folder": "labels, but no boxes and masks", "voc": "boxes, but no masks"}
+"""Sources that can't be trained on by kind ``instance``, and why."""
+
+
 class ExperimentError(MlsError):
     """An experiment file that can't be used; the message lists every problem."""
 
@@ -177,11 +181,9 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
     for section, tasks in (("probe", probes), ("transfer", transfers)):
         for name, task in tasks.items():
             dataset = _mapping(task).get("dataset")
-            if (
-                _mapping(task).get("kind") == "instance"
-                and _mapping(datasets.get(str(dataset))).get("source") == "folder"
-            ):
-                yield f"{section}.{name}.dataset: {dataset!r} has labels, but no boxes and masks for kind 'instance'"
+            source = str(_mapping(datasets.get(str(dataset))).get("source"))
+            if _mapping(task).get("kind") == "instance" and source in WITHOUT_MASKS:
+                yield f"{section}.{name}.dataset: {dataset!r} has {WITHOUT_MASKS[source]} for kind 'instance'"
             if dataset is not None and str(dataset) not in datasets:
                 yield f"{section}.{name}.dataset: {dataset!r} is not in datasets{_nearest(dataset, datasets)}"
     yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)

@@ -8,14 +8,15 @@ Reading and checking a file is in ``mls.experiment.load``; what runs follows in 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+ImageSet = Annotated[str, Field(pattern=r"^[0-9]{4}/[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 def ascending(pair: list[float]) -> list[float]:
@@ -65,6 +66,34 @@ class CocoDataset(Section):
     """Share of images that may fail to decode before the stage stops."""
 
 
+class VocDataset(Section):
+    """PASCAL VOC in its official layout, any of its years, under ``$MLS_DATA/<dataset name>``.
+
+    Image sets are ``<year>/<name>``: ``2012/train`` is ``VOC2012/ImageSets/Main/train.txt``. Without
+    ``val_sets``, a seeded ``val_share`` of train becomes val.
+    """
+
+    source: Literal["voc"]
+    train_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/trainval"]
+    val_sets: list[ImageSet] = []
+    test_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/test"]
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.04
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_excluded: Share = 0.01
+    """Share of images that may fail to decode before the stage stops."""
+
+    def sets(self) -> list[str]:
+        """The image sets of all splits."""
+        return [*self.train_sets, *self.val_sets, *self.test_sets]
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for name in self.sets():
+            if self.sets().count(name) > 1:
+                raise ValueError(f"image set {name!r} is there twice, in train_sets, val_sets and test_sets together")
+        return self
+
+
 class FolderDataset(Section):
     """Images and a ``labels.csv`` under ``$MLS_DATA/<dataset name>``.
 
@@ -80,7 +109,10 @@ class FolderDataset(Section):
     """Share of images that may fail to decode before the stage stops."""
 
 
-Dataset = Annotated[ScenesDataset | CocoDataset | FolderDataset, Field(discriminator="source")]
+LocalDataset = CocoDataset | VocDataset | FolderDataset
+"""Read from a folder, and pinned in ``data.lock``."""
+
+Dataset = Annotated[ScenesDataset | LocalDataset, Field(discriminator="source")]
 
 # ------------------------------------------------------------------------------------- pretraining
 

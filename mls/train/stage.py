@@ -80,7 +80,10 @@ def check_ranks(config: Pretrain, device: torch.device) -> None:
             f"set moco.bn_splits to a multiple of {world()}, or use one rank"
         )
     if splits > 1 and splits % world():
-        raise MlsError(f"moco.bn_splits {splits} groups can't be shared evenly by {world()} ranks")
+        raise MlsError(
+            f"moco.bn_splits {splits} groups can't be shared evenly by {world()} ranks; "
+            "use a number of ranks that divides it"
+        )
 
 
 def write_trained(context: Context, trainer: Trainer, views: TwoViews) -> None:
