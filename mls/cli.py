@@ -5,6 +5,7 @@
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
     mls data pin coco-tiny           write the digest of a local source into data.lock
+    mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls verify | mls gc | mls retry ID | mls publish | mls show
 
@@ -54,10 +55,10 @@ def validate(args: argparse.Namespace) -> None:
 
 def stage(args: argparse.Namespace) -> None:
     """Make the artifacts that the target names (a label, with or without seed, or an id)."""
-    if args.command == "data" and args.target == ["pin"]:
-        raise MlsError("usage: mls data pin NAME")
-    if args.command == "data" and args.target[0] == "pin":
-        return pin(args)
+    if args.command == "data" and args.target[0] in ("pin", "check"):
+        if len(args.target) == 1:
+            raise MlsError(f"usage: mls data {args.target[0]} NAME")
+        return pin(args) if args.target[0] == "pin" else check(args)
     from mls.experiment.stage import run_stage
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -98,6 +99,24 @@ def pin(args: argparse.Namespace) -> None:
             raise MlsError(f"{args.experiment} has no dataset {name!r}; it has: {', '.join(datasets)}")
         entry = pin_source(name, datasets[name], DATA_LOCK)
         print(f"{name}: {entry['files']} files, {entry['bytes']:,} bytes, sha256 {entry['sha256']} -> {DATA_LOCK}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Report what finished data sets hold; exit with 1 where something contradicts."""
+    from mls.data.check import check as check_data
+    from mls.data.check_text import print_report
+    from mls.experiment.artifact import open_artifact, state
+
+    plan, wrong = plan_file(args.experiment), []
+    for name in args.target[1:]:
+        for job in plan.find("data", name):
+            if state(job.path) == "missing":
+                raise MlsError(f"{plan.name(job)} is not made yet; run: mls data {name} -e {args.experiment}")
+            report = check_data(open_artifact(job.path).path, name)
+            print_report(report)
+            wrong += [name] if report.contradictions else []
+    if wrong:
+        raise MlsError(f"{', '.join(wrong)}: contradicts itself, see the report")
 
 
 def status(args: argparse.Namespace) -> None:
@@ -175,7 +194,9 @@ def parser() -> argparse.ArgumentParser:
     for name in STAGES:
         sub = add(name, stage)
         sub.description = f"Make {name} artifacts by hand; snakemake calls the same command."
-        sub.add_argument("target", nargs="+", help="label or id" + (", or: pin NAME" if name == "data" else ""))
+        sub.add_argument(
+            "target", nargs="+", help="label or id" + (", or: pin NAME, check NAME" if name == "data" else "")
+        )
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
     for name, function in (("status", status), ("verify", verify), ("publish", publish), ("show", show)):
         add(name, function)

@@ -1,23 +1,51 @@
 """The one decoder: what the data stage checks an image with is what every later stage reads it with.
 
     image_CHW = decode(bytes_N, "train2017/000000391895.jpg")     # uint8 RGB, or MlsError
+    width, height = size_of(data, "train2017/000000391895.jpg")   # once an image: all that can be wrong with it
+
+JPEG, PNG, WebP and GIF are read, and nothing else: BMP, TIFF, AVIF, HEIC and the like are refused by name. Every
+picture becomes 8-bit RGB, by one rule:
+
+| file | rule |
+|---|---|
+| grey, 1-bit, palette | the same value in all channels; the palette's colour |
+| alpha, transparent colour (PNG, WebP) | dropped: the colour that is stored under it shows |
+| transparent colour (GIF) | the file's background colour shows |
+| 16 bits a channel (PNG) | the high byte |
+| CMYK and YCCK (JPEG) | ink inverted, as Adobe writes it, then R = C K / 255 and so on; ICC profiles are not applied |
+| EXIF orientation | applied (JPEG, PNG); a WebP that is not upright is refused, since the decoder would not turn it |
+| several frames | refused, but of a JPEG (MPO: stereo, bursts) the first picture is taken |
+| bytes after the end | ignored |
+| more than `MAX_PIXELS` | refused by its header, before memory is taken |
+| empty, cut short, damaged | refused, as far as the format can tell, see `size_of` |
 
 Shape legend: N encoded bytes, C = 3 channels (RGB), H height, W width.
 """
 
 from __future__ import annotations
 
+import io
 import re
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from mls.errors import MlsError
 
+MAX_PIXELS = 2**26
+"""Largest picture, 8192 x 8192: 192 MiB when decoded."""
+READ = ("JPEG", "PNG", "WEBP", "GIF")
+OTHERS = {b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\1\0": "ICO", b"\0\0\0\x0cjP": "JPEG 2000"}
+"""First bytes of formats that are refused by name."""
+ORIENTATION = 0x0112
+"""EXIF tag; 1 is upright."""
+
 
 def decode(data_N: Tensor, name: str) -> Tensor:
-    """Decode a JPEG, PNG, WebP or one-frame GIF.
+    """Decode an image that `size_of` has accepted; of others, some damaged PNGs end the process in the decoder.
 
     Args:
         data_N: the encoded file, uint8 (N,).
@@ -44,12 +72,95 @@ def decode(data_N: Tensor, name: str) -> Tensor:
 
 
 def size_of(data: bytes, name: str) -> tuple[int, int]:
-    """Decode a whole file to prove that it can be; return its (width, height) in pixels.
+    """Decode a whole file to prove that it can be; return its (width, height) in pixels, after rotation.
+
+    What is found out: wrong checksums (PNG), a missing end (all formats), and a JPEG whose data stop early although
+    it has an end marker, which decoders fill with grey (but for a part of the very last block). What no reader can
+    find out: bytes changed within the data of a JPEG or WebP, which have no checksums; ``data.lock`` guards against
+    those.
 
     Raises:
-        MlsError: as `decode`.
+        MlsError: the image can't be used; says why.
+    """
+    if reason := _header_reason(data):
+        raise MlsError(f"{name} does not decode: {reason}")
+    image_CHW = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), name)
+    if data.startswith(b"\xff\xd8") and (row := _first_lost_row(data, image_CHW)) is not None:
+        raise MlsError(f"{name} does not decode: it is cut short: its data end in row {row}, before its end marker")
+    return image_CHW.shape[2], image_CHW.shape[1]
+
+
+def _header_reason(data: bytes) -> str | None:
+    """Why a file is not to be given to the decoder, or None.
+
+    torchvision's PNG decoder ends the process where libpng meets damage, so PNGs are proven first, by PIL: all
+    checksums, then all pixels. GIFs, of which it lets damage pass, likewise.
     """
     if not data:
-        raise MlsError(f"{name} does not decode: the file is empty")
-    image_CHW = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), name)
-    return image_CHW.shape[2], image_CHW.shape[1]
+        return "the file is empty"
+    try:
+        with Image.open(io.BytesIO(data), formats=READ) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                return f"{width} x {height} is more than {MAX_PIXELS:,} pixels"
+            if image.format in ("JPEG", "MPO"):
+                return None
+            if getattr(image, "is_animated", False):
+                return "it holds several frames, not one picture"
+            if image.format == "WEBP":
+                turned = image.getexif().get(ORIENTATION, 1)
+                return (
+                    None if turned == 1 else f"it is a WebP to be turned (EXIF orientation {turned}); save it upright"
+                )
+            image.verify()
+        with Image.open(io.BytesIO(data), formats=READ) as image:
+            image.load()
+    except UnidentifiedImageError:
+        known = next((kind for start, kind in OTHERS.items() if data.startswith(start)), None)
+        known = "AVIF or HEIC" if data[4:8] == b"ftyp" else known
+        return f"it is {known or 'unknown or damaged'}; only JPEG, PNG, WebP and GIF are read"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # PIL's own, higher limit
+        return f"it is more than {MAX_PIXELS:,} pixels"
+    except Exception as error:  # PIL's readers raise SyntaxError, struct.error, OSError, EOFError and more
+        return f"damaged ({error})"
+    return None
+
+
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+"""A JPEG's markers, but for restarts, which belong to a scan's data (as do escaped 0xff: 0xff 0x00)."""
+_FILLER = bytes(range(1, 255)) * 8 + b"\xff\xd9"
+
+
+def _first_lost_row(data: bytes, image_CHW: Tensor) -> int | None:
+    """Row of the stored picture from which a JPEG's pixels are not in the file, or None if all are.
+
+    A decoder that meets the end marker too early warns on stderr, if at all, and goes on with zeros. So other bytes
+    are put before the marker: if they change a pixel, the decoder had not had enough. That costs two decodings, and
+    is left out where nothing hints at it: zeros to the end of the only scan make one corner (which one, the
+    orientation says) mid grey, 128, or of ink 128 x 128 / 255 = 64.
+    """
+    luma_4 = torch.tensor([0.299, 0.587, 0.114]) @ image_CHW[:, [0, 0, -1, -1], [0, -1, 0, -1]].float()
+    hint = any(bool(((luma_4 - zeros).abs() < 1.5).any()) for zeros in (128, 64))
+    if data.count(b"\xff\xda") == 1 and not hint:  # each scan begins so, and pixel data can't hold it
+        return None
+    end = _end_marker(data)
+    if end is None:
+        return None
+    try:
+        given, filled = (
+            np.asarray(Image.open(io.BytesIO(data[:end] + rest), formats=READ)) for rest in (b"\xff\xd9", _FILLER)
+        )
+    except OSError:  # the filler was read, and is no image data
+        return 0
+    rows = np.flatnonzero((given != filled).reshape(len(given), -1).any(axis=1))
+    return int(rows[0]) if len(rows) else None
+
+
+def _end_marker(data: bytes) -> int | None:
+    """Where a JPEG's end marker begins (thumbnails within have their own), or None."""
+    place = 2
+    while marker := _MARKER.search(data, place):
+        if marker[1] == b"\xd9":
+            return marker.start()
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return None

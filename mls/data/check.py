@@ -1,0 +1,193 @@
+"""What a finished data artifact holds, and what in it contradicts itself: ``mls data check NAME``.
+
+    report = check(Path("artifacts/photos/3f2a91c4d0"), "coco")
+    report.contradictions      # [Finding(what="boxes reaching over the image's edge ...", count=2, ...)]
+
+Only the artifact is read, and nothing is changed. Images are not decoded again: the data stage has decoded each,
+and ``mls verify`` proves that the bytes are still those. Annotations are read line by line, as the store writes them,
+so memory grows with the index (and 8 bytes an annotation), not with the masks.
+
+A finding **contradicts** where no correct data set can have it:
+
+- a test image whose content is also in train or val; equal content with different classes;
+- an annotation of an image or class that is not there, or made for an image of another size;
+- a box that reaches over the edge by more than ``BOX_SLACK`` pixels;
+- a mask that can't be decoded, or is empty although its box is larger than ``SLACK`` both ways, or that does not meet
+  its box at all;
+- an image whose classes are not those of its annotations (less difficult ones), in a set that has annotations.
+
+All else is a note: classes without a positive, duplicates within train and val, images left out, boxes of no width or
+height, boxes a little over the edge, objects without a mask, masks that differ from their box by more than ``SLACK``
+pixels (official COCO has all of these).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mls.data.judge import EXAMPLES, Counts, Finding, Judge
+from mls.data.store import INDEX, LABELS, SPLITS
+from mls.errors import DamagedArtifact, MlsError
+from mls.train.progress import Bar
+
+
+@dataclass
+class Report:
+    """What a data artifact holds. Per-split arrays are in the order of `SPLITS`."""
+
+    name: str
+    path: Path
+    classes: list[str]
+    images_S: Counts
+    """Images of each split."""
+    positives_SC: Counts
+    """Images of each split that have each class."""
+    instances_SC: Counts
+    """Annotations of each split and class, crowds and difficult ones included."""
+    sizes_23: NDArray[np.float64]
+    """Least, median and greatest width, then height, pixels."""
+    bytes_3: Counts
+    """Least and greatest bytes of an image, and bytes of all."""
+    excluded: list[dict[str, str]]
+    """``{"name", "reason"}`` of each image left out when the artifact was made."""
+    crowds: int
+    difficult: int | None
+    """None where annotations have no such field."""
+    findings: list[Finding]
+    """Those that were found at least once, contradictions first."""
+
+    @property
+    def contradictions(self) -> list[Finding]:
+        """What no correct data set can have."""
+        return [finding for finding in self.findings if finding.contradicts]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What is worth knowing."""
+        return [finding for finding in self.findings if not finding.contradicts]
+
+
+def check(path: Path, name: str) -> Report:
+    """Read a data artifact and compare its parts with one another; shows progress over annotations.
+
+    Args:
+        path: the artifact's folder (checked by ``mls.experiment.artifact.open_artifact``).
+        name: what a person calls the data set.
+
+    Raises:
+        DamagedArtifact: ``annotations.json`` is not as the store writes it.
+        MlsError: the artifact holds no image.
+    """
+    index = pq.read_table(path / "index.parquet", schema=INDEX)
+    names: list[str] = index["name"].to_pylist()
+    split_N = np.array([SPLITS.index(split) for split in index["split"].to_pylist()], dtype=np.int64)
+    sizes_N2 = np.stack([index["width"].to_numpy(), index["height"].to_numpy()], axis=1)
+    lengths_N = index["length"].to_numpy()
+    labels = pq.read_table(path / "labels.parquet", schema=LABELS)["classes"].combine_chunks()
+    rows = np.repeat(np.arange(len(names)), labels.value_lengths().to_numpy())
+    classes: list[str] = json.loads((path / "classes.json").read_text(encoding="utf-8"))["classes"]
+    if not names:
+        raise MlsError(f"{path} holds no image; were all left out? See excluded.json there")
+    shape = (len(SPLITS), len(classes))
+    positives_SC = np.zeros(shape, dtype=np.int64)
+    np.add.at(positives_SC, (split_N[rows], labels.flatten().to_numpy()), 1)
+    key_M = rows * len(classes) + labels.flatten().to_numpy()  # one number an image and class
+
+    found = Judge(classes, names, sizes_N2)
+    with Bar(f"check {name}", len(names)) as bar:
+        for item in _items(path / "annotations.json"):
+            if "image_id" not in item:
+                found.add_image(item)
+                continue
+            found.add(item)
+            if bar.done <= found.row < len(names):
+                bar.advance(found.row - bar.done, found.row - bar.done)
+        if found.keys:
+            bar.advance(len(names) - bar.done, len(names) - bar.done)
+    instances_SC = np.zeros(shape, dtype=np.int64)
+    keys = np.array(found.keys, dtype=np.int64)
+    np.add.at(instances_SC, (split_N[keys // len(classes)], keys % len(classes)), 1)
+    findings = [*found.findings(), found.against_labels(key_M)]
+    findings += _duplicates(index["sha256"].to_pylist(), names, split_N, key_M, len(classes))
+    findings += _without_positives(positives_SC, classes)
+    excluded: list[dict[str, str]] = json.loads((path / "excluded.json").read_text(encoding="utf-8"))
+    return Report(
+        name=name,
+        path=path,
+        classes=classes,
+        images_S=np.bincount(split_N, minlength=len(SPLITS)),
+        positives_SC=positives_SC,
+        instances_SC=instances_SC,
+        sizes_23=np.stack([sizes_N2.min(0), np.median(sizes_N2, 0), sizes_N2.max(0)], axis=1),
+        bytes_3=np.array([lengths_N.min(), lengths_N.max(), lengths_N.sum()]),
+        excluded=excluded,
+        crowds=found.crowds,
+        difficult=found.difficult,
+        findings=sorted((f for f in findings if f.count), key=lambda finding: not finding.contradicts),
+    )
+
+
+def _items(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield annotations, then images, one at a time: the store writes each on a line of its own."""
+    brackets = ('{"annotations": [\n', "],\n", '"images": [\n', "]}\n")
+    number, line = 0, ""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line in brackets or line.startswith('"categories": '):
+                continue
+            try:
+                yield json.loads(line.rstrip(",\n"))
+            except ValueError as error:
+                raise DamagedArtifact(f"{file}, line {number}: {error}; remove the artifact, make it again") from error
+    if line != brackets[-1]:
+        raise DamagedArtifact(f"{file} is cut short after line {number}; remove the artifact, make it again")
+
+
+def _duplicates(digests: list[str], names: list[str], split_N: Counts, key_M: Counts, classes: int) -> list[Finding]:
+    """Compare contents by sha256: within a split, between splits, and the classes of equal ones."""
+    rows_of = defaultdict(list)
+    for row, digest in enumerate(digests):
+        rows_of[digest].append(row)
+    within = [Finding(f"images of {split} that repeat another of {split}, byte for byte", False) for split in SPLITS]
+    across = {
+        (a, b): Finding(f"images of {SPLITS[b]} that are also in {SPLITS[a]}, byte for byte", SPLITS[b] == "test")
+        for a, b in combinations(range(len(SPLITS)), 2)
+    }
+    labelled = Finding("sets of equal images that have different classes", True)
+    for rows in rows_of.values():
+        if len(rows) == 1:
+            continue
+        of_split = [[row for row in rows if split_N[row] == split] for split in range(len(SPLITS))]
+        for finding, same in zip(within, of_split, strict=True):
+            for row in same[1:]:
+                finding.add(f"{names[row]} = {names[same[0]]}")
+        for (a, b), finding in across.items():
+            for row in of_split[b] if of_split[a] else []:
+                finding.add(f"{names[row]} = {names[of_split[a][0]]}")
+        if len({tuple(_keys_of(key_M, row, classes)) for row in rows}) > 1:
+            labelled.add(" = ".join(names[row] for row in rows[:EXAMPLES]))
+    return [*across.values(), labelled, *within]
+
+
+def _keys_of(key_M: Counts, row: int, classes: int) -> Counts:
+    """Classes of one image, from the ascending list of all."""
+    first, last = np.searchsorted(key_M, [row * classes, (row + 1) * classes])
+    return key_M[first:last] - row * classes
+
+
+def _without_positives(positives_SC: Counts, classes: list[str]) -> list[Finding]:
+    findings = [Finding(f"classes without an image in {split}", False) for split in SPLITS]
+    for finding, positives_C in zip(findings, positives_SC, strict=True):
+        for number in np.flatnonzero(positives_C == 0):
+            finding.add(classes[number])
+    return findings
