@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
 from mls.errors import MlsError
-from mls.experiment.params import CocoDataset
+from mls.experiment.datasets import CocoDataset
 
 BOX_SLACK = 2.0
 """Pixels by which a box may reach over the image's edge: boxes are rounded, polygons are drawn by hand."""

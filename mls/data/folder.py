@@ -15,7 +15,7 @@ from typing import NoReturn
 from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
 from mls.data.store import SPLITS
 from mls.errors import MlsError
-from mls.experiment.params import FolderDataset
+from mls.experiment.datasets import FolderDataset
 
 FILE = "labels.csv"
 

@@ -28,7 +28,7 @@ from pycocotools import mask as rle
 
 from mls.data.drawing import SHAPES, TEXTURES, Floats, hsv, polygon_area, ramp, silhouette, texture, value_noise
 from mls.data.store import SPLITS, Record
-from mls.experiment.params import ScenesDataset
+from mls.experiment.datasets import ScenesDataset
 
 CLASSES = SHAPES
 SCALE = (0.28, 0.7)

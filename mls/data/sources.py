@@ -24,7 +24,7 @@ from mls.data.reader import Entry, Listing, Reader
 from mls.data.store import Record
 from mls.errors import MlsError
 from mls.experiment.artifact import write_atomic
-from mls.experiment.params import CocoDataset, Dataset, LocalDataset, ScenesDataset, VocDataset
+from mls.experiment.datasets import CocoDataset, Dataset, FolderDataset, LocalDataset, ScenesDataset, VocDataset
 from mls.experiment.plan import read_lock
 from mls.train.progress import Bar
 
@@ -69,7 +69,9 @@ def read_listing(config: LocalDataset, reader: Reader) -> Listing:
         return coco.read_listing(config, reader)
     if isinstance(config, VocDataset):
         return voc.read_listing(config, reader)
-    return folder.read_listing(config, reader)
+    if isinstance(config, FolderDataset):
+        return folder.read_listing(config, reader)
+    raise NotImplementedError(config.source)
 
 
 def source_digest(name: str, config: Dataset) -> dict[str, Any]:

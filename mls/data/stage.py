@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from mls.data import scenes, sources
 from mls.data.store import Record, write_store
-from mls.experiment.params import LocalDataset, ScenesDataset
+from mls.experiment.datasets import LocalDataset, ScenesDataset
 from mls.experiment.stage import Context
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar

@@ -35,7 +35,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
 from mls.errors import MlsError
-from mls.experiment.params import VocDataset
+from mls.experiment.datasets import VocDataset
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

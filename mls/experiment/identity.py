@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
+
+from mls.experiment.datasets import LocalDataset
 
 STAGES = ("data", "pretrain", "probe", "transfer", "tables")
 
@@ -29,9 +31,9 @@ NOT_IDENTITY = {
     ("LinearProbe", "dataset"),
     ("InstanceTransfer", "dataset"),
     ("InstanceTransfer", "trials"),  # how often, not what; each trial is an input-equal job of its own
-    ("CocoDataset", "max_excluded"),  # stops a stage or does not; never changes what it makes
-    ("VocDataset", "max_excluded"),
-    ("FolderDataset", "max_excluded"),
+    *((section.__name__, "root") for section in get_args(LocalDataset)),  # a path of one machine
+    *((section.__name__, "max_excluded") for section in get_args(LocalDataset)),  # stops, or changes nothing
+    ("CocoSubset", "ids"),  # a path too; the plan puts the ids themselves in
 }
 
 _ENGINE = ("epochs", "batch_size", "precision", "channels_last", "compile", "augment", "optimizer")

@@ -8,111 +8,12 @@ Reading and checking a file is in ``mls.experiment.load``; what runs follows in 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-ImageSet = Annotated[str, Field(pattern=r"^[0-9]{4}/[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
-
-def ascending(pair: list[float]) -> list[float]:
-    """Check that a range's first value is not above its second."""
-    if len(pair) == 2 and pair[0] > pair[1]:
-        raise ValueError("the least value comes first")
-    return pair
-
-
-Ascending = AfterValidator(ascending)
-
-
-class Section(BaseModel):
-    """A block of the file: unknown keys are errors, types are strict, values never change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-# ---------------------------------------------------------------------------------------- datasets
-
-
-class ScenesDataset(Section):
-    """Generated multi-object scenes with boxes, masks and labels; needs nothing but this package."""
-
-    source: Literal["scenes"]
-    train: Count = 4096
-    val: Count = 512
-    test: Count = 1024
-    size: Annotated[int, Field(ge=32, le=512)] = 64
-    """Side of the square images, pixels."""
-    seed: Annotated[int, Field(ge=0)] = 7
-
-
-class CocoDataset(Section):
-    """COCO 2017 in its official layout under ``$MLS_DATA/<dataset name>``.
-
-    ``train_split`` becomes train, less a seeded ``val_share`` that becomes val; ``test_split``
-    (whose annotations are public) becomes test.
-    """
-
-    source: Literal["coco"]
-    train_split: Name = "train2017"
-    test_split: Name = "val2017"
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.04
-    seed: Annotated[int, Field(ge=0)] = 0
-    max_excluded: Share = 0.01
-    """Share of images that may fail to decode before the stage stops."""
-
-
-class VocDataset(Section):
-    """PASCAL VOC in its official layout, any of its years, under ``$MLS_DATA/<dataset name>``.
-
-    Image sets are ``<year>/<name>``: ``2012/train`` is ``VOC2012/ImageSets/Main/train.txt``. Without
-    ``val_sets``, a seeded ``val_share`` of train becomes val.
-    """
-
-    source: Literal["voc"]
-    train_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/trainval"]
-    val_sets: list[ImageSet] = []
-    test_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/test"]
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.04
-    seed: Annotated[int, Field(ge=0)] = 0
-    max_excluded: Share = 0.01
-    """Share of images that may fail to decode before the stage stops."""
-
-    def sets(self) -> list[str]:
-        """The image sets of all splits."""
-        return [*self.train_sets, *self.val_sets, *self.test_sets]
-
-    @model_validator(mode="after")
-    def _once(self) -> Self:
-        for name in self.sets():
-            if self.sets().count(name) > 1:
-                raise ValueError(f"image set {name!r} is there twice, in train_sets, val_sets and test_sets together")
-        return self
-
-
-class FolderDataset(Section):
-    """Images and a ``labels.csv`` under ``$MLS_DATA/<dataset name>``.
-
-    Columns: ``file``, ``split`` (train, val, test) and either one 0/1 column per class
-    (multi-label) or one column ``label`` (single-label). Without val rows, a seeded
-    ``val_share`` of train becomes val.
-    """
-
-    source: Literal["folder"]
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    seed: Annotated[int, Field(ge=0)] = 0
-    max_excluded: Share = 0.01
-    """Share of images that may fail to decode before the stage stops."""
-
-
-LocalDataset = CocoDataset | VocDataset | FolderDataset
-"""Read from a folder, and pinned in ``data.lock``."""
-
-Dataset = Annotated[ScenesDataset | LocalDataset, Field(discriminator="source")]
+from mls.experiment.datasets import Dataset
+from mls.experiment.section import Ascending, Count, Name, Positive, Section, Share
 
 # ------------------------------------------------------------------------------------- pretraining
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mls.data.catalog import published_digest
 from mls.errors import MlsError
+from mls.experiment.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
 from mls.experiment.load import TRAINED, Loaded, load, parse_yaml
-from mls.experiment.params import Dataset, Pretrain, ProbeTask, ScenesDataset, TransferTask
+from mls.experiment.params import Pretrain, ProbeTask, TransferTask
 
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
@@ -155,15 +157,51 @@ def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
 
 
 def data_job(name: str, config: Dataset, lock: dict[str, Any], file: Path) -> Job:
-    """The job that prepares one dataset; ``file`` is the experiment's, for messages."""
+    """The job that prepares one dataset; ``file`` is the experiment's, for messages.
+
+    Its content is identified by the digest in ``data.lock`` or, where that has none, by the checksums that the
+    source's publishers give for its archives.
+    """
     params = essence(config)
     if not isinstance(config, ScenesDataset):
         entry = lock.get(name)
         digest = entry.get("sha256") if isinstance(entry, dict) else None
         if not isinstance(digest, str) or not digest:
-            raise MlsError(f"dataset {name!r} has no digest in {DATA_LOCK}; run: mls data pin {name} -e {file}")
+            digest = published_digest(config)
+        if digest is None:
+            raise MlsError(
+                f"dataset {name!r} has no digest in {DATA_LOCK}, and no checksums are published for all that it reads; "
+                f"run: mls data pin {name} -e {file}"
+            )
         params["digest"] = digest
+    if isinstance(config, CocoDataset) and config.subset and config.subset.ids:
+        params["subset"] = {"ids": read_ids(config.subset.ids)}
     return Job("data", config, params, {})
+
+
+def read_ids(file: str) -> list[int]:
+    """The sorted image ids of a text file: one a line, ``#`` begins a comment.
+
+    Raises:
+        MlsError: names the file, the line and what is wrong.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MlsError(f"subset.ids: {file} can't be read ({error})") from error
+    ids: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.split("#", 1)[0].strip()
+        if not text:
+            continue
+        if not text.isascii() or not text.isdigit():
+            raise MlsError(f"{file}, line {number}: {text!r} is no image id")
+        if int(text) in ids:
+            raise MlsError(f"{file}, line {number}: id {text} was listed before, on line {ids[int(text)]}")
+        ids[int(text)] = number
+    if not ids:
+        raise MlsError(f"{file}: lists no image id")
+    return sorted(ids)
 
 
 def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:

@@ -21,7 +21,7 @@ from mls.data.check import Report, check
 from mls.data.check_text import SHOWN_EXCLUDED, print_report
 from mls.data.store import Record, write_store
 from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.params import ScenesDataset
+from mls.experiment.datasets import ScenesDataset
 from mls.experiment.plan import plan_file
 from mls.experiment.stage import run_stage
 from tests.conftest import SMALL

@@ -15,7 +15,7 @@ from PIL import Image
 from mls.data.coco import read_listing
 from mls.data.reader import Reader
 from mls.errors import MlsError
-from mls.experiment.params import CocoDataset
+from mls.experiment.datasets import CocoDataset
 
 CONFIG = CocoDataset(source="coco", val_share=0.2)
 TINY = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "coco-tiny"

@@ -12,7 +12,7 @@ from PIL import Image
 from mls.data.folder import read_listing
 from mls.data.reader import Reader
 from mls.errors import MlsError
-from mls.experiment.params import FolderDataset
+from mls.experiment.datasets import FolderDataset
 
 CONFIG = FolderDataset(source="folder", val_share=0.25)
 MIML = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "miml-scenes"

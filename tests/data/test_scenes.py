@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 from mls.data import scenes
 from mls.data.drawing import SHAPES, polygon_area, silhouette
 from mls.data.scenes import CLASSES, make_scene, records
-from mls.experiment.params import ScenesDataset
+from mls.experiment.datasets import ScenesDataset
 
 CONFIG = ScenesDataset(source="scenes", train=6, val=2, test=3, size=64, seed=7)
 

@@ -18,8 +18,8 @@ from mls.data.reader import Reader
 from mls.data.store import Store
 from mls.errors import Interrupted, MlsError
 from mls.experiment.artifact import open_artifact
+from mls.experiment.datasets import CocoDataset, FolderDataset, ScenesDataset
 from mls.experiment.load import check
-from mls.experiment.params import CocoDataset, FolderDataset, ScenesDataset
 from mls.experiment.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
 from mls.experiment.stage import run_stage
 

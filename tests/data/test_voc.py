@@ -21,8 +21,8 @@ from mls.data.store import Store
 from mls.data.voc import CLASSES, devkit, read_listing
 from mls.errors import MlsError
 from mls.experiment.artifact import open_artifact
+from mls.experiment.datasets import VocDataset
 from mls.experiment.load import ExperimentError, check
-from mls.experiment.params import VocDataset
 from mls.experiment.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
 from mls.experiment.stage import run_stage
 from mls.transfer.train import Samples

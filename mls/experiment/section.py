@@ -1,0 +1,28 @@
+"""What every block of an experiment file is made of: the strict base class and the types of its values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def ascending(pair: list[float]) -> list[float]:
+    """Check that a range's first value is not above its second."""
+    if len(pair) == 2 and pair[0] > pair[1]:
+        raise ValueError("the least value comes first")
+    return pair
+
+
+Ascending = AfterValidator(ascending)
+
+
+class Section(BaseModel):
+    """A block of the file: unknown keys are errors, types are strict, values never change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
