@@ -96,22 +96,21 @@ class ColourAugment:
             u_BU: draws of `draw`, on the CPU: which images an operation takes is decided there, so that the
                 host never waits for the device to count them.
         """
-        x = image_BCHW.to(torch.get_default_dtype()).div_(255)
-        device = x.device
-        x = self._jitter(x, u_BU)
-        grey = _rows(u_BU[:, GRAYED] < self.config.gray_p, device)
-        x[grey] = _grey(x[grey]).expand(-1, 3, -1, -1)
-        blurred = u_BU[:, BLUR] < self.config.blur_p
+        batch = _Sorted(image_BCHW.to(torch.get_default_dtype()).div_(255))
+        self._jitter(batch, u_BU)
+        grey = batch.first(u_BU[:, GRAYED] < self.config.gray_p)
+        grey.copy_(_grey(grey).expand_as(grey))
+        blurred_B = u_BU[:, BLUR] < self.config.blur_p
+        taken = batch.first(blurred_B)
         low, high = self.config.blur_sigma
-        sigma_B = (low + u_BU[blurred, SIGMA] * (high - low)).to(device, non_blocking=True)
-        rows = _rows(blurred, device)
-        x[rows] = blur(x[rows], sigma_B, radius=int(np.ceil(3 * high)))
-        flipped = _rows(u_BU[:, FLIP] < self.config.flip_p, device)
-        x[flipped] = x[flipped].flip(-1)
-        mean, std = _normalisation(device, x.dtype)
-        return x.sub_(mean).div_(std)
+        sigma_B = batch.of(low + u_BU[:, SIGMA] * (high - low))[: len(taken)]
+        taken.copy_(blur(taken, sigma_B, radius=int(np.ceil(3 * high))))
+        flipped = batch.first(u_BU[:, FLIP] < self.config.flip_p)
+        flipped.copy_(flipped.flip(-1))
+        mean, std = _normalisation(image_BCHW.device, batch.x_BCHW.dtype)
+        return batch.restored().sub_(mean).div_(std)
 
-    def _jitter(self, x_BCHW: Tensor, u_BU: Tensor) -> Tensor:
+    def _jitter(self, batch: _Sorted, u_BU: Tensor) -> None:
         """Brightness, contrast, saturation and hue, in an order of its own for each image."""
         strength_4 = u_BU.new_tensor(self.config.jitter)
         chosen_B = u_BU[:, JITTER] < self.config.jitter_p
@@ -119,14 +118,47 @@ class ColourAugment:
         order_B4 = u_BU[:, ORDER].argsort(1)
         operations = (_brightness, _contrast, _saturation, _hue)
         for place in range(4):
-            for index, operation in enumerate(operations):
-                if self.config.jitter[index] == 0:
-                    continue
-                taken_B = chosen_B & (order_B4[:, place] == index)
-                rows = _rows(taken_B, x_BCHW.device)
-                change = change_B4[taken_B, index].to(x_BCHW.device, x_BCHW.dtype, non_blocking=True)
-                x_BCHW[rows] = operation(x_BCHW[rows], change[:, None, None, None])
-        return x_BCHW
+            turn_B = torch.where(chosen_B, order_B4[:, place], 4)
+            batch.sort(turn_B)
+            change_B = batch.of(change_B4.gather(1, order_B4[:, place, None])[:, 0])[:, None, None, None]
+            start = 0
+            for index, count in enumerate(turn_B.bincount(minlength=4)[:4].tolist()):
+                if count and self.config.jitter[index]:
+                    operations[index](batch.x_BCHW[start : start + count], change_B[start : start + count])
+                start += count
+
+
+class _Sorted:
+    """A batch whose images are moved about, so that those which an operation takes lie side by side.
+
+    One pass over the batch then does for all operations of a place, and they work in place: several times faster
+    than taking images out and putting them back for each operation.
+    """
+
+    def __init__(self, x_BCHW: Tensor) -> None:
+        self.x_BCHW = x_BCHW
+        self._image_B = torch.arange(len(x_BCHW))
+        """Which image lies at each place."""
+
+    def sort(self, key_B: Tensor) -> None:
+        """Sort by a key of each image; the key is on the CPU."""
+        order_B = key_B[self._image_B].argsort(stable=True)
+        self._image_B = self._image_B[order_B]
+        self.x_BCHW = self.x_BCHW.index_select(0, order_B.to(self.x_BCHW.device, non_blocking=True))
+
+    def first(self, taken_B: Tensor) -> Tensor:
+        """Bring the images that are taken to the front; return them, as a view."""
+        self.sort(~taken_B)
+        return self.x_BCHW[: int(taken_B.sum())]
+
+    def of(self, value_B: Tensor) -> Tensor:
+        """Values of the images in their present order, on their device."""
+        return value_B[self._image_B].to(self.x_BCHW.device, self.x_BCHW.dtype, non_blocking=True)
+
+    def restored(self) -> Tensor:
+        """The batch in its first order."""
+        self.sort(torch.arange(len(self._image_B)))
+        return self.x_BCHW
 
 
 @cache
@@ -136,23 +168,18 @@ def _normalisation(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Te
     return mean, std
 
 
-def _rows(taken_B: Tensor, device: torch.device) -> Tensor:
-    """Indices of the images that are taken, on the device."""
-    return taken_B.nonzero()[:, 0].to(device, non_blocking=True)
+def _brightness(x_BCHW: Tensor, change: Tensor) -> None:
+    x_BCHW.mul_(1 + change).clamp_(0, 1)
 
 
-def _brightness(x_BCHW: Tensor, change: Tensor) -> Tensor:
-    return x_BCHW.mul_(1 + change).clamp_(0, 1)
-
-
-def _contrast(x_BCHW: Tensor, change: Tensor) -> Tensor:
+def _contrast(x_BCHW: Tensor, change: Tensor) -> None:
     mean = _grey(x_BCHW).mean((1, 2, 3), keepdim=True)
-    return x_BCHW.sub_(mean).mul_(1 + change).add_(mean).clamp_(0, 1)
+    x_BCHW.sub_(mean).mul_(1 + change).add_(mean).clamp_(0, 1)
 
 
-def _saturation(x_BCHW: Tensor, change: Tensor) -> Tensor:
+def _saturation(x_BCHW: Tensor, change: Tensor) -> None:
     grey = _grey(x_BCHW)
-    return x_BCHW.sub_(grey).mul_(1 + change).add_(grey).clamp_(0, 1)
+    x_BCHW.sub_(grey).mul_(1 + change).add_(grey).clamp_(0, 1)
 
 
 def _grey(x_BCHW: Tensor) -> Tensor:
@@ -160,16 +187,26 @@ def _grey(x_BCHW: Tensor) -> Tensor:
     return GRAY[0] * r + GRAY[1] * g + GRAY[2] * b
 
 
-def _hue(x_BCHW: Tensor, change: Tensor) -> Tensor:
-    """Turn the hue by ``change`` (share of the circle) at equal HSV value and saturation."""
+def _hue(x_BCHW: Tensor, change: Tensor) -> None:
+    """Turn the hue by ``change`` (share of the circle, at most one half) at equal HSV value and saturation.
+
+    Conditions are numbers, 0 or 1, to multiply with: on a CPU half the time of ``where`` and ``%``, and the same bits.
+    """
     r, g, b = x_BCHW.split(1, dim=1)
-    value = x_BCHW.amax(1, keepdim=True)
-    chroma = value - x_BCHW.amin(1, keepdim=True)
-    scale = torch.where(chroma == 0, 1.0, chroma)
-    sector = torch.where(value == r, (g - b) / scale, torch.where(value == g, 2 + (b - r) / scale, 4 + (r - g) / scale))
+    value = torch.maximum(torch.maximum(r, g), b)
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    scale = torch.eq(chroma, 0, out=torch.empty_like(chroma)).add_(chroma)  # 1 where grey
+    is_r = torch.eq(value, r, out=torch.empty_like(value))
+    is_g = torch.eq(value, g, out=torch.empty_like(value)).mul_(1 - is_r)
+    is_b = (1 - is_r).sub_(is_g)
+    sector = ((g - b).div_(scale)).mul_(is_r)
+    sector.add_((b - r).div_(scale).add_(2).mul_(is_g)).add_((r - g).div_(scale).add_(4).mul_(is_b))
     offset = torch.arange(5, 0, -2, dtype=x_BCHW.dtype, device=x_BCHW.device)[:, None, None]  # made there: no copy
-    k = (sector + 6 * change + offset) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+    k = sector.add_(6 * change) + offset
+    turns = torch.ge(k, 6, out=torch.empty_like(k))
+    turns.add_(torch.ge(k, 12, out=torch.empty_like(k))).sub_(torch.lt(k, 0, out=torch.empty_like(k)))
+    k.sub_(turns, alpha=6)  # modulo 6
+    torch.sub(value, torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma), out=x_BCHW)
 
 
 def blur(x_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
