@@ -6,7 +6,7 @@ EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint format micro status lock clean
+.PHONY: help setup reproduce test lint format micro status bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ micro: setup ## the whole path in under a minute (experiments/micro.yaml)
 
 status: setup ## what of the experiment is done, running, failed or missing
 	mls status --experiment $(EXPERIMENT)
+
+bench: setup ## measure speed and memory beside lightly (BENCH="--images FOLDER": other JPEGs than coco-tiny)
+	python -m pip install --quiet --no-build-isolation --constraint requirements.lock --editable ".[bench]"
+	python benchmarks/compare.py $(BENCH)
+	python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 32 --steps 6 --warm-up 3 $(BENCH)
+	python benchmarks/memory.py
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	python -m pip install --quiet uv

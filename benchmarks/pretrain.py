@@ -5,7 +5,7 @@ torchrun --nproc-per-node 8 benchmarks/pretrain.py --bn-splits 1 --steps 200    
 python benchmarks/pretrain.py --backbone resnet18 --width 0.5 --crop 48 --batch 128 --steps 20 --method moco
 
 Each step is timed twice over: fed by the loader, and fed by one fixed batch; the ratio says what the
-input pipeline costs. A line is added to benchmarks/pretrain.csv.
+input pipeline costs. A line is added to benchmarks/results/pretrain.csv.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mls.train.loop import Trainer
 from mls.train.runtime import set_up
 from mls.train.stage import METHODS, check_ranks
 
-RESULTS = Path(__file__).with_suffix(".csv").resolve()
+RESULTS = Path(__file__).resolve().parent / "results" / "pretrain.csv"
 WARM_UP = 5
 """Steps before the clock starts (cuDNN chooses its kernels, workers fill their queues)."""
 

@@ -9,16 +9,18 @@ so memory grows with the index (and 8 bytes an annotation), not with the masks.
 
 A finding **contradicts** where no correct data set can have it:
 
-- a test image whose content is also in train or val; equal content with different classes;
+- a test image whose content is also in another split; equal content with different classes;
 - an annotation of an image or class that is not there, or made for an image of another size;
 - a box that reaches over the edge by more than ``BOX_SLACK`` pixels;
 - a mask that can't be decoded, or is empty although its box is larger than ``SLACK`` both ways, or that does not meet
   its box at all;
-- an image whose classes are not those of its annotations (less difficult ones), in a set that has annotations.
+- an image whose classes are not those of its annotations (less difficult ones), in a set that has annotations;
+- a mask of a whole image that can't be decoded, is of another size, or shows a class that the image's labels lack
+  (these masks are decoded, one at a time).
 
 All else is a note: classes without a positive, duplicates within train and val, images left out, boxes of no width or
 height, boxes a little over the edge, objects without a mask, masks that differ from their box by more than ``SLACK``
-pixels (official COCO has all of these).
+pixels (official COCO has all of these), labelled images without a mask where others have one.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.data.judge import EXAMPLES, Counts, Finding, Judge
-from mls.data.store import INDEX, LABELS, SPLITS
+from mls.data.judge import EXAMPLES, Counts, Finding, Judge, MaskJudge
+from mls.data.store import INDEX, LABELLED, LABELS, MASKS, SPLITS, Store
 from mls.errors import DamagedArtifact, MlsError
 from mls.train.progress import Bar
 
@@ -63,6 +65,10 @@ class Report:
     crowds: int
     difficult: int | None
     """None where annotations have no such field."""
+    masks: int
+    """Masks of whole images."""
+    ignored: float
+    """Share of these masks' pixels that belong to no class; 0 without masks."""
     findings: list[Finding]
     """Those that were found at least once, contradictions first."""
 
@@ -120,6 +126,9 @@ def check(path: Path, name: str) -> Report:
     findings = [*found.findings(), found.against_labels(key_M)]
     findings += _duplicates(index["sha256"].to_pylist(), names, split_N, key_M, len(classes))
     findings += _without_positives(positives_SC, classes)
+    masks = MaskJudge(Store(path))
+    if (path / "masks.parquet").exists():
+        findings += _judge_masks(path, name, masks, np.flatnonzero(split_N < len(LABELLED)))
     excluded: list[dict[str, str]] = json.loads((path / "excluded.json").read_text(encoding="utf-8"))
     return Report(
         name=name,
@@ -133,6 +142,8 @@ def check(path: Path, name: str) -> Report:
         excluded=excluded,
         crowds=found.crowds,
         difficult=found.difficult,
+        masks=masks.count,
+        ignored=masks.ignored,
         findings=sorted((f for f in findings if f.count), key=lambda finding: not finding.contradicts),
     )
 
@@ -160,7 +171,9 @@ def _duplicates(digests: list[str], names: list[str], split_N: Counts, key_M: Co
         rows_of[digest].append(row)
     within = [Finding(f"images of {split} that repeat another of {split}, byte for byte", False) for split in SPLITS]
     across = {
-        (a, b): Finding(f"images of {SPLITS[b]} that are also in {SPLITS[a]}, byte for byte", SPLITS[b] == "test")
+        (a, b): Finding(
+            f"images of {SPLITS[b]} that are also in {SPLITS[a]}, byte for byte", "test" in (SPLITS[a], SPLITS[b])
+        )
         for a, b in combinations(range(len(SPLITS)), 2)
     }
     labelled = Finding("sets of equal images that have different classes", True)
@@ -174,9 +187,22 @@ def _duplicates(digests: list[str], names: list[str], split_N: Counts, key_M: Co
         for (a, b), finding in across.items():
             for row in of_split[b] if of_split[a] else []:
                 finding.add(f"{names[row]} = {names[of_split[a][0]]}")
-        if len({tuple(_keys_of(key_M, row, classes)) for row in rows}) > 1:
+        if len({tuple(_keys_of(key_M, row, classes)) for row in rows if split_N[row] < len(LABELLED)}) > 1:
             labelled.add(" = ".join(names[row] for row in rows[:EXAMPLES]))
     return [*across.values(), labelled, *within]
+
+
+def _judge_masks(path: Path, name: str, masks: MaskJudge, labelled: Counts) -> list[Finding]:
+    """Judge all masks of whole images, and count labelled images without one."""
+    rows = pq.read_table(path / "masks.parquet", schema=MASKS)["image"].to_numpy()
+    with Bar(f"check {name}: masks", len(rows)) as bar:
+        for row in rows.tolist():
+            masks.add(row)
+            bar.advance(1, 1)
+    without = Finding("labelled images without a mask", False)
+    for row in np.setdiff1d(labelled, rows):
+        without.add(masks.store.name(int(row)))
+    return [*masks.findings(), without]
 
 
 def _keys_of(key_M: Counts, row: int, classes: int) -> Counts:
@@ -186,8 +212,8 @@ def _keys_of(key_M: Counts, row: int, classes: int) -> Counts:
 
 
 def _without_positives(positives_SC: Counts, classes: list[str]) -> list[Finding]:
-    findings = [Finding(f"classes without an image in {split}", False) for split in SPLITS]
-    for finding, positives_C in zip(findings, positives_SC, strict=True):
+    findings = [Finding(f"classes without an image in {split}", False) for split in LABELLED]
+    for finding, positives_C in zip(findings, positives_SC, strict=False):  # unlabeled images have none, as they should
         for number in np.flatnonzero(positives_C == 0):
             finding.add(classes[number])
     return findings

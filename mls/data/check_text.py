@@ -5,13 +5,15 @@ print_report(check(path, "coco"))
 
 from __future__ import annotations
 
+from itertools import islice
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mls.data.check import Report
 from mls.data.judge import Finding
-from mls.data.store import SPLITS
+from mls.data.store import LABELLED, SPLITS
 
 SHOWN_CLASSES = 100
 SHOWN_EXCLUDED = 20
@@ -55,14 +57,18 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _facts(report: Report) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     total, instances = int(report.images_S.sum()), int(report.instances_SC.sum())
-    splits = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, report.images_S, strict=True))
+    counts = zip(SPLITS, report.images_S, strict=True)
+    splits = ", ".join(f"{split} {count:,}" for split, count in counts if split in LABELLED or count)
     table.add_row("images", f"{total:,}: {splits}; {len(report.excluded):,} left out")
     for side, (least, median, most) in zip(("width", "height"), report.sizes_23, strict=True):
         table.add_row(side, f"{least:,.0f} to {most:,.0f} px, median {median:,.0f}")
     least, most, of_all = (int(value) for value in report.bytes_3)
     table.add_row("bytes", f"{of_all:,}: {least:,} to {most:,} an image, mean {of_all / total:,.0f}")
     flags = f"{report.crowds:,} crowds" + ("" if report.difficult is None else f", {report.difficult:,} difficult")
-    table.add_row("annotations", f"{instances:,}; {flags}" if instances else "none: classes of images only")
+    only = "images and pixels" if report.masks else "images"
+    table.add_row("annotations", f"{instances:,}; {flags}" if instances else f"none: classes of {only} only")
+    if report.masks:
+        table.add_row("masks", f"{report.masks:,}; {report.ignored:.1%} of their pixels belong to no class")
     return table
 
 
@@ -71,14 +77,15 @@ def _classes(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("class", no_wrap=True)
     with_instances = bool(report.instances_SC.sum())
-    for split in SPLITS:
+    for split in LABELLED:
         table.add_column(f"{split} images", justify="right")
         if with_instances:
             table.add_column("instances", justify="right")
     order = sorted(range(len(report.classes)), key=lambda c: (-int(report.positives_SC[:, c].sum()), c))
     for c in order[:SHOWN_CLASSES]:
         cells: list[Text] = []
-        for positives, instances in zip(report.positives_SC[:, c], report.instances_SC[:, c], strict=True):
+        of_splits = zip(report.positives_SC[:, c], report.instances_SC[:, c], strict=True)
+        for positives, instances in islice(of_splits, len(LABELLED)):
             cells.append(Text(f"{positives:,}") if positives else Text("none", style="yellow"))
             cells += [Text(f"{instances:,}")] if with_instances else []
         table.add_row(Text(report.classes[c]), *cells)

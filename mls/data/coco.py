@@ -1,4 +1,4 @@
-"""COCO in its official layout: ``annotations/instances_<split>.json`` and ``<split>/*.jpg``.
+"""COCO in its official layout: ``annotations/instances_<split>.json`` and ``<split>/*.jpg``, whole or a subset.
 
     listing = read_listing(CocoDataset(source="coco"), Reader(Path("data/coco")))
 
@@ -12,9 +12,11 @@ import json
 import math
 from typing import Any, NoReturn
 
+import numpy as np
+
 from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
 from mls.errors import MlsError
-from mls.experiment.datasets import CocoDataset
+from mls.experiment.datasets import CocoDataset, CocoSubset
 
 BOX_SLACK = 2.0
 """Pixels by which a box may reach over the image's edge: boxes are rounded, polygons are drawn by hand."""
@@ -22,12 +24,17 @@ BOX_SLACK = 2.0
 KEPT = ("area", "bbox", "iscrowd", "segmentation")
 
 
-def read_listing(config: CocoDataset, reader: Reader) -> Listing:
+def read_listing(config: CocoDataset, reader: Reader, ids: list[int] | None = None) -> Listing:
     """Read and check both annotation files.
 
     Classes are all categories of the train file, by ascending id. Of train, a seeded share
     (a permutation of the sorted image ids) becomes val; ``test_split`` becomes test. An image's
-    annotations stay in the order of their ids.
+    annotations stay in the order of their ids. Images of a subset need not be there yet.
+
+    Args:
+        config: the dataset's entry.
+        reader: reads below its root.
+        ids: the images of ``subset.ids``.
 
     Raises:
         MlsError: names the file, the id and the value.
@@ -38,6 +45,11 @@ def read_listing(config: CocoDataset, reader: Reader) -> Listing:
     for key, name in test.categories.items():
         if train.categories.get(key) != name:
             test.wrong(f"category {key} ({name!r}) is {train.categories.get(key)!r} in {train.file}")
+    if config.subset:
+        _choose(config.subset, ids, train, test)
+    else:
+        train.check_files()
+        test.check_files()
     numbers = {key: i for i, key in enumerate(sorted(train.categories))}
     if len(train.images) < 2 or not test.images:
         raise MlsError(f"{reader.root}: train needs two images (one becomes val) and test one")
@@ -46,14 +58,40 @@ def read_listing(config: CocoDataset, reader: Reader) -> Listing:
         train.entry(key, "val" if i in chosen else "train", numbers) for i, key in enumerate(sorted(train.images))
     ]
     entries += [test.entry(key, "test", numbers) for key in test.images]
+    if config.unlabeled:
+        unlabeled = _Images(reader, "unlabeled2017", "image_info_unlabeled2017")
+        unlabeled.check_files()
+        entries += [
+            Entry(name, "unlabeled", [], [], (width, height)) for name, width, height in unlabeled.images.values()
+        ]
     return Listing([train.categories[key] for key in numbers], True, in_order(entries))
 
 
-class _Instances:
-    """One annotation file, checked."""
+def _choose(subset: CocoSubset, ids: list[int] | None, train: _Instances, test: _Instances) -> None:
+    """Keep of both splits what a subset asks for."""
+    if ids is not None:
+        absent = [key for key in ids if key not in train.images and key not in test.images]
+        if absent:
+            raise MlsError(
+                f"{subset.ids}: {len(absent)} ids are neither in {train.file} nor in {test.file}: "
+                f"{', '.join(map(str, absent[:5]))}"
+            )
+        train.keep(set(ids))
+        test.keep(set(ids))
+        return
+    for instances, count, stream in ((train, subset.images or 0, 0), (test, subset.test, 1)):
+        there = sorted(instances.images)
+        if count > len(there):
+            instances.wrong(f"has {len(there):,} images, but the subset asks for {count:,}")
+        order = np.random.default_rng((subset.seed, stream)).permutation(len(there))
+        instances.keep({there[i] for i in order[:count]})
 
-    def __init__(self, reader: Reader, split: str) -> None:
-        self.file = f"annotations/instances_{split}.json"
+
+class _Images:
+    """The ``images`` of one annotation file, checked."""
+
+    def __init__(self, reader: Reader, split: str, file: str) -> None:
+        self.split, self.file = split, f"annotations/{file}.json"
         self._reader = reader
         content, _ = reader.read(self.file)
         try:
@@ -62,9 +100,7 @@ class _Instances:
             self.wrong(f"not valid JSON ({error})")
         if not isinstance(raw, dict):
             self.wrong("must hold a mapping with images, annotations and categories")
-        self.categories: dict[int, str] = {
-            key: self._value(item, "category", key, "name", str) for key, item in self._by_id(raw, "categories").items()
-        }
+        self._raw = raw
         self.images: dict[int, tuple[str, int, int]] = {}
         """Image id -> path relative to the root, width, height."""
         for key, item in self._by_id(raw, "images").items():
@@ -74,23 +110,19 @@ class _Instances:
                 self.wrong(f"image {key}: file_name {name!r} {reason}")
             if min(width, height) < 1:
                 self.wrong(f"image {key}: {width} x {height} is no size")
-            if not reader.has(f"{split}/{name}"):
-                self.wrong(f"image {key}: {split}/{name} is missing below {reader.root}")
             self.images[key] = (f"{split}/{name}", width, height)
         if len({name for name, _, _ in self.images.values()}) != len(self.images):
             self.wrong("two images have the same file_name")
-        self._annotations: dict[int, list[dict[str, Any]]] = {key: [] for key in self.images}
-        for key, item in sorted(self._by_id(raw, "annotations").items()):
-            self._check(key, item)
-            self._annotations[item["image_id"]].append(item)
 
-    def entry(self, image: int, split: str, numbers: dict[int, int]) -> Entry:
-        """One image in the store's terms; ``numbers`` gives class indices by original category id."""
-        name, width, height = self.images[image]
-        items = self._annotations[image]
-        annotations = [{"category_id": numbers[a["category_id"]] + 1, **{key: a[key] for key in KEPT}} for a in items]
-        classes = sorted({numbers[a["category_id"]] for a in items})
-        return Entry(name, split, classes, annotations, (width, height))
+    def check_files(self) -> None:
+        """Is every image there?"""
+        for key, (name, _, _) in self.images.items():
+            if not self._reader.has(name):
+                self.wrong(f"image {key}: {name} is missing below {self._reader.root}")
+
+    def keep(self, ids: set[int]) -> None:
+        """Forget all other images."""
+        self.images = {key: image for key, image in self.images.items() if key in ids}
 
     def wrong(self, what: str) -> NoReturn:
         raise MlsError(f"{self._reader.root / self.file}: {what}")
@@ -114,6 +146,30 @@ class _Instances:
         if type(value) is not kind:
             self.wrong(f"{what} {key}: {name} is {value!r}, not {'text' if kind is str else 'an integer'}")
         return value
+
+
+class _Instances(_Images):
+    """An annotation file with categories and objects, checked."""
+
+    def __init__(self, reader: Reader, split: str) -> None:
+        super().__init__(reader, split, f"instances_{split}")
+        self.categories: dict[int, str] = {
+            key: self._value(item, "category", key, "name", str)
+            for key, item in self._by_id(self._raw, "categories").items()
+        }
+        self._annotations: dict[int, list[dict[str, Any]]] = {key: [] for key in self.images}
+        for key, item in sorted(self._by_id(self._raw, "annotations").items()):
+            self._check(key, item)
+            self._annotations[item["image_id"]].append(item)
+        self._raw = {}
+
+    def entry(self, image: int, split: str, numbers: dict[int, int]) -> Entry:
+        """One image in the store's terms; ``numbers`` gives class indices by original category id."""
+        name, width, height = self.images[image]
+        items = self._annotations[image]
+        annotations = [{"category_id": numbers[a["category_id"]] + 1, **{key: a[key] for key in KEPT}} for a in items]
+        classes = sorted({numbers[a["category_id"]] for a in items})
+        return Entry(name, split, classes, annotations, (width, height))
 
     def _check(self, key: int, item: dict[str, Any]) -> None:
         """Check one annotation against its image, its category and itself."""

@@ -1,7 +1,7 @@
 """The one decoder: what the data stage checks an image with is what every later stage reads it with.
 
     image_CHW = decode(bytes_N, "train2017/000000391895.jpg")     # uint8 RGB, or MlsError
-    width, height = size_of(data, "train2017/000000391895.jpg")   # once an image: all that can be wrong with it
+    image_CHW = prove(data, "train2017/000000391895.jpg")         # once an image: all that can be wrong with it
 
 JPEG, PNG, WebP and GIF are read, and nothing else: BMP, TIFF, AVIF, HEIC and the like are refused by name. Every
 picture becomes 8-bit RGB, by one rule:
@@ -17,7 +17,7 @@ picture becomes 8-bit RGB, by one rule:
 | several frames | refused, but of a JPEG (MPO: stereo, bursts) the first picture is taken |
 | bytes after the end | ignored |
 | more than `MAX_PIXELS` | refused by its header, before memory is taken |
-| empty, cut short, damaged | refused, as far as the format can tell, see `size_of` |
+| empty, cut short, damaged | refused, as far as the format can tell, see `prove` |
 
 Shape legend: N encoded bytes, C = 3 channels (RGB), H height, W width.
 """
@@ -45,7 +45,7 @@ ORIENTATION = 0x0112
 
 
 def decode(data_N: Tensor, name: str) -> Tensor:
-    """Decode an image that `size_of` has accepted; of others, some damaged PNGs end the process in the decoder.
+    """Decode an image that `prove` has accepted; of others, some damaged PNGs end the process in the decoder.
 
     Args:
         data_N: the encoded file, uint8 (N,).
@@ -71,8 +71,8 @@ def decode(data_N: Tensor, name: str) -> Tensor:
     return image
 
 
-def size_of(data: bytes, name: str) -> tuple[int, int]:
-    """Decode a whole file to prove that it can be; return its (width, height) in pixels, after rotation.
+def prove(data: bytes, name: str) -> Tensor:
+    """Decode a whole file to prove that it can be; return what `decode` returns.
 
     What is found out: wrong checksums (PNG), a missing end (all formats), and a JPEG whose data stop early although
     it has an end marker, which decoders fill with grey (but for a part of the very last block). What no reader can
@@ -87,7 +87,7 @@ def size_of(data: bytes, name: str) -> tuple[int, int]:
     image_CHW = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), name)
     if data.startswith(b"\xff\xd8") and (row := _first_lost_row(data, image_CHW)) is not None:
         raise MlsError(f"{name} does not decode: it is cut short: its data end in row {row}, before its end marker")
-    return image_CHW.shape[2], image_CHW.shape[1]
+    return image_CHW
 
 
 def _header_reason(data: bytes) -> str | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import NoReturn
 
 from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
-from mls.data.store import SPLITS
+from mls.data.store import LABELLED
 from mls.errors import MlsError
 from mls.experiment.datasets import FolderDataset
 
@@ -29,21 +31,20 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
     Raises:
         MlsError: names the file, the line and the value.
     """
-    rows = _read_rows(reader)
-    _, header = rows[0]
-    classes, multi_label = _classes(rows, reader)
+    content, _ = reader.read(FILE)
+    classes, multi_label, header = _classes(content, reader)
     numbers = {name: i for i, name in enumerate(classes)}
     columns = {name: i for i, name in enumerate(header)}
     entries: dict[str, Entry] = {}
     first_seen: dict[str, int] = {}
-    for line, row in rows[1:]:
+    for line, row in islice(_rows(content, reader), 1, None):
         name, split = row[columns["file"]], row[columns["split"]]
         if reason := unsafe(name):
             _wrong(reader, line, f"file {name!r} {reason}")
         if name in entries:
             _wrong(reader, line, f"file {name!r} was listed before, on line {first_seen[name]}")
-        if split not in SPLITS:
-            _wrong(reader, line, f"split {split!r} is none of {', '.join(SPLITS)}")
+        if split not in LABELLED:
+            _wrong(reader, line, f"split {split!r} is none of {', '.join(LABELLED)}")
         if not reader.has(name):
             _wrong(reader, line, f"file {name!r} is missing below {reader.root}")
         if multi_label:
@@ -59,27 +60,31 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
     return Listing(classes, multi_label, _with_val(list(entries.values()), config, reader))
 
 
-def _read_rows(reader: Reader) -> list[tuple[int, list[str]]]:
-    """Return (line number, cells) of the header and every row; blank lines are skipped."""
-    content, _ = reader.read(FILE)
+def _rows(content: bytes, reader: Reader) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of the header and every row, one at a time; blank lines are skipped."""
+    cells = 0
     try:
-        lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        rows = [(lines.line_num, row) for row in lines if row]
+        lines = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""), strict=True)
+        for row in lines:
+            if row and cells and len(row) != cells:
+                _wrong(reader, lines.line_num, f"has {len(row)} cells, the header {cells}: {','.join(row)!r}")
+            if row:
+                cells = cells or len(row)
+                yield lines.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise MlsError(f"{reader.root / FILE}: not a CSV file in UTF-8 ({error})") from error
-    if len(rows) < 2:
+
+
+def _classes(content: bytes, reader: Reader) -> tuple[list[str], bool, list[str]]:
+    """Return the class names, whether the set is multi-label, and the header."""
+    rows = _rows(content, reader)
+    first = next(rows, None)
+    second = next(rows, None)
+    if first is None or second is None:
         raise MlsError(
             f"{reader.root / FILE}: holds no rows; it needs a header (file, split, ...) and one line per image"
         )
-    for line, row in rows[1:]:
-        if len(row) != len(rows[0][1]):
-            _wrong(reader, line, f"has {len(row)} cells, the header {len(rows[0][1])}: {','.join(row)!r}")
-    return rows
-
-
-def _classes(rows: list[tuple[int, list[str]]], reader: Reader) -> tuple[list[str], bool]:
-    """Return the class names and whether the set is multi-label."""
-    line, header = rows[0]
+    line, header = first
     for column in ("file", "split"):
         if column not in header:
             _wrong(reader, line, f"column {column!r} is missing; there are: {', '.join(header)}")
@@ -89,20 +94,22 @@ def _classes(rows: list[tuple[int, list[str]]], reader: Reader) -> tuple[list[st
     if not classes:
         _wrong(reader, line, "there is neither a column 'label' nor one column per class")
     if "label" not in classes:
-        return classes, True
+        return classes, True, header
     if len(classes) > 1:
         _wrong(reader, line, f"a column 'label' can't stand beside other class columns: {', '.join(classes)}")
-    values = {line: row[header.index("label")] for line, row in rows[1:]}
-    for number, value in values.items():
+    values = set()
+    for number, row in chain([second], rows):
+        value = row[header.index("label")]
         if not value:
             _wrong(reader, number, "column 'label' is empty")
-    return sorted(set(values.values())), False
+        values.add(value)
+    return sorted(values), False, header
 
 
 def _with_val(entries: list[Entry], config: FolderDataset, reader: Reader) -> list[Entry]:
     """Return the entries in final order, with a val split."""
     entries = in_order(entries)
-    count = {split: sum(entry.split == split for entry in entries) for split in SPLITS}
+    count = {split: sum(entry.split == split for entry in entries) for split in LABELLED}
     if not count["val"]:
         chosen = hold_out(count["train"], config.val_share, config.seed)  # train comes first in final order
         entries = in_order(

@@ -1,8 +1,10 @@
-"""Annotations judged one by one: where an annotation contradicts its image, its class or itself.
+"""Annotations and masks judged one by one: where one contradicts its image, its class or itself.
 
     judge = Judge(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
     judge.add({"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0, "segmentation": []})
     judge.findings()     # [Finding("objects without a mask", contradicts=False, count=1, ...), ...]
+
+and so are the masks that say the class of each pixel of an image (`MaskJudge`).
 
 What contradicts and what is only worth a note is listed in ``mls.data.check``.
 """
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from mls.data.coco import BOX_SLACK
+from mls.data.store import IGNORE, Store
+from mls.errors import MlsError
 
 SLACK = 2.0
 """Pixels by which a mask's own box may differ from the box, and size of a box that may well have an empty mask."""
@@ -144,6 +148,53 @@ class Judge:
         return finding
 
 
+class MaskJudge:
+    """Masks of whole images (the class of each pixel), counted and judged one by one."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.count = 0
+        """Masks that could be read."""
+        self.pixels_K = np.zeros(256, dtype=np.int64)
+        """Pixels of each value, over all masks."""
+        self._stray = Finding("masks of an image that is not there", True)
+        self._damaged = Finding("masks of images that can't be decoded", True)
+        self._other_size = Finding("masks of another size than their image", True)
+        self._unknown = Finding("masks of images with a class that is not there", True)
+        self._unlisted = Finding("masks of images with a class that the image's labels lack", True)
+
+    def findings(self) -> list[Finding]:
+        """All kinds, found or not."""
+        return [value for value in vars(self).values() if isinstance(value, Finding)]
+
+    @property
+    def ignored(self) -> float:
+        """Share of all pixels that belong to no class."""
+        return float(self.pixels_K[IGNORE] / max(1, self.pixels_K.sum()))
+
+    def add(self, row: int) -> None:
+        """Judge the mask of one image."""
+        if not 0 <= row < len(self.store):
+            self._stray.add(f"image {row}")
+            return
+        name = self.store.name(row)
+        try:
+            mask_HW = self.store.mask(row)
+        except MlsError:
+            self._damaged.add(name)
+            return
+        self.count += 1
+        pixels_K = np.bincount(mask_HW.numpy().reshape(-1), minlength=256)
+        self.pixels_K += pixels_K
+        if mask_HW.shape != self.store.size(row)[::-1]:
+            self._other_size.add(f"{name}: {mask_HW.shape[1]} x {mask_HW.shape[0]} px")
+        seen = {int(value) for value in np.flatnonzero(pixels_K)} - {IGNORE}
+        if max(seen, default=0) >= len(self.store.classes):
+            self._unknown.add(f"{name}: {max(seen)}")
+        elif not seen <= set(np.flatnonzero(self.store.labels([row])[0]).tolist()):
+            self._unlisted.add(name)
+
+
 def encode(segmentation: Any, width: int, height: int) -> Any:
     """Turn polygons or an RLE, of an image of this size, into one compressed RLE; None where it is neither."""
     try:
@@ -151,10 +202,35 @@ def encode(segmentation: Any, width: int, height: int) -> Any:
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
                 return None
             return rle.merge(rle.frPyObjects(segmentation, height, width))
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != width * height or min(segmentation["counts"]) < 0:
-                return None
+        counts = segmentation["counts"]
+        runs = counts if isinstance(counts, list) else run_lengths(counts)
+        if sum(runs) != width * height or min(runs) < 0:  # pycocotools would read memory that is not the mask's
+            return None
+        if isinstance(counts, list):
             return rle.frPyObjects(segmentation, height, width)
-        return {"size": [height, width], "counts": segmentation["counts"].encode("ascii")}
+        return {"size": [height, width], "counts": counts.encode("ascii")}
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def run_lengths(counts: str) -> list[int]:
+    """Lengths of the runs, zeros first, that COCO's compressed ``counts`` stand for (as pycocotools' rleFrString).
+
+    Raises:
+        ValueError: the text ends within a number, or holds what is no part of one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        six = ord(character) - 48
+        if not 0 <= six < 64:
+            raise ValueError(f"{character!r} is no part of a number")
+        value |= (six & 31) << shift
+        shift += 5
+        if not six & 32:  # the last five bits of a number; their highest is its sign
+            value -= (six & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("ends within a number")
+    return runs

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mls.data.augment import crop, crop_boxes, draw
+from mls.data.resident import Resident
 from mls.data.store import Store
 from mls.errors import MlsError
 from mls.experiment.params import Pretrain
@@ -31,8 +32,8 @@ ORDER_STREAM = 2
 class Batch(NamedTuple):
     """Crops of both views before colour augmentation."""
 
-    crops_VBCHW: Tensor
-    """uint8, V = 2 views."""
+    crops_VBCHW: Tensor | None
+    """uint8, V = 2 views; None where the images are on the GPU, which then cuts them."""
     draws_VBU: Tensor
     """float64 uniforms that decide everything else (see ``mls.data.augment``)."""
     rows_B: Tensor
@@ -50,9 +51,11 @@ class TwoViews(Dataset[Batch]):
     seed: int
     rank: int = 0
     world: int = 1
+    threads: int = 1
+    """That decode what is to be resident."""
 
     def __post_init__(self) -> None:
-        self.rows = self.store.split("train")
+        self.rows = np.concatenate([self.store.split("train"), self.store.split("unlabeled")])
         self.sizes_N2 = np.array([self.store.size(int(row)) for row in self.rows], dtype=np.int64)
         self.steps_per_epoch = len(self.rows) // self.config.batch_size
         if self.steps_per_epoch == 0:
@@ -62,6 +65,9 @@ class TwoViews(Dataset[Batch]):
         if self.config.batch_size % self.world:
             raise MlsError(f"{self.world} ranks do not divide pretrain.batch_size {self.config.batch_size} evenly")
         self._order: tuple[int, NDArray[np.int64]] = (-1, self.rows)
+        self._images: Store | Resident = self.store
+        if self.config.resident == "cpu":
+            self._images = Resident(self.store, self.rows, self.threads)
 
     @property
     def steps(self) -> int:
@@ -79,18 +85,22 @@ class TwoViews(Dataset[Batch]):
         rows = self.rows[picked]
         draws = [draw(self.seed, epoch, rows, view) for view in (0, 1)]
         boxes = [crop_boxes(u, self.sizes_N2[picked], self.config.augment.scale) for u in draws]
-        side = self.config.augment.crop
-        crops_VBCHW = torch.empty((2, size, 3, side, side), dtype=torch.uint8)
-        for i, row in enumerate(rows):
-            image_CHW = self.store.decode(int(row))
-            for view in (0, 1):
-                crops_VBCHW[view, i] = crop(image_CHW, boxes[view][i], side)
         return Batch(
-            crops_VBCHW,
+            None if self.config.resident == "cuda" else self._crops(rows, boxes),
             torch.from_numpy(np.stack(draws)),
             torch.from_numpy(rows.astype(np.int64)),
             torch.from_numpy(np.stack(boxes)),
         )
+
+    def _crops(self, rows: NDArray[np.int64], boxes: list[NDArray[np.int64]]) -> Tensor:
+        """Decode each image once, crop it twice: uint8 (V, B, C, H, W)."""
+        side = self.config.augment.crop
+        crops_VBCHW = torch.empty((2, len(rows), 3, side, side), dtype=torch.uint8)
+        for i, row in enumerate(rows):
+            image_CHW = self._images.decode(int(row))
+            for view in (0, 1):
+                crops_VBCHW[view, i] = crop(image_CHW, boxes[view][i], side)
+        return crops_VBCHW
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order[0] != epoch:

@@ -8,7 +8,7 @@ reader.digest()     # {"sha256": ..., "files": 1, "bytes": ...} over all that wa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mls.data.store import SPLITS
 from mls.errors import MlsError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image that a source lists."""
 
@@ -32,6 +32,8 @@ class Entry:
     """As in `mls.data.store.Record`."""
     size: tuple[int, int] | None = None
     """Width and height that the source claims, pixels; its annotations are in these coordinates."""
+    mask: str | None = None
+    """Path of the file that labels each pixel, relative to the root: an 8-bit grey PNG; see `Listing.values`."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,13 @@ class Listing:
     multi_label: bool
     entries: list[Entry]
     """In final order; see `in_order`."""
+    values: Mapping[int, int] | None = None
+    """Class index, or `mls.data.store.IGNORE`, of each value that a label file may hold. An image that has such a
+    file has the classes that are to be seen in it."""
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
-    """Sort by split (train, val, test), then by name."""
+    """Sort by split (train, val, test, unlabeled), then by name."""
     return sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.name))
 
 
@@ -77,6 +82,7 @@ class Reader:
         """Take the source's root; nothing is read yet."""
         self.root = root
         self._seen: dict[str, tuple[int, str]] = {}
+        """Size and sha256 by name."""
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -110,10 +116,13 @@ class Reader:
 
         The sha256 is over the sorted lines ``relative path NUL size NUL sha256 of content``.
         """
-        lines = [f"{name}\0{size}\0{sha256}\n" for name, (size, sha256) in sorted(self._seen.items())]
+        total = hashlib.sha256()
+        for name in sorted(self._seen):
+            size, sha256 = self._seen[name]
+            total.update(f"{name}\0{size}\0{sha256}\n".encode())
         return {
-            "sha256": hashlib.sha256("".join(lines).encode()).hexdigest(),
-            "files": len(lines),
+            "sha256": total.hexdigest(),
+            "files": len(self._seen),
             "bytes": sum(size for size, _ in self._seen.values()),
         }
 

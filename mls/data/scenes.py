@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
 from mls.data.drawing import SHAPES, TEXTURES, Floats, hsv, polygon_area, ramp, silhouette, texture, value_noise
-from mls.data.store import SPLITS, Record
+from mls.data.store import LABELLED, Record
 from mls.experiment.datasets import ScenesDataset
 
 CLASSES = SHAPES
@@ -90,14 +90,14 @@ class _Object:
 
 def records(config: ScenesDataset) -> Iterator[Record]:
     """Yield the images of train, val and test, in order."""
-    for split in SPLITS:
+    for split in LABELLED:
         for index in range(getattr(config, split)):
             yield make_scene(config, split, index)
 
 
 def make_scene(config: ScenesDataset, split: str, index: int) -> Record:
     """Draw one scene; the same arguments give the same bytes."""
-    rng = np.random.default_rng((config.seed, SPLITS.index(split), index))
+    rng = np.random.default_rng((config.seed, LABELLED.index(split), index))
     side = config.size
     place = int(rng.integers(len(PLACES)))
     image_HWC = _background(rng, PLACES[place], side)

@@ -1,9 +1,10 @@
-"""Sources that lie on disk: where they are, their digest in ``data.lock``, and their images, checked.
+"""Sources that are read from files: where those are, what they list, and what identifies them.
 
-    root = find_root(["coco"])                                  # $MLS_DATA/coco
-    pin("coco", CocoDataset(source="coco"), Path("data.lock"))  # `mls data pin coco`
+    reader = open_reader(["coco"], config)      # $MLS_DATA/coco; what is missing there is downloaded
+    listing = read_listing(config, reader)
+    pin("coco", config, Path("data.lock"))      # `mls data pin coco`
 
-A source that publishes no checksum gets its identity from the digest: sha256 over the sorted lines
+What no published checksums identify gets its identity from a digest in ``data.lock``: sha256 over the sorted lines
 ``relative path NUL size NUL sha256 of content`` of exactly the files that its listing names.
 """
 
@@ -11,67 +12,102 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from mls.data import coco, folder, voc
-from mls.data.reader import Entry, Listing, Reader
-from mls.data.store import Record
+from mls.data import cityscapes, classification, coco, folder, voc
+from mls.data.reader import Listing, Reader
+from mls.download import catalog, fetch
 from mls.errors import MlsError
 from mls.experiment.artifact import write_atomic
-from mls.experiment.datasets import CocoDataset, Dataset, FolderDataset, LocalDataset, ScenesDataset, VocDataset
-from mls.experiment.plan import read_lock
+from mls.experiment.datasets import (
+    CityscapesDataset,
+    ClassificationDataset,
+    CocoDataset,
+    Dataset,
+    LocalDataset,
+    ScenesDataset,
+    VocDataset,
+)
+from mls.experiment.plan import read_ids, read_lock
 from mls.train.progress import Bar
 
-SHOWN = 5
-"""Bad images that an error names."""
 
+def find_root(names: Sequence[str], config: LocalDataset) -> Path:
+    """Return the folder a source is read from: its ``root``, or ``$MLS_DATA/<name>`` of the first name that has one.
 
-def find_root(names: Sequence[str]) -> Path:
-    """Return ``$MLS_DATA/<name>`` of the first name whose folder exists.
+    ``MLS_DATA`` is ``downloads/`` where it is not set. The folder of what can be downloaded need not exist.
 
     Raises:
-        MlsError: says how to set ``MLS_DATA``, or which folder is missing.
+        MlsError: there is no such folder; says what to do.
     """
-    base = os.environ.get("MLS_DATA")
-    if not base:
+    base = Path(os.environ.get("MLS_DATA", "downloads"))
+    if config.root is not None:
+        root = base / config.root
+        if not root.is_dir():
+            raise MlsError(
+                f"dataset {names[0]!r}: its root, {root}, is no folder; mend root in its entry"
+                f"{'' if Path(config.root).is_absolute() else f' (relative ones are below $MLS_DATA, {base})'}, "
+                "or leave it out to download what can be"
+            )
+        return root
+    found = next((base / name for name in names if (base / name).is_dir()), None)
+    if found is None and not catalog.needed(config):
         raise MlsError(
-            f"dataset {names[0]!r} is read from $MLS_DATA/{names[0]}, and MLS_DATA is not set; "
-            f"run: export MLS_DATA=/path/that/holds/{names[0]}"
+            f"dataset {names[0]!r}: there is no folder {base / names[0]} (MLS_DATA is "
+            f"{os.environ.get('MLS_DATA') or 'not set'}); put the data there, or give root in its entry, "
+            f"or run: export MLS_DATA=/path/that/holds/{names[0]}"
         )
-    for name in names:
-        if (Path(base) / name).is_dir():
-            return Path(base) / name
-    raise MlsError(
-        f"dataset {names[0]!r}: there is no folder {Path(base) / names[0]} (MLS_DATA is {base}); put the data there, "
-        f"or run: export MLS_DATA=/path/that/holds/{names[0]}"
-    )
+    return found or base / names[0]
 
 
-def open_reader(names: Sequence[str], config: LocalDataset) -> Reader:
-    """Return a reader of the source's files, of the first name whose folder exists.
+def open_reader(names: Sequence[str], config: LocalDataset, poll: Callable[[], None] = lambda: None) -> Reader:
+    """Return a reader of the source's files, after downloading what is missing (not below a ``root``).
+
+    Args:
+        names: of the dataset, equal ones included.
+        config: its entry.
+        poll: called now and then; what it raises stops the download, which goes on next time.
 
     Raises:
-        MlsError: as `find_root`.
+        MlsError: as `find_root` and `mls.download.fetch`.
     """
-    root = find_root(names)
+    root = find_root(names, config)
+    own = config.root is not None or (isinstance(config, VocDataset) and voc.is_bare(root, config))
+    if not own:
+        fetch.fetch_archives(names[0], config, root, poll)
     return Reader(voc.devkit(root, config) if isinstance(config, VocDataset) else root)
 
 
-def read_listing(config: LocalDataset, reader: Reader) -> Listing:
-    """Read and check what a source lists; images are not opened."""
+def read_listing(config: LocalDataset, reader: Reader, poll: Callable[[], None] = lambda: None) -> Listing:
+    """Read and check what a source lists; images are not opened. Of a subset, those that are missing are downloaded.
+
+    Args:
+        config: the entry.
+        reader: of `open_reader`.
+        poll: as there.
+
+    Raises:
+        MlsError: names the file, the place and the value; or says which images can't be had.
+    """
     if isinstance(config, CocoDataset):
-        return coco.read_listing(config, reader)
+        subset = config.subset
+        listing = coco.read_listing(config, reader, read_ids(subset.ids) if subset and subset.ids else None)
+        if subset and config.root is None:
+            wanted = [(catalog.image_url(entry.name), entry.name) for entry in listing.entries]
+            fetch.fetch_images(reader.root.name, wanted, reader, catalog.hint(config), poll)
+        return listing
     if isinstance(config, VocDataset):
         return voc.read_listing(config, reader)
-    if isinstance(config, FolderDataset):
-        return folder.read_listing(config, reader)
-    raise NotImplementedError(config.source)
+    if isinstance(config, CityscapesDataset):
+        return cityscapes.read_listing(config, reader)
+    if isinstance(config, ClassificationDataset):
+        return classification.read_listing(config, reader)
+    return folder.read_listing(config, reader)
 
 
 def source_digest(name: str, config: Dataset) -> dict[str, Any]:
@@ -87,6 +123,8 @@ def source_digest(name: str, config: Dataset) -> dict[str, Any]:
     with Bar(f"pin {name}", total=len(entries)) as bar:
         for entry in entries:
             reader.hash(entry.name)
+            if entry.mask:
+                reader.hash(entry.mask)
             bar.advance(1, 1)
     return reader.digest()
 
@@ -104,12 +142,36 @@ def pin(name: str, config: Dataset, lock_path: Path) -> dict[str, Any]:
     return digest
 
 
+def check_known(name: str, config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
+    """Before images are read: is a source that published checksums identify what was checked, and all of it?
+
+    Raises:
+        MlsError: it was not unpacked from checked archives, or has other counts than the official ones.
+    """
+    if not digest.startswith("archives:"):
+        return
+    if not fetch.verified(config, find_root([name], config)):
+        raise MlsError(
+            f"dataset {name!r}: {reader.root} was not unpacked here from archives with the published checksums, so "
+            f"nothing proves what it holds. To identify it by its own content, run: mls data pin {name}"
+        )
+    expected = catalog.expected(config)
+    if expected is None:
+        return
+    held_out = {} if "val" in expected else {"val": "train"}
+    counts = Counter(held_out.get(entry.split, entry.split) for entry in listing.entries)
+    if dict(counts) != expected:
+        raise MlsError(f"dataset {name!r}: {reader.root} lists {dict(counts)} images, but there should be {expected}")
+
+
 def check_digest(name: str, reader: Reader, pinned: str) -> None:
-    """Compare what was read with what ``data.lock`` says.
+    """Compare what was read with what ``data.lock`` says; for published checksums that has been done before.
 
     Raises:
         MlsError: they differ; says both and what to do.
     """
+    if pinned.startswith("archives:"):
+        return
     found = reader.digest()
     if found["sha256"] != pinned:
         raise MlsError(
@@ -117,57 +179,3 @@ def check_digest(name: str, reader: Reader, pinned: str) -> None:
             f"{found['sha256']} ({found['files']:,} files, {found['bytes']:,} bytes) instead of {pinned}. "
             f"Restore the files or, if the change is wanted, run: mls data pin {name}"
         )
-
-
-def load_records(
-    listing: Listing, reader: Reader, excluded: list[dict[str, str]], max_excluded: float, threads: int
-) -> Iterator[Record]:
-    """Read, hash and decode every listed image; yield those that decode, in the listing's order.
-
-    Args:
-        listing: what to read.
-        reader: reads (and hashes) each image once.
-        excluded: filled with ``{"name", "reason"}`` of images that do not decode, or not to the
-            size that their annotations are for.
-        max_excluded: share of the listed images that may be excluded.
-        threads: images prepared at the same time.
-
-    Raises:
-        MlsError: an image is missing, or too many are excluded (names the first).
-    """
-    from mls.data.decode import size_of  # imports torch, which listing and hashing do without
-
-    def load(entry: Entry) -> Record | str:
-        data, sha256 = reader.read(entry.name)
-        try:
-            size = size_of(data, entry.name)
-        except MlsError as error:
-            return str(error).removeprefix(f"{entry.name} ")
-        if entry.size not in (None, size):
-            return f"is {size[0]} x {size[1]} px, but its annotations are for {entry.size[0]} x {entry.size[1]}"
-        return Record(entry.name, entry.split, data, *size, entry.classes, entry.annotations, sha256)
-
-    total = len(listing.entries)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[Entry, Future[Record | str]]] = deque()
-        upcoming = iter(listing.entries)
-        try:
-            while True:
-                while len(waiting) < 4 * threads and (entry := next(upcoming, None)):
-                    waiting.append((entry, pool.submit(load, entry)))
-                if not waiting:
-                    return
-                entry, future = waiting.popleft()
-                result = future.result()
-                if isinstance(result, Record):
-                    yield result
-                    continue
-                excluded.append({"name": entry.name, "reason": result})
-                if len(excluded) > max_excluded * total:
-                    names = "; ".join(f"{item['name']} {item['reason']}" for item in excluded[:SHOWN])
-                    raise MlsError(
-                        f"{reader.root}: more than max_excluded = {max_excluded:g} of {total:,} images can't be used: "
-                        f"{names}. Mend these files, or raise max_excluded in the dataset's entry"
-                    )
-        finally:  # also where the reader of this generator stops early
-            pool.shutdown(cancel_futures=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from mls.data import scenes, sources
+from mls.data import intake, scenes, sources
 from mls.data.store import Record, write_store
 from mls.experiment.datasets import LocalDataset, ScenesDataset
 from mls.experiment.stage import Context
@@ -32,20 +32,32 @@ def run(context: Context) -> None:
 
 
 def _generate(context: Context, config: ScenesDataset, guard: InterruptGuard) -> None:
-    records = _watched(scenes.records(config), guard, context.label, config.train + config.val + config.test)
-    write_store(context.out, records, scenes.CLASSES, True, [])
+    records = scenes.records(config)
+    if config.format == "raw":
+        from mls.data.decode import prove  # these import torch, which drawing does without
+        from mls.data.shrink import prepare
+
+        records = (prepare(record, prove(record.data, record.name), None, "raw") for record in records)
+    watched = _watched(records, guard, context.label, config.train + config.val + config.test)
+    write_store(context.out, watched, scenes.CLASSES, True, [], config.format)
 
 
 def _take_in(context: Context, config: LocalDataset, guard: InterruptGuard) -> None:
     # Names of equal data sets share an id, hence their content: the folder of any of them will do.
     names = context.plan.labels[context.job.id]
-    reader = sources.open_reader(names, config)
-    listing = sources.read_listing(config, reader)
+    digest: str = context.job.params["digest"]
+
+    def poll() -> None:
+        guard.stop_if_asked(lambda: None)
+
+    reader = sources.open_reader(names, config, poll)
+    listing = sources.read_listing(config, reader, poll)
+    sources.check_known(names[0], config, reader, listing, digest)
     excluded: list[dict[str, str]] = []
-    records = sources.load_records(listing, reader, excluded, config.max_excluded, context.execution.threads)
+    records = intake.load_records(listing, reader, excluded, config, context.execution.threads)
     watched = _watched(records, guard, context.label, len(listing.entries))
-    write_store(context.out, watched, listing.classes, listing.multi_label, excluded)
-    sources.check_digest(names[0], reader, context.job.params["digest"])
+    write_store(context.out, watched, listing.classes, listing.multi_label, excluded, config.format)
+    sources.check_digest(names[0], reader, digest)
     if excluded:
         context.log(f"left out {len(excluded)} of {len(listing.entries):,} images; excluded.json says which and why")
 

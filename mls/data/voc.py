@@ -55,8 +55,12 @@ def devkit(root: Path, config: VocDataset) -> Path:
     Names, and with them the digest, are relative to it: the same files are the same data set in both layouts.
     """
     inside = root / "VOCdevkit"
-    here = any((root / f"VOC{entry.split('/')[0]}").is_dir() for entry in config.sets())
-    return inside if inside.is_dir() and not here else root
+    return inside if inside.is_dir() and not is_bare(root, config) else root
+
+
+def is_bare(root: Path, config: VocDataset) -> bool:
+    """Whether ``root`` holds ``VOC<year>`` without the folder around it: no archive was unpacked there."""
+    return any((root / f"VOC{entry.split('/')[0]}").is_dir() for entry in config.sets())
 
 
 def read_listing(config: VocDataset, reader: Reader) -> Listing:

@@ -209,7 +209,7 @@ def explain_full_disk(where: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not out_of_space(error):
+        if isinstance(error, MlsError) or not out_of_space(error):  # what speaks to people names its own disk
             raise
         raise MlsError(
             f"the disk that holds {where.resolve()} is full; nothing half-written was kept. "

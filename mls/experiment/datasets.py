@@ -6,7 +6,7 @@
       coco-2k: {source: coco, subset: {images: 2000}}            # downloaded image by image
       photos: {source: folder, root: /data/photos}               # a copy that exists
 
-Where sources come from, their licences and counts: ``mls.data.catalog`` and docs/datasets.md.
+Where sources come from, their licences and counts: ``mls.download.catalog`` and docs/datasets.md.
 """
 
 from __future__ import annotations

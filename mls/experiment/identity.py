@@ -36,7 +36,7 @@ NOT_IDENTITY = {
     ("CocoSubset", "ids"),  # a path too; the plan puts the ids themselves in
 }
 
-_ENGINE = ("epochs", "batch_size", "precision", "channels_last", "compile", "augment", "optimizer")
+_ENGINE = ("epochs", "batch_size", "precision", "channels_last", "compile", "resident", "augment", "optimizer")
 METHOD_READS = {
     "none": ("method", "backbone"),
     "weights": ("method", "backbone", "weights"),

@@ -138,6 +138,10 @@ class Pretrain(Section):
     """Memory layout of the images and the convolutions: faster; changes the last digits."""
     compile: bool = False
     """``torch.compile`` both encoders: faster on GPUs after a minute or two of compiling; changes the last digits."""
+    resident: Literal["no", "cpu", "cuda"] = "no"
+    """Keep the decoded train images in memory: ``cpu`` saves decoding them each epoch and changes no bit; ``cuda``
+    cuts the crops on the GPU too, within one level of the pixels that a CPU makes. At short side 256 (see
+    ``datasets``), COCO takes 31 GB."""
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     moco: Moco = Moco()
@@ -222,8 +226,9 @@ class Execution(Section):
 
     threads: Count = 2
     """Of each training, probing and transfer job. Results repeat byte for byte at equal threads."""
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that prepare images for one training job; 0 prepares them in the job itself."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that prepare images for one training job; 0 prepares them in the job itself. ``auto``: beside a GPU
+    as many as there are cores for each rank, 16 at most; beside training on the CPU as many as its threads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""

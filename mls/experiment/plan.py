@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mls.data.catalog import published_digest
+from mls.download.catalog import published_digest
 from mls.errors import MlsError
 from mls.experiment.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
@@ -206,6 +206,8 @@ def read_ids(file: str) -> list[int]:
 
 def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
     params = essence(config, METHOD_READS[config.method])
+    if params.get("resident") == "cpu":  # changes no bit
+        del params["resident"]
     if config.method in (*TRAINED, "none"):
         params["seed"] = seed
     return Job("pretrain", config, params, {"data": source.id} if source else {}, seed)

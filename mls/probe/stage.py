@@ -24,7 +24,7 @@ from mls.models.backbone import load_backbone
 from mls.probe.features import extract
 from mls.probe.linear import Fitted, check_finite, fit
 from mls.probe.metrics import Scores, average_precisions, top1
-from mls.train.runtime import set_up
+from mls.train.runtime import set_up, workers_of
 
 SEED = 1000
 """Nothing here draws random numbers; this fixes the state of every generator all the same."""
@@ -57,7 +57,7 @@ def run(context: Context) -> None:
             rows[split],
             task.image_size,
             device,
-            workers=context.execution.workers,
+            workers=workers_of(context.execution, device),
             name=f"probe {context.label}: {split}",
         )
 

@@ -52,6 +52,7 @@ class OnlineKnn:
             device: where the backbone and the dictionary are.
         """
         self.store, self.image_size, self.device = store, image_size, device
+        self.labelled = len(store) - len(store.split("unlabeled"))  # these come last
         rows = store.split("val")
         count = min(IMAGES, len(rows))
         self.rows = rows[np.arange(count) * len(rows) // max(count, 1)]
@@ -82,7 +83,7 @@ class OnlineKnn:
         Raises:
             MlsError: names the image that does not decode.
         """
-        known_D = row_D >= 0
+        known_D = (row_D >= 0) & (row_D < self.labelled)
         k = min(K, int(known_D.sum()))
         if not k or not self.available:
             return math.nan

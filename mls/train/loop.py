@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mls.data.loader import Batch, TwoViews, batches
+from mls.data.resident import Resident
 from mls.errors import DeterministicError, Interrupted, MlsError
 from mls.experiment.stage import Context
 from mls.methods.diagnostics import CollapseWatch
@@ -32,7 +33,7 @@ from mls.train.log import Curves
 from mls.train.optimizer import build_optimizer, masked_step
 from mls.train.pairs import layout_of, pair_of
 from mls.train.progress import Bar
-from mls.train.runtime import autocast
+from mls.train.runtime import autocast, workers_of
 from mls.train.schedule import learning_rate
 from mls.train.window import Window
 
@@ -68,6 +69,9 @@ class Trainer:
         self.speed: list[tuple[int, float]] = []
         self.knn = OnlineKnn(views.store, self.config.augment.crop, device)
         labels_RC = views.store.labels(range(len(views.store)))
+        threads = context.execution.threads
+        on_gpu = self.config.resident == "cuda"
+        self.resident = Resident(views.store, views.rows, threads).to(device) if on_gpu else None
         self.labels_RC = torch.from_numpy(labels_RC).to(device) if labels_RC.any() else None
 
     # ------------------------------------------------------------------------------------- the run
@@ -84,7 +88,7 @@ class Trainer:
         name = f"{self.context.job.stage} {self.context.label}"
         hidden = rank() > 0
         with self.curves, InterruptGuard() as guard, Bar(name, self.views.steps, done=self.step, hidden=hidden) as bar:
-            for batch in batches(self.views, self.step, self.context.execution.workers):
+            for batch in batches(self.views, self.step, workers_of(self.context.execution, self.device)):
                 self._train_step(batch, asked=guard.asked is not None)
                 self._record()
                 note = f"loss {self.curves.rows[-1]['loss']:.3f}" if self.curves.rows else ""
@@ -102,7 +106,7 @@ class Trainer:
     def _train_step(self, batch: Batch, *, asked: bool = False) -> None:
         """One step; ``asked``: this rank has got a signal to stop."""
         rng = rng_state()
-        pair = pair_of(batch, self.views, self.step, self.device)
+        pair = pair_of(batch, self.views, self.step, self.device, self.resident)
         rate = learning_rate(self.step, self.views.steps, self.views.steps_per_epoch, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -6,22 +6,39 @@ Shapes: V = 2 views, B images of this rank, N of the global batch, C channels, H
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mls.data.augment import ColourAugment
 from mls.data.loader import Batch, TwoViews
+from mls.data.resident import Resident
 from mls.experiment.params import Pretrain
 from mls.methods.moco import Pair
 from mls.methods.momentum import key_order
 
 
-def pair_of(batch: Batch, views: TwoViews, step: int, device: torch.device) -> Pair:
-    """Return what a step's method is fed: the batch's crops as augmented views on the device, and the keys' order."""
+def pair_of(batch: Batch, views: TwoViews, step: int, device: torch.device, resident: Resident | None = None) -> Pair:
+    """Return what a step's method is fed: the batch's crops as augmented views on the device, and the keys' order.
+
+    Args:
+        batch: of the loader.
+        views: what it was made by.
+        step: counts from 0.
+        device: where the method is.
+        resident: cuts the crops where the batch brings none (``pretrain.resident: cuda``).
+    """
     config = views.config
-    crops_VBCHW = batch.crops_VBCHW.to(device, non_blocking=True)
-    augment = ColourAugment(config.augment)
-    query_BCHW, key_BCHW = (
-        augment(crops_VBCHW[v], batch.draws_VBU[v]).contiguous(memory_format=layout_of(config)) for v in (0, 1)
-    )
+
+    def view(v: int) -> Tensor:
+        if batch.crops_VBCHW is not None:
+            crops_BCHW = batch.crops_VBCHW[v].to(device, non_blocking=True)
+        elif resident is not None:
+            crops_BCHW = resident.crops(batch.rows_B, batch.boxes_VB4[v], config.augment.crop)
+        else:
+            raise ValueError("a batch without crops needs resident images")
+        augmented_BCHW = ColourAugment(config.augment)(crops_BCHW, batch.draws_VBU[v])
+        return augmented_BCHW.contiguous(memory_format=layout_of(config))
+
+    query_BCHW, key_BCHW = view(0), view(1)
     order_N = None
     if config.moco.bn_splits > 1:
         order_N = key_order(views.seed, step, config.batch_size).to(device, non_blocking=True)

@@ -44,6 +44,16 @@ def set_up(execution: Execution, seed: int) -> torch.device:
     return device
 
 
+def workers_of(execution: Execution, device: torch.device) -> int:
+    """Processes that prepare images for a job on a device; see `Execution.workers`."""
+    if execution.workers != "auto":
+        return execution.workers
+    if device.type == "cpu":
+        return execution.threads
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    return min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """bf16 autocast, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -45,7 +45,10 @@ def run(context: Context) -> None:
     backbone: nn.Module
     if config.method in METHODS:
         check_ranks(config, device)
-        views = TwoViews(Store(context.inputs["data"].path), config, context.job.seed, rank(), world())
+        if config.resident == "cuda" and device.type != "cuda":
+            raise MlsError("pretrain.resident is 'cuda', but this run is on the CPU; use 'cpu' or 'no'")
+        store, threads = Store(context.inputs["data"].path), context.execution.threads
+        views = TwoViews(store, config, context.job.seed, rank(), world(), threads)
         trainer = Trainer(context, METHODS[config.method](config), views, device)
         trainer.run()
         if rank() > 0:

@@ -33,6 +33,7 @@ from mls.experiment.params import Execution, InstanceTransfer
 from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
+from mls.train.runtime import workers_of
 
 CURVE_EVERY = 20
 """Steps between the rows of ``curves.csv`` and ``timing.csv``."""
@@ -221,8 +222,9 @@ def train(
 
     detector.train()
     since, since_step = time.perf_counter(), done
+    workers = workers_of(execution, device)
     with InterruptGuard() as guard, Bar(name, total, done=done) as bar:
-        for batch in batches(samples, task.batch_size, seed, range(done, total), execution.workers):
+        for batch in batches(samples, task.batch_size, seed, range(done, total), workers):
             guard.stop_if_asked(save)
             lr = learning_rate(task, done, total)
             for group in optimizer.param_groups:

@@ -19,7 +19,7 @@ from mls import cli
 from mls.data import scenes, stage
 from mls.data.check import Report, check
 from mls.data.check_text import SHOWN_EXCLUDED, print_report
-from mls.data.store import Record, write_store
+from mls.data.store import Record, encode_mask, write_store
 from mls.errors import DamagedArtifact, MlsError
 from mls.experiment.datasets import ScenesDataset
 from mls.experiment.plan import plan_file
@@ -63,9 +63,9 @@ def found(report: Report) -> dict[str, tuple[int, bool]]:
 def test_a_clean_set(tmp_path: Path) -> None:
     report = report_of(tmp_path, *whole(item(), item(iscrowd=1)))
     assert report.findings == [] and report.difficult is None and report.crowds == 1
-    assert report.images_S.tolist() == [2, 1, 1]
-    assert report.positives_SC.tolist() == [[2, 1], [1, 1], [1, 1]]
-    assert report.instances_SC.tolist() == [[3, 1], [1, 1], [1, 1]]
+    assert report.images_S.tolist() == [2, 1, 1, 0]
+    assert report.positives_SC.tolist() == [[2, 1], [1, 1], [1, 1], [0, 0]]
+    assert report.instances_SC.tolist() == [[3, 1], [1, 1], [1, 1], [0, 0]]
     assert report.sizes_23.tolist() == [[W] * 3, [H] * 3]
     assert report.bytes_3.tolist() == [5, 8, 5 + 5 + 7 + 8]
 
@@ -183,6 +183,71 @@ def test_duplicates(tmp_path: Path) -> None:
     }
 
 
+def test_unlabeled_images(tmp_path: Path) -> None:
+    """No column of classes, no notes of missing ones, and no class to differ from; but their content counts."""
+    extra = [record(name, "unlabeled", classes=[], data=name[:1].encode()) for name in ("t.jpg", "u.jpg", "u2.jpg")]
+    copied = record("v.jpg", "unlabeled", classes=[], data=b"val.jpg")
+    report = report_of(tmp_path, *whole(item(), data=b"t"), *extra, copied)
+    assert report.images_S.tolist() == [2, 1, 1, 4] and report.positives_SC[3].tolist() == [0, 0]
+    assert found(report) == {
+        "images of unlabeled that are also in train, byte for byte": (1, False),
+        "images of unlabeled that are also in val, byte for byte": (1, False),
+        "images of unlabeled that repeat another of unlabeled, byte for byte": (1, False),
+    }
+    text = printed(report)
+    assert re.search(r"images +8: train 2, val 1, test 1, unlabeled 4; 0 left out", text)
+    assert re.search(r"^class +train images +instances +val images +instances +test images +instances *$", text, re.M)
+    assert re.search(r"^cat +2 +2 +1 +1 +1 +1 *$", text, re.MULTILINE)
+
+
+def test_a_test_image_among_the_unlabeled(tmp_path: Path) -> None:
+    copied = record("v.jpg", "unlabeled", classes=[], data=b"test.jpg")
+    report = report_of(tmp_path, *whole(item()), copied)
+    assert found(report) == {"images of unlabeled that are also in test, byte for byte": (1, True)}
+
+
+def masked(mask_HW: np.ndarray[Any, Any], name: str = "a.jpg", **changes: Any) -> Record:
+    return record(name, "train", mask=encode_mask(mask_HW.astype(np.uint8)), **changes)
+
+
+def masks_of(out: Path, first: Record) -> Report:
+    """The set's other masks show both classes, and nothing on half of their pixels."""
+    both_HW = np.full((H, W), 255)
+    both_HW[: H // 2] = np.arange(W) % 2
+    rest: dict[str, Any] = {"mask": encode_mask(both_HW.astype(np.uint8)), "classes": [0, 1]}
+    return report_of(out, first, *(record(f"{split}.jpg", split, **rest) for split in ("train", "val", "test")))
+
+
+BAD_MASKS: dict[str, tuple[Any, str]] = {
+    "another size": (masked(np.zeros((W, H))), "masks of another size than their image"),
+    "class of no name": (masked(np.full((H, W), 2)), "masks of images with a class that is not there"),
+    "class that labels lack": (masked(np.ones((H, W))), "masks of images with a class that the image's labels lack"),
+    "damaged": (record("a.jpg", "train", mask=b"nonsense"), "masks of images that can't be decoded"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MASKS)
+def test_a_bad_mask(kind: str, tmp_path: Path) -> None:
+    bad, what = BAD_MASKS[kind]
+    report = masks_of(tmp_path, bad)
+    assert found(report) == {what: (1, True)} and report.masks == (3 if kind == "damaged" else 4)
+    assert report.findings[0].examples[0].startswith("a.jpg")
+
+
+def test_good_masks(tmp_path: Path) -> None:
+    report = masks_of(tmp_path, masked(np.full((H, W), 255)))  # a label that its mask lacks: shrunk away
+    assert report.findings == [] and (report.masks, report.ignored) == (4, (1 + 3 / 2) / 4)
+    text = printed(report)
+    assert re.search(r"masks +4; 62\.5% of their pixels belong to no class", text)
+    assert "none: classes of images and pixels only" in text
+
+
+def test_images_without_a_mask_are_noted(tmp_path: Path) -> None:
+    report = masks_of(tmp_path, record("a.jpg", "train"))
+    assert found(report) == {"labelled images without a mask": (1, False)}
+    assert report.findings[0].examples == ["a.jpg"]
+
+
 def test_image_sizes_are_those_of_the_index(tmp_path: Path) -> None:
     write_store(tmp_path, whole(item()), CLASSES, True, [])
     file = tmp_path / "annotations.json"
@@ -216,6 +281,7 @@ def test_the_printed_report(tmp_path: Path) -> None:
     excluded = [{"name": f"{i:02d}.jpg", "reason": "is [bold]empty[/]"} for i in range(SHOWN_EXCLUDED + 5)]
     text = printed(report_of(tmp_path, *whole(item(), item((15, 2, 9, 5), segmentation=[])), excluded=excluded))
     assert "\x1b" not in text, "no colours where there is no terminal"
+    assert "unlabeled" not in text and "raw" not in text and "pixels" not in text
     assert re.search(r"images +4: train 2, val 1, test 1; 25 left out", text)
     assert re.search(r"width +20 to 20 px, median 20", text)
     assert re.search(r"^cat +2 +3 +1 +1 +1 +1$", text.replace(" \n", "\n"), re.MULTILINE)
@@ -234,7 +300,7 @@ def test_generated_scenes_are_clean(tmp_path: Path) -> None:
     config = ScenesDataset(source="scenes", train=30, val=20, test=20, size=48)
     write_store(tmp_path, scenes.records(config), scenes.CLASSES, True, [])
     report = check(tmp_path, "scenes")
-    assert report.contradictions == [] and report.images_S.tolist() == [30, 20, 20]
+    assert report.contradictions == [] and report.images_S.tolist() == [30, 20, 20, 0]
     assert report.instances_SC.sum() == len(json.loads((tmp_path / "annotations.json").read_text())["annotations"])
 
 

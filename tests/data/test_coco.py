@@ -16,6 +16,7 @@ from mls.data.coco import read_listing
 from mls.data.reader import Reader
 from mls.errors import MlsError
 from mls.experiment.datasets import CocoDataset
+from mls.experiment.plan import read_ids
 
 CONFIG = CocoDataset(source="coco", val_share=0.2)
 TINY = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "coco-tiny"
@@ -137,3 +138,60 @@ def test_coco_tiny() -> None:
     assert (len(of[False]), len(of[True])) == (470, 382)
     assert sum(a["iscrowd"] for a in of[False]) == sum(a["iscrowd"] for a in of[True]) == 5
     assert len({c for e in listing.entries if e.split == "test" for c in e.classes}) == 48
+
+
+def subset(**changes: Any) -> CocoDataset:
+    return CocoDataset.model_validate({"source": "coco", "val_share": 0.2, "subset": changes})
+
+
+def names(reader: Reader, config: CocoDataset, ids: list[int] | None = None) -> list[str]:
+    return [entry.name for entry in read_listing(config, reader, ids).entries]
+
+
+def test_a_subset_is_a_seeded_draw_of_both_splits_and_needs_no_images(tmp_path: Path) -> None:
+    reader = make_coco(tmp_path)
+    for file in tmp_path.rglob("*.jpg"):
+        file.unlink()
+    listing = read_listing(subset(images=5, test=2), reader)
+    assert Counter(e.split for e in listing.entries) == {"train": 4, "val": 1, "test": 2}
+    chosen = names(reader, subset(images=5, test=2))
+    assert chosen == names(reader, subset(images=5, test=2, seed=0)) != names(reader, subset(images=5, test=2, seed=1))
+    assert set(names(reader, subset(images=3, test=2))) < set(names(reader, subset(images=6, test=2))) | set(chosen)
+    with pytest.raises(MlsError, match=r"instances_train2017.json: has 10 images, but the subset asks for 11"):
+        read_listing(subset(images=11, test=2), reader)
+    with pytest.raises(MlsError, match="is missing below"):
+        read_listing(CONFIG, reader)
+
+
+def test_a_subset_by_ids_takes_them_from_both_splits(tmp_path: Path) -> None:
+    reader = make_coco(tmp_path)
+    config = subset(ids="mine.txt")
+    assert names(reader, config, [2, 7, 53]) and {n[-6:-4] for n in names(reader, config, [2, 7, 53])} == {
+        "02",
+        "07",
+        "53",
+    }
+    with pytest.raises(MlsError, match=r"mine.txt: 2 ids are neither in .*train2017.json nor in .*: 11, 99"):
+        read_listing(config, reader, [2, 3, 11, 53, 99])
+
+
+def test_unlabeled_images_are_a_split_of_their_own(tmp_path: Path) -> None:
+    reader = make_coco(tmp_path)
+    (tmp_path / "unlabeled2017").mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "unlabeled2017/9.jpg")
+    info = {"images": [{"id": 9, "file_name": "9.jpg", "width": 8, "height": 6}]}
+    (tmp_path / "annotations/image_info_unlabeled2017.json").write_text(json.dumps(info))
+    config = CocoDataset(source="coco", unlabeled=True)
+    last = read_listing(config, reader).entries[-1]
+    assert (last.name, last.split, last.classes, last.annotations) == ("unlabeled2017/9.jpg", "unlabeled", [], [])
+    (tmp_path / "unlabeled2017/9.jpg").unlink()
+    with pytest.raises(MlsError, match=r"image_info_unlabeled2017.json: image 9: unlabeled2017/9.jpg is missing"):
+        read_listing(config, reader)
+
+
+@pytest.mark.skipif(not TINY.is_dir(), reason="needs $MLS_DATA/coco-tiny")
+def test_coco_tiny_is_the_subset_of_its_ids() -> None:
+    ids = read_ids("experiments/coco-tiny-ids.txt")
+    whole, chosen = CocoDataset(source="coco"), subset(ids="x")
+    reader = Reader(TINY)
+    assert len(ids) == 100 and names(reader, chosen, ids) == names(reader, whole.model_copy(update={"val_share": 0.2}))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mls.data import sources, stage
+from mls.data import intake, sources, stage
 from mls.data.reader import Reader
 from mls.data.store import Store
 from mls.errors import Interrupted, MlsError
@@ -110,8 +110,9 @@ def test_threads_change_nothing(photos: Path) -> None:
     digests = []
     for threads in (1, 5):
         reader = Reader(photos)
-        listing = sources.read_listing(FolderDataset(source="folder"), reader)
-        digests.append([r.sha256 for r in sources.load_records(listing, reader, [], 0, threads)])
+        config = FolderDataset(source="folder", max_excluded=0)
+        listing = sources.read_listing(config, reader)
+        digests.append([r.sha256 for r in intake.load_records(listing, reader, [], config, threads)])
     assert digests[0] == digests[1] and len(digests[0]) == 20
 
 
@@ -167,10 +168,11 @@ def test_too_many_bad_images_stop(photos: Path) -> None:
 
 def test_image_that_vanishes_is_an_error(photos: Path) -> None:
     reader = Reader(photos)
-    listing = sources.read_listing(FolderDataset(source="folder"), reader)
+    config = FolderDataset(source="folder", max_excluded=1.0)
+    listing = sources.read_listing(config, reader)
     (photos / "05.jpg").unlink()
     with pytest.raises(MlsError, match=r"05\.jpg can't be read"):
-        list(sources.load_records(listing, reader, [], 1.0, 2))
+        list(intake.load_records(listing, reader, [], config, 2))
 
 
 def test_root_must_be_set_and_there(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,9 @@ def test_root_must_be_set_and_there(photos: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(MlsError, match=r"no folder .*photos .*export MLS_DATA=/path/that/holds/photos"):
         make(photos={"source": "folder"})
     monkeypatch.delenv("MLS_DATA")
-    with pytest.raises(MlsError, match=r"MLS_DATA is not set; run: export MLS_DATA=/path/that/holds/photos"):
+    with pytest.raises(
+        MlsError, match=r"downloads/photos .MLS_DATA is not set.; .*export MLS_DATA=/path/that/holds/photos"
+    ):
         make(photos={"source": "folder"})
 
 
@@ -191,7 +195,7 @@ def test_of_equal_data_sets_any_root_will_do(photos: Path) -> None:
 
 
 def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = sources.load_records
+    real = intake.load_records
 
     def with_signal(*args: Any) -> Any:
         for i, record in enumerate(real(*args)):
@@ -199,7 +203,7 @@ def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyP
                 os.kill(os.getpid(), signal.SIGTERM)
             yield record
 
-    monkeypatch.setattr(sources, "load_records", with_signal)
+    monkeypatch.setattr(intake, "load_records", with_signal)
     threads = threading.active_count()
     with pytest.raises(Interrupted):
         make(photos={"source": "folder"})

@@ -6,7 +6,9 @@ import io
 import json
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Record, Store, encode_mask, write_store
 from mls.errors import MlsError
 
 
@@ -92,6 +94,90 @@ def test_two_makings_are_equal_bytes(store: Store, tmp_path: Path) -> None:
     assert sorted(file.name for file in other.iterdir()) == names
     for name in names:
         assert (other / name).read_bytes() == (store.path / name).read_bytes(), name
+
+
+def test_unlabeled_images_come_last_and_say_nothing(tmp_path: Path) -> None:
+    extra = Record("0.png", "unlabeled", png(6, 4, 7), 6, 4, [], [])
+    write_store(tmp_path, [*make_records(), extra], ["cat", "dog"], True, [])
+    store = Store(tmp_path)
+    assert store.split("unlabeled").tolist() == [4] and store.split("test").tolist() == [3]
+    assert store.labels([4]).tolist() == [[False, False]] and store.decode(4).shape == (3, 4, 6)
+    assert store.ground_truth("unlabeled")["images"] == [{"id": 4, "file_name": "0.png", "width": 6, "height": 4}]
+    changes: list[dict[str, Any]] = [{"classes": [0]}, {"annotations": [{"bbox": [0, 0, 1, 1]}]}, {"mask": b"x"}]
+    for told in changes:
+        with pytest.raises(ValueError, match=r"0\.png is unlabeled, and yet has"):
+            write_store(tmp_path, [replace(extra, **told)], ["cat"], True, [])
+
+
+def test_a_split_that_is_not_there_is_empty(store: Store) -> None:
+    assert store.split("unlabeled").tolist() == [] and store.split("unlabeled").dtype == np.int64
+
+
+def test_masks(tmp_path: Path) -> None:
+    """Of the images that have one; no other file differs by them."""
+    masks = {1: np.arange(35, dtype=np.uint8).reshape(7, 5), 3: np.full((3, 9), 255, dtype=np.uint8)}
+    records = [replace(r, mask=encode_mask(masks[i]) if i in masks else None) for i, r in enumerate(make_records())]
+    write_store(tmp_path, records, ["cat", "dog"], True, [])
+    store = Store(tmp_path)
+    assert store.has_masks
+    for row, mask_HW in masks.items():
+        found_HW = store.mask(row)
+        assert found_HW.dtype == torch.uint8 and np.array_equal(found_HW.numpy(), mask_HW)
+    for row, name in ((0, "a"), (2, "c")):
+        with pytest.raises(MlsError, match=rf"^{name}\.png has no mask in .*; masks: 2 of 4 images"):
+            store.mask(row)
+    without = tmp_path / "without"
+    without.mkdir()
+    write_store(without, make_records(), ["cat", "dog"], True, [])
+    for file in without.iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+    assert torch.equal(pickle.loads(pickle.dumps(store)).mask(1), store.mask(1))
+    with (tmp_path / "masks.bin").open("r+b") as damaged:
+        damaged.write(bytes(30))
+    with pytest.raises(MlsError, match=r"^b\.png: its mask in .*masks\.bin does not decode .*make it again"):
+        store.mask(1)
+
+
+def test_no_masks(store: Store) -> None:
+    assert not store.has_masks
+    with pytest.raises(MlsError, match=r"^a\.png has no mask in .*; masks: 0 of 4 images"):
+        store.mask(0)
+
+
+def test_a_raw_store(tmp_path: Path) -> None:
+    """Its pixels are views of the file, in the memory layout of a decoded JPEG."""
+    files = make_records()
+    raw = [replace(r, data=np.asarray(Image.open(io.BytesIO(r.data))).tobytes(), sha256="") for r in files]
+    write_store(tmp_path, raw, ["cat", "dog"], True, [], "raw")
+    assert json.loads((tmp_path / "store.json").read_text()) == {"format": "raw"}
+    assert (tmp_path / "images.bin").stat().st_size == sum(3 * r.width * r.height for r in files)
+    store = Store(tmp_path)
+    whole = store.decode(0).untyped_storage().data_ptr()
+    for row, record in enumerate(files):
+        image_CHW = store.decode(row)
+        assert np.array_equal(image_CHW.permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(record.data))))
+        assert image_CHW.untyped_storage().data_ptr() == whole, "nothing is copied"
+        assert image_CHW.permute(1, 2, 0).is_contiguous()
+    assert torch.equal(pickle.loads(pickle.dumps(store)).decode(2), store.decode(2))
+
+
+def test_raw_pixels_are_as_many_as_the_size_says(tmp_path: Path) -> None:
+    record = Record("a.png", "train", bytes(3 * 4 * 5), 4, 5, [], [])
+    for wrong in (replace(record, data=bytes(59)), replace(record, width=5), replace(record, data=png(4, 5, 0))):
+        with pytest.raises(ValueError, match=r"a\.png: \d+ bytes are not \d x 5 raw pixels"):
+            write_store(tmp_path, [wrong], ["a"], True, [], "raw")
+    write_store(tmp_path, [record], ["a"], True, [], "raw")
+    table = pq.read_table(tmp_path / "index.parquet")
+    pq.write_table(table.set_column(1, table.schema.field(1), [[57]]), tmp_path / "index.parquet")
+    with pytest.raises(MlsError, match=r"^a\.png: .* holds 57 bytes of it, and 4 x 5 raw pixels are 60; "):
+        Store(tmp_path).decode(0)
+
+
+def test_cut_short_raw_store(tmp_path: Path) -> None:
+    write_store(tmp_path, [Record("a.png", "train", bytes(60), 4, 5, [], [])], ["a"], True, [], "raw")
+    (tmp_path / "images.bin").write_bytes(bytes(50))
+    with pytest.raises(MlsError, match="holds 50 bytes of it"):
+        Store(tmp_path).decode(0)
 
 
 def test_images_are_written_as_they_come(tmp_path: Path) -> None:

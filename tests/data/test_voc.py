@@ -329,8 +329,10 @@ def test_ids_cover_what_matters() -> None:
         {"train_sets": ["2007/trainval", "2012/trainval"]},
     ]
     assert len({same.id, *(plan_of(DIGEST, **change)[1].id for change in changes)}) == 6
+    published = plan_of({})[1].params["digest"]
+    assert published.startswith("archives:"), "of the official archives; data.lock goes first"
     with pytest.raises(MlsError, match="mls data pin voc"):
-        plan_of({})
+        plan_of({}, test_sets=["2012/mine"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Cityscapes in its official layout: ``leftImg8bit/`` and ``gtFine/``, the class of each pixel.
+
+    listing = read_listing(CityscapesDataset(source="cityscapes", root="/data/cityscapes"), Reader(Path(...)))
+
+Its download needs an account: unpack ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip`` into one folder.
+Of official train, a seeded share becomes val; official val, which papers report, becomes test. The official test set
+has no public labels and is not read.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mls.data.reader import Entry, Listing, Reader, hold_out, in_order
+from mls.data.store import IGNORE
+from mls.errors import MlsError
+from mls.experiment.datasets import CityscapesDataset
+
+IDS = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+"""The 19 classes that are evaluated, in the order of their official train ids, and their label ids
+[cityscapesscripts/helpers/labels.py]."""
+LABEL_IDS = range(34)
+"""All that a label file may hold; those of no class (unlabeled, ego vehicle, parking, caravan, ...) are ignored."""
+IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
+
+
+def read_listing(config: CityscapesDataset, reader: Reader) -> Listing:
+    """Pair images with label files; an image's classes are found when its label file is read.
+
+    Raises:
+        MlsError: names a folder without images, a file of another name, an image without labels, or labels without
+            an image.
+    """
+    train, test = (_frames(reader, split) for split in ("train", "val"))
+    if len(train) < 2:
+        raise MlsError(f"{reader.root / 'leftImg8bit/train'}: train needs two images (one becomes val)")
+    chosen = hold_out(len(train), config.val_share, config.seed)
+    entries = [_entry("train", frame, "val" if i in chosen else "train") for i, frame in enumerate(train)]
+    entries += [_entry("val", frame, "test") for frame in test]
+    values = dict.fromkeys(LABEL_IDS, IGNORE) | {value: i for i, value in enumerate(IDS.values())}
+    return Listing(list(IDS), True, in_order(entries), values)
+
+
+def _frames(reader: Reader, split: str) -> list[str]:
+    """``<city>/<city>_<sequence>_<frame>`` of each image, sorted."""
+    images, labels = (_found(reader, split, *kind) for kind in (("leftImg8bit", IMAGE), ("gtFine", LABELS)))
+    if not images:
+        raise MlsError(
+            f"{reader.root / 'leftImg8bit' / split} holds no <city>/*{IMAGE}; "
+            f"unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in {reader.root}"
+        )
+    missing = [f"gtFine/{split}/{frame}{LABELS}" for frame in sorted(images - labels)]
+    missing += [f"leftImg8bit/{split}/{frame}{IMAGE}" for frame in sorted(labels - images)]
+    if missing:
+        more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise MlsError(
+            f"{reader.root}: images and label files do not pair: {missing[0]} is missing{more}; "
+            "is the data set complete?"
+        )
+    return sorted(images)
+
+
+def _found(reader: Reader, split: str, folder: str, ending: str) -> set[str]:
+    """Files of one kind, as in `_frames`."""
+    place = reader.root / folder / split
+    frames = set()
+    for file in place.glob(f"*/*{ending}"):
+        city, name = file.parent.name, file.name.removesuffix(ending)
+        if not re.fullmatch(rf"{re.escape(city)}_\d+_\d+", name) or not city.isprintable():
+            raise MlsError(f"{file} is not named <city>_<sequence>_<frame>{ending}, after its folder")
+        frames.add(f"{city}/{name}")
+    return frames
+
+
+def _entry(folder: str, frame: str, split: str) -> Entry:
+    image, labels = f"leftImg8bit/{folder}/{frame}{IMAGE}", f"gtFine/{folder}/{frame}{LABELS}"
+    return Entry(image, split, [], [], mask=labels)

@@ -1,0 +1,135 @@
+"""Decoded images that stay in memory, for sets that fit: ``pretrain.resident: cpu | cuda``.
+
+    images = Resident(store, rows, threads=4)           # cpu: every image decoded once, not once an epoch
+    image_CHW = images.decode(int(rows[0]))             # the same pixels as store.decode, a view
+    on_gpu = images.to(torch.device("cuda"))            # cuda: crops are cut there, in batch
+    crops_BCHW = on_gpu.crops(rows_B, boxes_B4, side=224)
+
+``cpu`` gives the same bits as decoding anew. ``cuda`` computes the same antialiased bilinear crop in floating point,
+within one level of torchvision's fixed-point arithmetic, and is therefore part of the id.
+
+Shapes: N bytes of all pixels, B crops, C = 3 channels, H x W pixels of the largest box of a batch, S = side.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mls.data.store import Store
+from mls.errors import MlsError
+from mls.train.progress import Bar
+
+AT_ONCE = 64
+"""Crops cut at the same time: 64 boxes of 256 x 400 px take 240 MB while they are resized."""
+
+
+class Resident:
+    """The pixels of some rows of a store, uint8 RGB, one image after the other. Worker processes share them."""
+
+    def __init__(self, store: Store, rows: NDArray[np.int64], threads: int) -> None:
+        """Decode the images.
+
+        Raises:
+            MlsError: they do not fit the memory that is free, or one does not decode.
+        """
+        self._width_R, self._offset_R = (torch.zeros(len(store), dtype=torch.int64) for _ in range(2))
+        self._height_R = torch.zeros(len(store), dtype=torch.int64)
+        size = 0
+        for row in rows.tolist():
+            width, height = store.size(row)
+            self._width_R[row], self._height_R[row], self._offset_R[row] = width, height, size
+            size += 3 * width * height
+        check_fits(size, psutil.virtual_memory().available, "memory")
+        self._pixels_N = torch.empty(size, dtype=torch.uint8)
+        with ThreadPoolExecutor(threads) as pool, Bar("decode", len(rows)) as bar:
+
+            def fill(row: int) -> None:
+                self.decode(row).copy_(store.decode(row))
+
+            for _ in pool.map(fill, rows.tolist()):
+                bar.advance(1, 1)
+
+    def decode(self, row: int) -> Tensor:
+        """Return one image, uint8 (3, H, W), without copying; its pixels lie as (H, W, 3), as a decoded JPEG's do."""
+        start, height, width = int(self._offset_R[row]), int(self._height_R[row]), int(self._width_R[row])
+        return self._pixels_N[start : start + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
+
+    def to(self, device: torch.device) -> Resident:
+        """Move the pixels to a device; crops are then cut there.
+
+        Raises:
+            MlsError: they do not fit the free memory of the GPU.
+        """
+        if device.type == "cuda":
+            check_fits(len(self._pixels_N), torch.cuda.mem_get_info(device)[0], "GPU memory")
+        for name, value in vars(self).items():
+            setattr(self, name, value.to(device))
+        return self
+
+    def crops(self, row_B: Tensor, boxes_B4: Tensor, side: int) -> Tensor:
+        """Cut boxes and resize them to squares (bilinear, antialiased), where the pixels are.
+
+        Args:
+            row_B: int64 rows of the store, on the CPU.
+            boxes_B4: int64 top, left, height, width, pixels; within the images; on the CPU.
+            side: of the result, pixels.
+
+        Returns:
+            uint8 (B, 3, S, S).
+        """
+        chunks = zip(row_B.split(AT_ONCE), boxes_B4.split(AT_ONCE), strict=True)
+        return torch.cat([self._crops(row, boxes, side) for row, boxes in chunks])
+
+    def _crops(self, row_B: Tensor, boxes_B4: Tensor, side: int) -> Tensor:
+        device = self._pixels_N.device
+        height, width = (int(n) for n in boxes_B4[:, 2:].amax(0))  # on the CPU: the host does not wait for the device
+        top_B, left_B, height_B, width_B = boxes_B4.to(device, non_blocking=True).unbind(1)
+        row_B = row_B.to(device, non_blocking=True)
+        y_BH = top_B[:, None] + torch.arange(height, device=device).minimum(height_B[:, None] - 1)
+        x_BW = left_B[:, None] + torch.arange(width, device=device).minimum(width_B[:, None] - 1)
+        pixel_BHW = y_BH[:, :, None] * self._width_R[row_B][:, None, None] + x_BW[:, None, :]
+        byte_BHW = self._offset_R[row_B][:, None, None] + 3 * pixel_BHW
+        channel_C = torch.arange(3, device=device)
+        image_BCHW = self._pixels_N[byte_BHW[:, None] + channel_C[:, None, None]].float()
+        rows_BSH = resize_weights(height_B, height, side)[:, None]
+        columns_BSW = resize_weights(width_B, width, side)[:, None]
+        resized_BCSS = rows_BSH @ image_BCHW @ columns_BSW.transpose(-1, -2)
+        return resized_BCSS.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_weights(length_B: Tensor, longest: int, side: int) -> Tensor:
+    """Weights of an antialiased bilinear resize along one axis, float32 (B, side, longest).
+
+    The triangle filter of PIL and torchvision: as wide as a pixel of the result, or of the input if that is larger;
+    input beyond ``length`` has no weight.
+
+    Args:
+        length_B: pixels along the axis of each crop.
+        longest: size of the axis in memory.
+        side: pixels of the result.
+    """
+    scale_B = length_B.float() / side
+    centre_BS = (torch.arange(side, device=length_B.device) + 0.5) * scale_B[:, None]
+    place_L = torch.arange(longest, device=length_B.device)
+    distance_BSL = (place_L + 0.5 - centre_BS[:, :, None]).abs() / scale_B.clamp(min=1)[:, None, None]
+    weight_BSL = (1 - distance_BSL).clamp(min=0) * (place_L < length_B[:, None])[:, None, :]
+    return weight_BSL / weight_BSL.sum(-1, keepdim=True)
+
+
+def check_fits(needed: int, free: int, where: str) -> None:
+    """Stop where pixels do not fit.
+
+    Raises:
+        MlsError: says by how much, and what to do.
+    """
+    if needed > free:
+        raise MlsError(
+            f"pretrain.resident: the decoded train images take {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB "
+            f"of {where} are free; set short_side in the dataset's entry, or resident: no"
+        )

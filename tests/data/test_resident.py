@@ -1,0 +1,140 @@
+"""Images that stay decoded: the same bits on the CPU, the same crops within a level where they are cut in batch."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mls.data.stage
+import mls.train.stage
+from mls.data.augment import crop, crop_boxes, draw
+from mls.data.loader import Batch, TwoViews
+from mls.data.resident import Resident
+from mls.data.store import Record, Store, write_store
+from mls.errors import MlsError
+from mls.experiment.load import check
+from mls.experiment.params import Pretrain
+from mls.experiment.plan import make_plan
+from mls.experiment.stage import run_stage
+from mls.train.pairs import pair_of
+
+SIZES = [(60, 40), (33, 81), (64, 64), (120, 50)]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Four JPEGs and four PNGs, half of them train."""
+    rng = np.random.default_rng(0)
+    records = []
+    for kind in ("jpeg", "png"):
+        for i, (width, height) in enumerate(SIZES):
+            noise = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, kind)
+            split = "train" if i % 2 else "val"
+            records.append(Record(f"{kind}{i}", split, file.getvalue(), width, height, [0], []))
+    write_store(tmp_path, sorted(records, key=lambda r: (r.split, r.name)), ["a"], True, [])
+    return Store(tmp_path)
+
+
+def config(**changes: object) -> Pretrain:
+    return Pretrain.model_validate({"batch_size": 2, "epochs": 3, "augment": {"crop": 16}, **changes})
+
+
+def crops(batch: Batch) -> torch.Tensor:
+    assert batch.crops_VBCHW is not None
+    return batch.crops_VBCHW
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_resident_images_give_the_same_bits(store: Store, threads: int) -> None:
+    anew, kept = TwoViews(store, config(), 0), TwoViews(store, config(resident="cpu"), 0, threads=threads)
+    for step in range(anew.steps):
+        assert torch.equal(crops(anew[step]), crops(kept[step]))
+
+
+def test_only_train_images_are_kept(store: Store) -> None:
+    rows = store.split("train")
+    kept = Resident(store, rows, 1)
+    assert kept._pixels_N.numel() == sum(3 * w * h for w, h in (store.size(int(r)) for r in rows))
+    for row in rows:
+        assert torch.equal(kept.decode(int(row)), store.decode(int(row)))
+
+
+@pytest.mark.parametrize("side", [16, 48, 224])
+def test_crops_in_batch_equal_torchvisions_within_a_level(store: Store, side: int) -> None:
+    rows = np.repeat(np.arange(len(store)), 20)
+    sizes_N2 = np.array([store.size(int(row)) for row in rows], dtype=np.int64)
+    boxes_N4 = crop_boxes(draw(0, side, np.arange(len(rows)), 0), sizes_N2, [0.05, 1.0])
+    boxes_N4[:3, 2:] = 1  # a single pixel
+    images = Resident(store, np.arange(len(store)), 1)
+    ours = images.crops(torch.from_numpy(rows), torch.from_numpy(boxes_N4), side)
+    theirs = torch.stack([crop(store.decode(int(r)), box, side) for r, box in zip(rows, boxes_N4, strict=True)])
+    difference = (ours.int() - theirs.int()).abs()
+    assert ours.shape == theirs.shape and ours.dtype == torch.uint8
+    assert int(difference.max()) <= 1 and abs(float((ours.int() - theirs.int()).float().mean())) < 0.05
+
+
+def test_a_batch_without_crops_takes_those_of_the_resident_images(store: Store) -> None:
+    plain = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "crop": 16}
+    with_crops = TwoViews(store, config(augment=plain), 0)
+    without = TwoViews(store, config(resident="cuda", augment=plain), 0)
+    batch = without[1]
+    assert batch.crops_VBCHW is None
+    kept = Resident(store, without.rows, 1)
+    ours = pair_of(batch, without, 1, CPU, kept)
+    theirs = pair_of(with_crops[1], with_crops, 1, CPU)
+    one_level = 1.01 / 255 / 0.224
+    assert torch.allclose(ours.query_BCHW, theirs.query_BCHW, atol=one_level)
+    assert torch.allclose(ours.key_BCHW, theirs.key_BCHW, atol=one_level)
+    with pytest.raises(ValueError, match="needs resident images"):
+        pair_of(batch, without, 1, CPU)
+
+
+def test_what_does_not_fit_is_refused_before_memory_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(MlsError, match=r"pretrain.resident: .* GiB of memory are free; set short_side"):
+        TwoViews(store, config(resident="cpu"), 0)
+
+
+def experiment(kept: str) -> dict[str, object]:
+    return {
+        "experiment": "x",
+        "datasets": {"scenes": {"source": "scenes", "train": 8, "val": 2, "test": 2, "size": 32}},
+        "pretrain": {
+            "dataset": "scenes",
+            "backbone": {"name": "resnet18", "width": 0.1, "stem": "small"},
+            "epochs": 1,
+            "batch_size": 4,
+            "resident": kept,
+            "augment": {"crop": 16},
+            "moco": {"queue_size": 4, "bn_splits": 1},
+            "mls": {"topk": 1},
+        },
+        "runs": {"mls": {}},
+        "probe": {"linear": {"kind": "linear", "dataset": "scenes"}},
+        "tables": {"main": {"columns": ["linear.mAP"]}},
+        "execution": {"device": "cpu", "workers": 0},
+    }
+
+
+def test_only_what_changes_pixels_is_in_the_id() -> None:
+    ids = {
+        kept: make_plan(check(experiment(kept), Path("x.yaml")), {}).stage("pretrain")[0].id
+        for kept in ("no", "cpu", "cuda")
+    }
+    assert ids["no"] == ids["cpu"] != ids["cuda"]
+
+
+def test_cuda_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(check(experiment("cuda"), Path("x.yaml")), {})
+    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    with pytest.raises(MlsError, match="resident is 'cuda', but this run is on the CPU"):
+        run_stage(plan, plan.stage("pretrain")[0], mls.train.stage.run)
