@@ -2,7 +2,7 @@
 
     make bench                                                                    # both cases below, on 2 cores
     python benchmarks/compare.py --backbone resnet18 --crop 64 --batch 64
-    python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 32 --steps 6 --warm-up 2
+    python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 32 --steps 4 --warm-up 2
     python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 256 --peers ours resident-cuda    # one GPU
 
 Measured for each side, in images (pairs of views) a second: ``data``, the path from files to augmented views alone;
@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of our sides")
-    parser.add_argument("--steps", type=int, default=30, help="that are timed, a round and measure")
-    parser.add_argument("--warm-up", type=int, default=10, help="steps before: full queues, chosen kernels")
+    parser.add_argument("--steps", type=int, default=20, help="that are timed, a round and measure")
+    parser.add_argument("--warm-up", type=int, default=8, help="steps before: full queues, chosen kernels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=os.cpu_count())
