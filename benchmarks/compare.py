@@ -7,8 +7,9 @@
 
 Measured for each side, in images (pairs of views) a second: ``data``, the path from files to augmented views alone;
 ``fixed``, the step on one batch of views that is always the same, which is what this machine can do; ``end_to_end``,
-both together. ``of_fixed`` = end_to_end / fixed. Sides take turns, each in a process of its own, and the median of the
-rounds is kept, since machines are noisy. Lines go to benchmarks/results/compare.csv.
+both together. ``of_fixed`` = end_to_end / fixed. Machines are noisy, so sides take turns, each in a process of its own,
+and there ``fixed`` and ``end_to_end`` do; medians are kept, and ratios are of what was measured one after the other.
+Lines go to benchmarks/results/compare.csv.
 
 Our sides differ in how the images are kept: ``ours``, the files as they come; ``resident``, decoded once;
 ``shrunk``, ``short_side`` of twice the crop; ``shrunk-raw``, the same as pixels. lightly reads the files.
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -49,6 +50,8 @@ SIDES: dict[str, tuple[dict[str, object], str]] = {
 PEERS = {"lightly": "fp32", "lightly-bf16": "bf16"}
 """Side -> precision: what lightly's example does, and the same with our precision and memory layout."""
 MEASURES = ("data", "fixed", "end_to_end")
+Rates = dict[str, list[float]]
+"""Images a second of each measure, in the order they were taken."""
 
 
 def main() -> None:
@@ -60,9 +63,10 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of our sides")
-    parser.add_argument("--steps", type=int, default=20, help="that are timed, a round and measure")
-    parser.add_argument("--warm-up", type=int, default=8, help="steps before: full queues, chosen kernels")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=16, help="that are timed, a round and measure")
+    parser.add_argument("--warm-up", type=int, default=6, help="steps before: full queues, chosen kernels")
+    parser.add_argument("--repeats", type=int, default=2, help="of each measure, in one process")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--sides", nargs="+", choices=[*SIDES, *PEERS])
@@ -71,11 +75,11 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure_peer(args) if args.side in PEERS else measure_ours(args)))
         return
-    sides = args.sides or ["ours", "resident", "shrunk", "shrunk-raw", *PEERS]
+    sides = args.sides or ["ours", "resident", "shrunk-raw", *PEERS]
     with tempfile.TemporaryDirectory() as folder:
         prepare(args, Path(folder), sides)
-        rounds = [{side: run_side(args, side, Path(folder)) for side in sides} for _ in range(args.rounds)]
-    rows = [summary(args, side, rounds) for side in sides]
+        turns = [{side: run_side(args, side, Path(folder)) for side in sides} for _ in range(args.rounds)]
+    rows = [summary(args, side, turns) for side in sides]
     RESULTS.parent.mkdir(exist_ok=True)
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="", encoding="utf-8") as file:
@@ -124,7 +128,7 @@ def make_store(args: argparse.Namespace, side: str, folder: Path) -> None:
         mls.data.stage.run(Context(job, side, out, out, plan.loaded.experiment.execution, {}, plan))
 
 
-def run_side(args: argparse.Namespace, side: str, folder: Path) -> dict[str, float]:
+def run_side(args: argparse.Namespace, side: str, folder: Path) -> Rates:
     """Measure one side in a process of its own; torch's settings of one do not reach the other."""
     done = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--side", side],
@@ -134,17 +138,20 @@ def run_side(args: argparse.Namespace, side: str, folder: Path) -> dict[str, flo
         check=True,
         text=True,
     )
-    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{side:12} " + "  ".join(f"{name} {rate:.1f}" for name, rate in rates.items()), file=sys.stderr, flush=True)
+    rates: Rates = json.loads(done.stdout.splitlines()[-1])
+    print(f"{side:12} {json.dumps(rates)}", file=sys.stderr, flush=True)
     return rates
 
 
-def summary(args: argparse.Namespace, side: str, rounds: list[dict[str, dict[str, float]]]) -> dict[str, object]:
-    """One line: medians over the rounds; ratios are medians of each round's own ratio."""
+def summary(args: argparse.Namespace, side: str, turns: list[dict[str, Rates]]) -> dict[str, object]:
+    """One line of the results."""
     from mls.experiment.provenance import code
 
-    rates = {name: round(median(one[side][name] for one in rounds), 1) for name in MEASURES}
-    of_lightly = [one[side]["end_to_end"] / one["lightly"]["end_to_end"] for one in rounds if "lightly" in one]
+    rates = {name: round(median(rate for turn in turns for rate in turn[side][name]), 1) for name in MEASURES}
+    pairs = [pair for turn in turns for pair in zip(turn[side]["end_to_end"], turn[side]["fixed"], strict=True)]
+    of_lightly = [
+        median(turn[side]["end_to_end"]) / median(turn["lightly"]["end_to_end"]) for turn in turns if "lightly" in turn
+    ]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -155,9 +162,9 @@ def summary(args: argparse.Namespace, side: str, rounds: list[dict[str, dict[str
         "workers": args.workers,
         "precision": PEERS.get(side, args.precision),
         **rates,
-        "of_fixed": round(median(one[side]["end_to_end"] / one[side]["fixed"] for one in rounds), 3),
+        "of_fixed": round(median(end_to_end / fixed for end_to_end, fixed in pairs), 3),
         "of_lightly": round(median(of_lightly), 2) if of_lightly else "",
-        "rounds": args.rounds,
+        "measured": f"{args.rounds} x {args.repeats}",
         "steps": args.steps,
         "machine": gpu or f"{cpu_name()}, {args.threads} threads of {os.cpu_count()} cores",
         "torch": torch.__version__,
@@ -186,6 +193,14 @@ def rate_of(args: argparse.Namespace, work: Iterable[object]) -> float:
         next(items)
     wait()
     return args.batch * args.steps / (time.perf_counter() - start)
+
+
+def measured(args: argparse.Namespace, *measures: Callable[[], float]) -> Rates:
+    """Take each measure in turn, ``--repeats`` times."""
+    rows = [[measure() for measure in measures] for _ in range(args.repeats)]
+    return {
+        name: [round(rate, 1) for rate in rates] for name, rates in zip(MEASURES, zip(*rows, strict=True), strict=True)
+    }
 
 
 def wait() -> None:
@@ -224,7 +239,7 @@ def plan_of(args: argparse.Namespace, side: str, folder: Path) -> Any:
     return make_plan(check(raw, Path("benchmark.yaml")), {"photos": {"sha256": "of copies"}})
 
 
-def measure_ours(args: argparse.Namespace) -> dict[str, float]:
+def measure_ours(args: argparse.Namespace) -> Rates:
     """Our loop: the real engine, store and loader."""
     from mls.data.loader import TwoViews, batches
     from mls.data.store import Store
@@ -255,13 +270,19 @@ def measure_ours(args: argparse.Namespace) -> dict[str, float]:
         for step, batch in enumerate(batches(views, 0, args.workers)):
             yield pair_of(batch, views, step, device, trainer.resident)
 
-    data = rate_of(args, prepared())
-    with patch.object(loop, "pair_of", lambda *_: pair):
-        fixed = rate_of(args, stepped(repeat(made)))
-    return {"data": data, "fixed": fixed, "end_to_end": rate_of(args, stepped(batches(views, 0, args.workers)))}
+    def fixed() -> float:
+        with patch.object(loop, "pair_of", lambda *_: pair):
+            return rate_of(args, stepped(repeat(made)))
+
+    return measured(
+        args,
+        lambda: rate_of(args, prepared()),
+        fixed,
+        lambda: rate_of(args, stepped(batches(views, 0, args.workers))),
+    )
 
 
-def measure_peer(args: argparse.Namespace) -> dict[str, float]:
+def measure_peer(args: argparse.Namespace) -> Rates:
     """lightly's MoCo-v2."""
     from lightly_moco import Peer, loader
 
@@ -278,11 +299,12 @@ def measure_peer(args: argparse.Namespace) -> dict[str, float]:
             yield
 
     fixed_batch = next(iter(feed()))
-    return {
-        "data": rate_of(args, feed()),
-        "fixed": rate_of(args, stepped(repeat(fixed_batch))),
-        "end_to_end": rate_of(args, stepped(feed())),
-    }
+    return measured(
+        args,
+        lambda: rate_of(args, feed()),
+        lambda: rate_of(args, stepped(repeat(fixed_batch))),
+        lambda: rate_of(args, stepped(feed())),
+    )
 
 
 if __name__ == "__main__":

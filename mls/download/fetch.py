@@ -128,8 +128,9 @@ def _bring(name: str, archive: Archive, root: Path, hint: str, poll: Poll) -> No
     """One archive: have it, unpack it, write the note, remove what was downloaded."""
     label = f"dataset {name!r}: {archive.file}"
     brought = _brought(archive, root)
+    size = archive.size if archive.checksum is None else None  # the checksum decides; sizes are at times misreported
     if brought:
-        if problem := mismatch(brought, archive.size, archive.checksum, poll):
+        if problem := mismatch(brought, size, archive.checksum, poll):
             raise MlsError(
                 f"{label}: {brought} is not the published file: it {problem}. {sentence(hint)}Replace it, or remove it "
                 "to have it downloaded"
@@ -138,7 +139,7 @@ def _bring(name: str, archive: Archive, root: Path, hint: str, poll: Poll) -> No
         download(
             archive.urls,
             root / NOTES / archive.file,
-            size=archive.size,
+            size=size,
             checksum=archive.checksum,
             hint=hint,
             name=archive.file,

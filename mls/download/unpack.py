@@ -250,7 +250,10 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _not_plain(archive: Path, name: str) -> MlsError:
-    return MlsError(f"{archive.name}: {name!r} is a link, a device or a sparse file; nothing was unpacked")
+    return MlsError(
+        f"{archive.name}: {name!r} is a link, a device or a sparse file; nothing was unpacked. If you trust it, unpack "
+        "it yourself, and name the folder by `root:` in the dataset's entry"
+    )
 
 
 @contextmanager

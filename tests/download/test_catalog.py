@@ -191,7 +191,8 @@ def test_published_digests_are_pinned() -> None:
 
 
 def test_it_imports_nothing_heavy() -> None:
-    code = "import sys, mls.download.catalog; print(*sorted({'torch', 'torchvision', 'requests', 'scipy'} & set(sys.modules)))"
+    heavy = {"torch", "torchvision", "requests", "scipy"}
+    code = f"import sys, mls.download.catalog; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""
 
