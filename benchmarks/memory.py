@@ -114,7 +114,7 @@ def prepare(threads: int) -> dict[str, float]:
     from mls.data import folder
     from mls.data.intake import load_records
     from mls.data.reader import Reader
-    from mls.data.store import write_store
+    from mls.data.writer import write_store
     from mls.experiment.datasets import FolderDataset
 
     config = FolderDataset(source="folder")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mls.data.reader import Entry, Listing, Reader
-from mls.data.store import IGNORE, Record, encode_mask
+from mls.data.store import IGNORE
+from mls.data.writer import Record, encode_mask
 from mls.errors import MlsError
 from mls.experiment.datasets import LocalDataset
 

@@ -29,7 +29,7 @@ class Entry:
     classes: list[int]
     """Sorted class indices."""
     annotations: list[dict[str, Any]]
-    """As in `mls.data.store.Record`."""
+    """As in `mls.data.writer.Record`."""
     size: tuple[int, int] | None = None
     """Width and height that the source claims, pixels; its annotations are in these coordinates."""
     mask: str | None = None

@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
 from mls.data.drawing import SHAPES, TEXTURES, Floats, hsv, polygon_area, ramp, silhouette, texture, value_noise
-from mls.data.store import LABELLED, Record
+from mls.data.store import LABELLED
+from mls.data.writer import Record
 from mls.experiment.datasets import ScenesDataset
 
 CLASSES = SHAPES

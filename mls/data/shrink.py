@@ -28,7 +28,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from mls.data.judge import encode
-from mls.data.store import Format, Record, decode_mask, encode_mask
+from mls.data.store import Format, decode_mask
+from mls.data.writer import Record, encode_mask
 from mls.errors import MlsError
 
 JPEG_QUALITY = 95

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mls.data import intake, scenes, sources
-from mls.data.store import Record, write_store
+from mls.data.writer import Record, write_store
 from mls.experiment.datasets import LocalDataset, ScenesDataset
 from mls.experiment.stage import Context
 from mls.train.interrupt import InterruptGuard

@@ -1,6 +1,5 @@
 """The prepared data set: all images in one file, read by row number through a memory map.
 
-    write_store(out, records, classes=["disc", "star"], multi_label=True, excluded=[])
     store = Store(Path("artifacts/data/3f2a91c4d0"))
     rows = store.split("train")                 # row numbers
     image_CHW = store.decode(int(rows[0]))      # uint8 RGB
@@ -17,20 +16,17 @@
 | ``masks.bin``, ``masks.parquet`` | only if any image has a mask: grey PNGs end to end; image, offset, length |
 | ``store.json`` | only if images are not kept as files: ``{"format": "raw"}`` |
 
-Rows are sorted by split (train, val, test, unlabeled), then by name. Shape legend: N images, C classes (or
-the three channels of an image), H height, W width.
+`mls.data.writer` makes it. Rows are sorted by split (train, val, test, unlabeled), then by name. Shape legend: N
+images, C classes (or the three channels of an image), H height, W width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import mmap
 import warnings
-from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,38 +69,6 @@ LABELS = pa.schema({"image": pa.int64(), "split": pa.string(), "classes": pa.lis
 MASKS = pa.schema({"image": pa.int64(), "offset": pa.int64(), "length": pa.int64()})
 
 
-@dataclass(slots=True)
-class Record:
-    """One image on its way into a store."""
-
-    name: str
-    """Path relative to the source's root, or a generated name."""
-    split: str
-    data: bytes
-    """The encoded image file; for a raw store, its pixels: uint8 (H, W, 3), RGB."""
-    width: int
-    height: int
-    classes: list[int]
-    """Sorted class indices."""
-    annotations: list[dict[str, Any]]
-    """COCO annotations less ``id`` and ``image_id``, which the store assigns; ``category_id`` is class index + 1."""
-    sha256: str = ""
-    """Of ``data``; computed where the source has not done so already."""
-    mask: bytes | None = None
-    """Class of each pixel, `IGNORE` for none; see `encode_mask`."""
-
-    def __post_init__(self) -> None:
-        """Compute what is not given."""
-        self.sha256 = self.sha256 or hashlib.sha256(self.data).hexdigest()
-
-
-def encode_mask(mask_HW: NDArray[np.uint8]) -> bytes:
-    """Class indices (uint8) as an 8-bit grey PNG; equal masks give equal bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask_HW).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """Undo `encode_mask`: uint8 (H, W).
 
@@ -113,92 +77,6 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return np.array(image, dtype=np.uint8)
-
-
-def write_store(
-    out: Path,
-    records: Iterable[Record],
-    classes: Sequence[str],
-    multi_label: bool,
-    excluded: list[dict[str, str]],
-    format: Format = "jpeg",
-) -> None:
-    """Write the files of a data artifact; only the index is ever held in memory.
-
-    Args:
-        out: an existing folder.
-        records: in final order: split (as in `SPLITS`), then name.
-        classes: names, by class index.
-        multi_label: whether an image may have any number of classes (else exactly one).
-        excluded: ``{"name", "reason"}`` of images left out; read after the last record, so the
-            records' source may still fill it.
-        format: what the records' ``data`` are.
-
-    Raises:
-        ValueError: the records are out of order, or contradict themselves (a fault of the source's code).
-    """
-    # integers in arrays: as Python objects they would take most of the memory that this function needs
-    index: dict[str, Any] = {"offset": array("q"), "length": array("q"), "width": array("i"), "height": array("i")}
-    index |= {"name": [], "sha256": [], "split": []}
-    masks = {name: array("q") for name in MASKS.names}
-    labels, ends = array("i"), array("i", [0])
-    last = (-1, "")
-    offset = count = 0
-    with (out / "images.bin").open("wb") as images, (out / "annotations.json").open("w", encoding="utf-8") as coco:
-        coco.write('{"annotations": [')
-        for row, record in enumerate(records):
-            place = (SPLITS.index(record.split), record.name)
-            if place <= last:
-                raise ValueError(f"record {record.split}/{record.name} comes after {last[1]}")
-            last = place
-            _check(record, format)
-            images.write(record.data)
-            values = (offset, len(record.data), record.width, record.height, record.name, record.sha256, record.split)
-            for column, value in zip(index.values(), values, strict=True):
-                column.append(value)
-            labels.extend(record.classes)
-            ends.append(len(labels))
-            offset += len(record.data)
-            if record.mask is not None:
-                with (out / "masks.bin").open("ab") as file:
-                    for name, value in zip(MASKS.names, (row, file.tell(), file.write(record.mask)), strict=True):
-                        masks[name].append(value)
-            for annotation in record.annotations:
-                coco.write(",\n" if count else "\n")
-                count += 1
-                coco.write(_dumps({**annotation, "id": count, "image_id": row}))
-        coco.write('\n],\n"categories": ')
-        coco.write(_dumps([{"id": i + 1, "name": name} for i, name in enumerate(classes)]))
-        coco.write(',\n"images": [')
-        for row, (name, width, height) in enumerate(zip(index["name"], index["width"], index["height"], strict=True)):
-            coco.write(",\n" if row else "\n")
-            coco.write(_dumps({"id": row, "file_name": name, "width": width, "height": height}))
-        coco.write("\n]}\n")
-    pq.write_table(pa.table(index, schema=INDEX), out / "index.parquet")
-    listed = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(labels, pa.int32()))
-    rows = {"image": np.arange(len(listed)), "split": index["split"], "classes": listed}
-    pq.write_table(pa.table(rows, schema=LABELS), out / "labels.parquet")
-    if masks["image"]:
-        pq.write_table(pa.table(dict(masks), schema=MASKS), out / "masks.parquet")
-    if format != "jpeg":
-        (out / "store.json").write_text(_dumps({"format": format}) + "\n", encoding="utf-8")
-    names = {"classes": list(classes), "multi_label": multi_label}
-    (out / "classes.json").write_text(_dumps(names) + "\n", encoding="utf-8")
-    left_out = sorted(excluded, key=lambda item: item["name"])
-    (out / "excluded.json").write_text(json.dumps(left_out, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _check(record: Record, format: Format) -> None:
-    if record.split not in LABELLED and (record.classes or record.annotations or record.mask is not None):
-        raise ValueError(f"record {record.name} is {record.split}, and yet has classes, annotations or a mask")
-    if format == "raw" and len(record.data) != 3 * record.width * record.height:
-        raise ValueError(
-            f"record {record.name}: {len(record.data)} bytes are not {record.width} x {record.height} raw pixels"
-        )
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 class Store:

@@ -19,7 +19,7 @@ from mls import cli
 from mls.data import scenes, stage
 from mls.data.check import Report, check
 from mls.data.check_text import SHOWN_EXCLUDED, print_report
-from mls.data.store import Record, encode_mask, write_store
+from mls.data.writer import Record, encode_mask, write_store
 from mls.errors import DamagedArtifact, MlsError
 from mls.experiment.datasets import ScenesDataset
 from mls.experiment.plan import plan_file

@@ -13,7 +13,8 @@ from PIL import Image
 from mls.data.cityscapes import IDS, read_listing
 from mls.data.intake import load_records
 from mls.data.reader import Listing, Reader
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
 from mls.errors import MlsError
 from mls.experiment.datasets import CityscapesDataset
 

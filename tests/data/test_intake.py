@@ -14,7 +14,8 @@ from PIL import Image
 
 from mls.data.intake import load_records, read_mask
 from mls.data.reader import Entry, Listing, Reader
-from mls.data.store import IGNORE, Record
+from mls.data.store import IGNORE
+from mls.data.writer import Record
 from mls.errors import MlsError
 from mls.experiment.datasets import FolderDataset
 

@@ -15,7 +15,8 @@ import mls.train.stage
 from mls.data.augment import crop, crop_boxes, draw
 from mls.data.loader import Batch, TwoViews
 from mls.data.resident import Resident
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
 from mls.errors import MlsError
 from mls.experiment.load import check
 from mls.experiment.params import Pretrain

@@ -20,7 +20,8 @@ from mls.data.check import check
 from mls.data.decode import decode
 from mls.data.judge import run_lengths
 from mls.data.shrink import nearest, prepare, shrunk_annotation, shrunk_size
-from mls.data.store import Format, Record, Store, decode_mask, encode_mask, write_store
+from mls.data.store import Format, Store, decode_mask
+from mls.data.writer import Record, encode_mask, write_store
 from mls.errors import MlsError
 from mls.experiment.datasets import ScenesDataset
 

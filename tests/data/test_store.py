@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mls.data.store import Record, Store, encode_mask, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, encode_mask, write_store
 from mls.errors import MlsError
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from mls.data.augment import MEAN, STD
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
 from mls.experiment.params import Backbone
 from mls.models.backbone import build_backbone
 from mls.probe.features import extract, prepare

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
 from mls.errors import MlsError
 from mls.experiment.artifact import Artifact
 from mls.experiment.params import Backbone, Execution, LinearProbe

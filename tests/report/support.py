@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mls.data.stage
 import mls.train.stage
-from mls.data.store import Record, write_store
+from mls.data.writer import Record, write_store
 from mls.experiment.artifact import building
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import ResNet
 
 from mls.data.augment import MEAN, STD
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
 from mls.experiment.params import Backbone
 from mls.models.backbone import build_backbone
 from mls.probe.metrics import average_precision

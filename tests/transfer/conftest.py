@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from mls.data.store import Record, Store, write_store
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
 from mls.experiment.params import Backbone, Execution, InstanceTransfer
 from mls.models.backbone import build_backbone, save_backbone
 
