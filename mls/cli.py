@@ -4,7 +4,7 @@
     mls status                       what of an experiment is done, running, failed or missing
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
-    mls data pin coco-tiny           write the digest of a local source into data.lock
+    mls data pin coco-tiny           write the digest of a source's files into data.lock
     mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls verify | mls gc | mls retry ID | mls publish | mls show

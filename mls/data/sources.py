@@ -45,9 +45,9 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
     Raises:
         MlsError: there is no such folder; says what to do.
     """
-    base = Path(os.environ.get("MLS_DATA", "downloads"))
+    base = Path(os.environ.get("MLS_DATA") or "downloads").expanduser()
     if config.root is not None:
-        root = base / config.root
+        root = base / Path(config.root).expanduser()
         if not root.is_dir():
             raise MlsError(
                 f"dataset {names[0]!r}: its root, {root}, is no folder; mend root in its entry"

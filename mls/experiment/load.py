@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mls.errors import MlsError
+from mls.experiment.datasets import ClassificationDataset
 from mls.experiment.params import METRICS, Experiment, Pretrain
 
 TRAINED = ("mls", "moco")
@@ -34,7 +35,12 @@ IMAGENET = {
 """Weights that torchvision publishes (written out, since planning imports no torchvision; a test compares)."""
 
 
-WITHOUT_MASKS = {"folder": "labels, but no boxes and masks", "voc": "boxes, but no masks"}
+SINGLE_LABEL = typing.get_args(ClassificationDataset.model_fields["source"].annotation)
+WITHOUT_MASKS = {
+    **dict.fromkeys(("folder", *SINGLE_LABEL), "labels, but no boxes and masks"),
+    "voc": "boxes, but no masks",
+    "cityscapes": "index masks, but no boxes",
+}
 """Sources that can't be trained on by kind ``instance``, and why."""
 
 

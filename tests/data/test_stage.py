@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -209,6 +212,51 @@ def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyP
         make(photos={"source": "folder"})
     assert not list(Path("artifacts").rglob("*"))
     assert threading.active_count() == threads, "decoding threads are gone"
+
+
+@pytest.mark.parametrize(("entry", "side"), [({"short_side": 6}, 6), ({"format": "raw"}, 9)])
+def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry: dict[str, Any], side: int) -> None:
+    plain, other = (Store(make(photos={"source": "folder", **change})) for change in ({}, entry))
+    assert plain.path != other.path and [plain.name(r) for r in range(20)] == [other.name(r) for r in range(20)]
+    assert all(other.decode(row).shape == (3, side, other.size(row)[0]) for row in range(20))
+    assert (other.labels(range(20)) == plain.labels(range(20))).all()
+    if entry == {"format": "raw"}:
+        assert all((other.decode(row) == plain.decode(row)).all() for row in range(20))
+    again = {file.name: file.read_bytes() for file in other.path.iterdir()}
+    shutil.rmtree("artifacts")
+    shutil.rmtree("work")
+    store = make(photos={"source": "folder", **entry})
+    assert {name: (store / name).read_bytes() for name in again if name != "artifact.json"} == {
+        name: content for name, content in again.items() if name != "artifact.json"
+    }
+
+
+@pytest.mark.parametrize("place", ["images.bin", "index.parquet", "params.json", "artifact.json"])
+def test_a_kill_leaves_nothing_that_is_taken_for_complete(photos: Path, place: str) -> None:
+    """SIGKILL as soon as this file is there; then the same command makes what an undisturbed one makes."""
+    code = f"""
+import threading, time, os, signal
+from pathlib import Path
+def watch():
+    while not list(Path("work").glob("*/build/{place}")): pass
+    os.kill(os.getpid(), signal.SIGKILL)
+import mls.data.stage, mls.experiment.artifact as artifact
+sync = artifact.sync
+artifact.sync = lambda path: (time.sleep(0.05), sync(path))
+threading.Thread(target=watch, daemon=True).start()
+from tests.data.test_stage import make
+make(photos={{"source": "folder"}})
+"""
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    _, job = plan_of(photos={"source": "folder"})
+    assert killed.returncode == -signal.SIGKILL and not job.path.exists()
+    first = make(photos={"source": "folder"})
+    made = {name: (first / name).read_bytes() for name in FILES}
+    shutil.rmtree("artifacts")
+    shutil.rmtree("work")
+    second = make(photos={"source": "folder"})
+    assert made == {name: (second / name).read_bytes() for name in FILES}
 
 
 @pytest.mark.skipif(not Path(MLS_DATA, "coco-tiny").is_dir(), reason="needs $MLS_DATA/coco-tiny")

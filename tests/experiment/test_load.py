@@ -67,16 +67,22 @@ def test_choices_that_cannot_go_together(runs: dict[str, object], message: str) 
 def test_odd_types_are_problems_not_crashes() -> None:
     text = problems_of(
         small(
-            datasets={"photos": {"source": "folder"}},
+            datasets={"photos": {"source": "folder"}, "pets": {"source": "pets"}, "city": {"source": "cityscapes"}},
             pretrain={},
             runs={"random": {"method": "none"}},
             probe={"linear": {"kind": "linear", "dataset": ["scenes"]}},
-            transfer={"detect": {"kind": "instance", "dataset": "photos"}},
+            transfer={
+                "detect": {"kind": "instance", "dataset": "photos"},
+                "breeds": {"kind": "instance", "dataset": "pets"},
+                "streets": {"kind": "instance", "dataset": "city"},
+            },
             tables={"main": {"rows": [["random"]], "columns": ["linear.mAP"]}},
         )
     )
     assert "probe.linear.dataset" in text and "tables.main.rows" in text
     assert "transfer.detect.dataset: 'photos' has labels, but no boxes and masks" in text
+    assert "transfer.breeds.dataset: 'pets' has labels, but no boxes and masks" in text
+    assert "transfer.streets.dataset: 'city' has index masks, but no boxes" in text
 
 
 def test_the_published_weights_are_those_of_torchvision() -> None:
