@@ -3,7 +3,7 @@
     make bench                                                                    # both cases below, on 2 cores
     python benchmarks/compare.py --backbone resnet18 --crop 64 --batch 64
     python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 32 --steps 4 --warm-up 2
-    python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 256 --peers ours resident-cuda    # one GPU
+    python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 256 --sides ours shrunk-resident-cuda lightly
 
 Measured for each side, in images (pairs of views) a second: ``data``, the path from files to augmented views alone;
 ``fixed``, the step on one batch of views that is always the same, which is what this machine can do; ``end_to_end``,
@@ -12,7 +12,8 @@ and there ``fixed`` and ``end_to_end`` do; medians are kept, and ratios are of w
 Lines go to benchmarks/results/compare.csv.
 
 Our sides differ in how the images are kept: ``ours``, the files as they come; ``resident``, decoded once;
-``shrunk``, ``short_side`` of twice the crop; ``shrunk-raw``, the same as pixels. lightly reads the files.
+``shrunk``, ``short_side`` of twice the crop; ``shrunk-raw``, the same as pixels; ``shrunk-resident-cuda``, a short side
+of 256 and all of it on the GPU. lightly reads the files.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def make_store(args: argparse.Namespace, side: str, folder: Path) -> None:
     out.mkdir()
     plan = plan_of(args, side, folder)
     (job,) = plan.stage("data")
-    with patch("mls.data.sources.check_digest"):  # copies of a folder have no digest anywhere
+    with patch("mls.data.sources.check_content"):  # copies of a folder have no digest anywhere
         mls.data.stage.run(Context(job, side, out, out, plan.loaded.experiment.execution, {}, plan))
 
 

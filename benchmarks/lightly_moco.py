@@ -39,22 +39,24 @@ class Peer:
         network = getattr(torchvision.models, backbone)()
         dim = network.fc.in_features
         self.bf16 = precision == "bf16"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.layout = torch.channels_last if self.bf16 else torch.contiguous_format
-        self.backbone = nn.Sequential(*list(network.children())[:-1]).to(memory_format=self.layout)
-        self.head = MoCoProjectionHead(dim, dim, PROJECTION)
+        backbone_only = nn.Sequential(*list(network.children())[:-1])
+        self.backbone = backbone_only.to(self.device).to(memory_format=self.layout)
+        self.head = MoCoProjectionHead(dim, dim, PROJECTION).to(self.device)
         self.key_backbone, self.key_head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
         deactivate_requires_grad(self.key_backbone)
         deactivate_requires_grad(self.key_head)
-        self.criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(QUEUE, PROJECTION))
+        self.criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(QUEUE, PROJECTION)).to(self.device)
         parameters = [*self.backbone.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.SGD(parameters, lr=0.06, momentum=0.9, weight_decay=1e-4)
 
     def step(self, batch: Any) -> None:
         """One optimiser step on a batch of `loader`."""
-        query_BCHW, key_BCHW = (view.to(memory_format=self.layout) for view in batch[0])
+        query_BCHW, key_BCHW = (view.to(self.device, memory_format=self.layout, non_blocking=True) for view in batch[0])
         update_momentum(self.backbone, self.key_backbone, m=MOMENTUM)
         update_momentum(self.head, self.key_head, m=MOMENTUM)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             query_Bd = self._embed(self.backbone, self.head, query_BCHW)
             with torch.no_grad():
                 key_Bd = self._embed(self.key_backbone, self.key_head, key_BCHW)

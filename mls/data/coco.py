@@ -40,8 +40,6 @@ def read_listing(config: CocoDataset, reader: Reader, ids: list[int] | None = No
         MlsError: names the file, the id and the value.
     """
     train, test = (_Instances(reader, split) for split in (config.train_split, config.test_split))
-    if config.train_split == config.test_split:
-        raise MlsError(f"{reader.root}: train_split and test_split are both {config.train_split!r}")
     for key, name in test.categories.items():
         if train.categories.get(key) != name:
             test.wrong(f"category {key} ({name!r}) is {train.categories.get(key)!r} in {train.file}")
@@ -118,7 +116,10 @@ class _Images:
         """Is every image there?"""
         for key, (name, _, _) in self.images.items():
             if not self._reader.has(name):
-                self.wrong(f"image {key}: {name} is missing below {self._reader.root}")
+                self.wrong(
+                    f"image {key}: {name} is missing below {self._reader.root}; if the folder {self.split} there was "
+                    "downloaded, remove it to have it fetched again"
+                )
 
     def keep(self, ids: set[int]) -> None:
         """Forget all other images."""

@@ -111,6 +111,10 @@ class Reader:
         except OSError as error:
             raise self._unreadable(name, error) from error
 
+    def seen(self) -> dict[str, str]:
+        """The sha256 of all that was read, by name."""
+        return {name: sha256 for name, (_, sha256) in self._seen.items()}
+
     def digest(self) -> dict[str, Any]:
         """Return ``sha256``, ``files`` and ``bytes`` of all that was read.
 

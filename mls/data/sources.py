@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from mls.data import cityscapes, classification, coco, folder, voc
 from mls.data.reader import Listing, Reader
 from mls.download import catalog, fetch
+from mls.download.catalog import PUBLISHED
 from mls.errors import MlsError
 from mls.experiment.artifact import write_atomic
 from mls.experiment.datasets import (
@@ -34,6 +35,7 @@ from mls.experiment.datasets import (
     VocDataset,
 )
 from mls.experiment.plan import read_ids, read_lock
+from mls.experiment.stage import say
 from mls.train.progress import Bar
 
 
@@ -45,9 +47,9 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
     Raises:
         MlsError: there is no such folder; says what to do.
     """
-    base = Path(os.environ.get("MLS_DATA") or "downloads").expanduser()
+    base = expanded(os.environ.get("MLS_DATA") or "downloads", "MLS_DATA")
     if config.root is not None:
-        root = base / Path(config.root).expanduser()
+        root = base / expanded(config.root, f"dataset {names[0]!r}: its root")
         if not root.is_dir():
             raise MlsError(
                 f"dataset {names[0]!r}: its root, {root}, is no folder; mend root in its entry"
@@ -63,6 +65,18 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
             f"or run: export MLS_DATA=/path/that/holds/{names[0]}"
         )
     return found or base / names[0]
+
+
+def expanded(path: str, what: str) -> Path:
+    """A path whose ``~`` is a home folder.
+
+    Raises:
+        MlsError: there is no such home; ``what`` names the path.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MlsError(f"{what} is {path!r}: {error}") from error
 
 
 def open_reader(names: Sequence[str], config: LocalDataset, poll: Callable[[], None] = lambda: None) -> Reader:
@@ -119,7 +133,10 @@ def source_digest(name: str, config: Dataset) -> dict[str, Any]:
     if isinstance(config, ScenesDataset):
         raise MlsError(f"dataset {name!r} is generated: its parameters identify it, so it needs no digest")
     reader = open_reader([name], config)
-    entries = read_listing(config, reader).entries
+    listing = read_listing(config, reader)
+    entries = listing.entries
+    if problem := other_counts(config, listing):
+        say(f"note: dataset {name!r}: {reader.root} {problem}")
     with Bar(f"pin {name}", total=len(entries)) as bar:
         for entry in entries:
             reader.hash(entry.name)
@@ -142,40 +159,55 @@ def pin(name: str, config: Dataset, lock_path: Path) -> dict[str, Any]:
     return digest
 
 
-def check_known(name: str, config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
+def check_known(names: Sequence[str], config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
     """Before images are read: is a source that published checksums identify what was checked, and all of it?
 
     Raises:
         MlsError: it was not unpacked from checked archives, or has other counts than the official ones.
     """
-    if not digest.startswith("archives:"):
+    if not digest.startswith(PUBLISHED):
         return
-    if not fetch.verified(config, find_root([name], config)):
+    if not fetch.verified(config, find_root(names, config)):
         raise MlsError(
-            f"dataset {name!r}: {reader.root} was not unpacked here from archives with the published checksums, so "
-            f"nothing proves what it holds. To identify it by its own content, run: mls data pin {name}"
+            f"dataset {names[0]!r}: {reader.root} was not unpacked here from archives with the published checksums, so "
+            f"nothing proves what it holds. To identify it by its own content, run: mls data pin {names[0]} -e FILE"
         )
+    if problem := other_counts(config, listing):
+        raise MlsError(f"dataset {names[0]!r}: {reader.root} {problem}")
+
+
+def other_counts(config: LocalDataset, listing: Listing) -> str | None:
+    """How a listing's counts differ from the official ones, or None; val counts as train where that has no val."""
     expected = catalog.expected(config)
     if expected is None:
-        return
+        return None
     held_out = {} if "val" in expected else {"val": "train"}
-    counts = Counter(held_out.get(entry.split, entry.split) for entry in listing.entries)
-    if dict(counts) != expected:
-        raise MlsError(f"dataset {name!r}: {reader.root} lists {dict(counts)} images, but there should be {expected}")
+    counts = dict(Counter(held_out.get(entry.split, entry.split) for entry in listing.entries))
+    return None if counts == expected else f"lists {counts} images, but the official counts are {expected}"
 
 
-def check_digest(name: str, reader: Reader, pinned: str) -> None:
-    """Compare what was read with what ``data.lock`` says; for published checksums that has been done before.
+def check_content(names: Sequence[str], config: LocalDataset, reader: Reader, digest: str) -> None:
+    """After all was read: compare it with what was in the archives, or with what ``data.lock`` says.
 
     Raises:
-        MlsError: they differ; says both and what to do.
+        MlsError: they differ; says what to do.
     """
-    if pinned.startswith("archives:"):
+    if digest.startswith(PUBLISHED):
+        root = find_root(names, config)
+        held = fetch.contents(config, root)
+        below = reader.root.relative_to(root)
+        changed = [name for name, one in reader.seen().items() if held.get((below / name).as_posix()) != one]
+        if changed:
+            raise MlsError(
+                f"dataset {names[0]!r}: {', '.join(sorted(changed)[:3])}{' and more' if len(changed) > 3 else ''} "
+                f"below {reader.root} {'are' if len(changed) > 1 else 'is'} not as the published archives held it. "
+                f"Remove the folder, or all of {root}, to have it fetched again"
+            )
         return
     found = reader.digest()
-    if found["sha256"] != pinned:
+    if found["sha256"] != digest:
         raise MlsError(
-            f"dataset {name!r}: the files under {reader.root} are not those pinned in data.lock: sha256 is "
-            f"{found['sha256']} ({found['files']:,} files, {found['bytes']:,} bytes) instead of {pinned}. "
-            f"Restore the files or, if the change is wanted, run: mls data pin {name}"
+            f"dataset {names[0]!r}: the files under {reader.root} are not those pinned in data.lock: sha256 is "
+            f"{found['sha256']} ({found['files']:,} files, {found['bytes']:,} bytes) instead of {digest}. "
+            f"Restore the files or, if the change is wanted, run: mls data pin {names[0]} -e FILE"
         )

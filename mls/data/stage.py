@@ -52,12 +52,12 @@ def _take_in(context: Context, config: LocalDataset, guard: InterruptGuard) -> N
 
     reader = sources.open_reader(names, config, poll)
     listing = sources.read_listing(config, reader, poll)
-    sources.check_known(names[0], config, reader, listing, digest)
+    sources.check_known(names, config, reader, listing, digest)
     excluded: list[dict[str, str]] = []
     records = intake.load_records(listing, reader, excluded, config, context.execution.threads)
     watched = _watched(records, guard, context.label, len(listing.entries))
     write_store(context.out, watched, listing.classes, listing.multi_label, excluded, config.format)
-    sources.check_digest(names[0], reader, digest)
+    sources.check_content(names, config, reader, digest)
     if excluded:
         context.log(f"left out {len(excluded)} of {len(listing.entries):,} images; excluded.json says which and why")
 

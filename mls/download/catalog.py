@@ -44,6 +44,10 @@ COUNTS = {
 }
 
 
+PUBLISHED = "archives:"
+"""Begins a digest that stands on published checksums; others are from ``data.lock``."""
+
+
 def needed(config: LocalDataset) -> tuple[Archive, ...]:
     """The archives that a dataset entry reads (none for ``folder``).
 
@@ -114,7 +118,7 @@ def published_digest(config: LocalDataset) -> str | None:
     if not archives or not whole or any(archive.checksum is None for archive in archives):
         return None
     lines = sorted(f"{archive.file} {archive.checksum}\n" for archive in archives)
-    return "archives:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+    return PUBLISHED + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def source(config: LocalDataset) -> Source | None:

@@ -28,6 +28,8 @@ from mls.experiment.artifact import out_of_space, sync
 from mls.experiment.stage import locked
 from mls.train.progress import Bar
 
+LARGEST = 64 * MB
+"""Bytes that a small file may have: more is none."""
 GIVE_UP = 20
 """Failed small files after which the rest isn't tried."""
 SHOWN = 5
@@ -192,6 +194,8 @@ def _fetch_small(crew: Crew, session: requests.Session, url: str, target: Path) 
                     raise Refused(f"answers {answer.status_code} {answer.reason}")
                 if is_web_page(answer) or length is None:
                     raise Refused("answers with a web page or without a length instead of the file")
+                if length > LARGEST:
+                    raise Refused(f"announces {length / MB:,.0f} MB, and images have {LARGEST // MB} MB at most")
                 for content in body(answer):
                     if crew.stop.is_set():
                         raise Stopped

@@ -4,9 +4,10 @@
     verified(VocDataset(source="voc"), Path("data/voc"))                    # True: all are the published archives
 
 ``ROOT/.mls/<file>.json`` says that an archive was unpacked, and which (its checksum); it is written before the first
-file is moved in (``"whole": false``) and again after the last one. What lies there without such a note is somebody's
-own copy, and taken as it is. An archive that somebody has put in ``ROOT`` (or ``ROOT/.mls``) is used, once its
-checksum is verified, instead of a download.
+file is moved in (``"whole": false``) and again after the last one. ``ROOT/.mls/<file>.sha256`` lists what it held (in
+the format of ``sha256sum``); the data stage compares what it reads with it. What lies there without such a note is
+somebody's own copy, and taken as it is. An archive that somebody has put in ``ROOT`` (or ``ROOT/.mls``) is used, once
+its checksum is verified, instead of a download.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mls.data.reader import Reader, unsafe
@@ -25,9 +26,9 @@ from mls.download.partial import require_space
 from mls.download.stream import Poll
 from mls.download.unpack import NOTES, is_archive, unpack
 from mls.errors import MlsError
-from mls.experiment.artifact import atomic_file, explain_full_disk, sync, write_atomic
+from mls.experiment.artifact import atomic_file, explain_full_disk, sha256, sync, write_atomic
 from mls.experiment.datasets import LocalDataset
-from mls.experiment.stage import locked
+from mls.experiment.stage import locked, say
 
 SOME = "images-one-by-one.json"
 """Note on the folders that `fetch_images` has put images in."""
@@ -53,6 +54,8 @@ def fetch_archives(name: str, config: LocalDataset, root: Path, poll: Poll = lam
         missing = _missing(config, root)  # another process may have brought some meanwhile
         hint = catalog.hint(config)
         _require_brought(name, [one for one in missing if not one.urls and not _brought(one, root)], root, hint)
+        if missing and (about := catalog.source(config)):
+            say(f"dataset {name!r}: {about.title}, {about.page}; as far as we know: {about.licence}")
         sizes = [archive.size or 0 for archive in missing if not _brought(archive, root)]
         if sizes:  # images hardly shrink: unpacked, an archive takes about its own size again
             require_space(root, sum(sizes) + max(sizes) - _begun(missing, notes), f"dataset {name}")
@@ -147,21 +150,73 @@ def _bring(name: str, archive: Archive, root: Path, hint: str, poll: Poll) -> No
         )
     file = brought or root / NOTES / archive.file
     note = {"file": archive.file, "checksum": archive.checksum, "size": file.stat().st_size}
-    _write_note(archive, root, {**note, "whole": False})
     into = root / archive.into
+
+    def before(held: dict[str, str]) -> None:
+        """Between unpacking and moving in: nobody's file is lost, and what comes is known."""
+        held = {(PurePosixPath(archive.into) / path).as_posix(): one for path, one in held.items()}
+        _refuse_to_replace(held, root, label, ours=_note_path(archive, root).exists())
+        write_atomic(_list_path(archive, root), "".join(f"{one}  {path}\n" for path, one in sorted(held.items())))
+        _write_note(archive, root, {**note, "whole": False})
+
     with explain_full_disk(root):
         if is_archive(archive.file):
-            unpack(file, into, poll=poll)
-        elif file != into / archive.file:
-            into.mkdir(parents=True, exist_ok=True)
-            with file.open("rb") as source, atomic_file(into / archive.file) as copy:
-                shutil.copyfileobj(source, copy)
+            unpack(file, into, poll=poll, before=before)
+        else:
+            before({archive.file: sha256(file)})
+            if file != into / archive.file:
+                into.mkdir(parents=True, exist_ok=True)
+                with file.open("rb") as source, atomic_file(into / archive.file) as copy:
+                    shutil.copyfileobj(source, copy)
     absent = [path for path in archive.gives if not (root / path).exists()]
     if absent:
         raise MlsError(f"{label} was unpacked in {into}, but held no {', '.join(absent)}; is it the right file?")
     _write_note(archive, root, {**note, "whole": True})
     if file.parent == root / NOTES:
         file.unlink()
+
+
+def _refuse_to_replace(held: dict[str, str], root: Path, label: str, *, ours: bool) -> None:
+    """Stop where a file that we did not bring would be replaced by another one.
+
+    Args:
+        held: sha256 of each file of an archive, by path below the root.
+        root: of the source.
+        label: of the archive, for the message.
+        ours: it was being moved in before, so what is in its way came from it.
+
+    Raises:
+        MlsError: names the files.
+    """
+    if ours:
+        return
+    known = {path for notes in (root / NOTES).glob("*.sha256") for path in _listed(notes)}
+    there = (path for path in held if path not in known and (root / path).is_file())
+    others = [path for path in there if sha256(root / path) != held[path]]
+    if others:
+        names = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
+        raise MlsError(
+            f"{label} holds {names}, and {root} has other files of these names that were not downloaded. Move them "
+            "elsewhere, or name the folder by `root:` in the dataset's entry to use them as they are"
+        )
+
+
+def contents(config: LocalDataset, root: Path) -> dict[str, str]:
+    """The sha256 of each file that the needed archives held, by path below the root."""
+    lists = (_listed(_list_path(archive, root)) for archive in catalog.needed(config))
+    return {path: one for listed in lists for path, one in listed.items()}
+
+
+def _listed(file: Path) -> dict[str, str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {path: one for one, _, path in (line.partition("  ") for line in lines)}
+
+
+def _list_path(archive: Archive, root: Path) -> Path:
+    return root / NOTES / f"{archive.file}.sha256"
 
 
 def _brought(archive: Archive, root: Path) -> Path | None:

@@ -10,6 +10,7 @@ the last move: where it is there, the unpacking is not complete, and the next ca
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import re
@@ -80,7 +81,13 @@ def aside(archive: Path, into: Path) -> Path:
     return into / NOTES / f"unpack-{archive.name}"
 
 
-def unpack(archive: Path, into: Path, limit: int = LIMIT, poll: Callable[[], None] = lambda: None) -> None:
+def unpack(
+    archive: Path,
+    into: Path,
+    limit: int = LIMIT,
+    poll: Callable[[], None] = lambda: None,
+    before: Callable[[dict[str, str]], None] = lambda sha256: None,
+) -> None:
     """Unpack ``archive`` in ``into``; folders that exist are added to, files that exist are replaced.
 
     Args:
@@ -88,6 +95,8 @@ def unpack(archive: Path, into: Path, limit: int = LIMIT, poll: Callable[[], Non
         into: made where it is missing.
         limit: bytes that may come out.
         poll: called often; what it raises stops, and nothing is moved in.
+        before: called with the sha256 of each file (by name, as in the archive) when all is unpacked and nothing is
+            moved in yet; what it raises stops likewise.
 
     Raises:
         MlsError: the archive is damaged, too large or not to be trusted (names the member), or the disk is too full.
@@ -101,7 +110,8 @@ def unpack(archive: Path, into: Path, limit: int = LIMIT, poll: Callable[[], Non
     temporary.mkdir(parents=True)
     try:
         with _explain(archive), Bar(f"unpack {archive.name}", -(-size // MB), "MB") as bar:
-            _extract(archive, temporary, bar, poll)
+            sha256 = _extract(archive, temporary, bar, poll)
+        before(sha256)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _tidy(into)
@@ -147,9 +157,10 @@ def _check(archive: Path, limit: int, poll: Callable[[], None]) -> tuple[int, in
     return count, total
 
 
-def _extract(archive: Path, folder: Path, bar: Bar, poll: Callable[[], None]) -> None:
-    """Write all members below an empty folder."""
+def _extract(archive: Path, folder: Path, bar: Bar, poll: Callable[[], None]) -> dict[str, str]:
+    """Write all members below an empty folder; return the sha256 of each file."""
     written = 0
+    sha256: dict[str, str] = {}
     with _members(archive) as members:
         for member in members:
             poll()
@@ -159,6 +170,7 @@ def _extract(archive: Path, folder: Path, bar: Bar, poll: Callable[[], None]) ->
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             left = member.size
+            digest = hashlib.sha256()
             with member.open() as source, path.open("xb") as file:
                 while content := source.read(CHUNK):
                     poll()
@@ -166,13 +178,16 @@ def _extract(archive: Path, folder: Path, bar: Bar, poll: Callable[[], None]) ->
                     if left < 0:
                         break
                     file.write(content)
+                    digest.update(content)
                     written += len(content)
                     if steps := min(written // MB, bar.total) - bar.done:
                         bar.advance(steps, steps)
             if left:
                 raise MlsError(f"{archive.name}: {member.name!r} has not the {member.size:,} bytes that it announces")
+            sha256[member.name] = digest.hexdigest()
     if bar.done < bar.total:
         bar.advance(bar.total - bar.done, bar.total - bar.done)
+    return sha256
 
 
 def _move(source: Path, target: Path, archive: Path) -> None:

@@ -58,7 +58,7 @@ class CocoSubset(Section):
     images: Annotated[int, Field(ge=2)] | None = None
     """So many of ``train_split`` (val included), drawn with ``seed``."""
     test: Count = 500
-    """So many of ``test_split``, likewise; not read with ``ids``."""
+    """So many of ``test_split``, likewise."""
     seed: Seed = 0
     ids: str | None = None
     """Text file with one COCO image id a line (``#`` begins a comment), of either split."""
@@ -67,6 +67,8 @@ class CocoSubset(Section):
     def _either(self) -> Self:
         if (self.images is None) == (self.ids is None):
             raise ValueError("give either images (a number, with seed) or ids (a file)")
+        if self.ids is not None and self.model_fields_set & {"test", "seed"}:
+            raise ValueError("with ids, test and seed say nothing: leave them out")
         return self
 
 
@@ -87,7 +89,9 @@ class CocoDataset(_Local):
     """Add the 123,403 images of unlabeled2017 [COCO+ of ORL]: only pretraining reads them."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> Self:
+    def _fits(self) -> Self:
+        if self.train_split == self.test_split:
+            raise ValueError(f"train_split and test_split are both {self.train_split!r}")
         if self.subset and self.unlabeled:
             raise ValueError("subset and unlabeled do not go together: unlabeled2017 comes whole")
         return self
@@ -120,7 +124,7 @@ class VocDataset(_Local):
 
 
 class CityscapesDataset(_Local):
-    """Cityscapes: ``leftImg8bit/`` and ``gtFine/``, from a local root alone (its download needs an account).
+    """Cityscapes: ``leftImg8bit/`` and ``gtFine/``, or the two archives of these names (which need an account).
 
     A seeded ``val_share`` of train becomes val; the official val, which papers report, becomes test
     (the official test has no public labels).

@@ -73,7 +73,8 @@ def _needed_by(ref: str | None, name: str, lock: dict[str, Any]) -> set[str]:
     text = _read(ref, name)
     if name.endswith("provenance.json"):
         return {job_id for ids in json.loads(text)["artifacts"].values() for job_id in ids}
-    return set(make_plan(check(parse_yaml(text, name), Path(name)), lock).jobs)
+    loaded = check(parse_yaml(text, name), Path(name))
+    return set(make_plan(loaded, lock, lambda file: _read(ref, file)).jobs)
 
 
 def _files(ref: str | None) -> list[str]:

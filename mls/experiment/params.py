@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mls.experiment.datasets import Dataset
-from mls.experiment.section import Ascending, Count, Name, Positive, Section, Share
+from mls.experiment.section import Ascending, Count, HalfACircle, Name, Positive, Section, Share
 
 # ------------------------------------------------------------------------------------- pretraining
 
@@ -35,8 +35,13 @@ class Augment(Section):
     """Side of a view, pixels."""
     scale: Annotated[list[Share], Field(min_length=2, max_length=2), Ascending] = [0.2, 1.0]
     """Least and greatest area of a crop, as a share of the image."""
-    jitter: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4)] = [0.4, 0.4, 0.4, 0.1]
-    """Strength of brightness, contrast, saturation and hue."""
+    jitter: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4), HalfACircle] = [
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    ]
+    """Strength of brightness, contrast, saturation and hue (a share of its circle, 0.5 at most)."""
     jitter_p: Share = 0.8
     gray_p: Share = 0.2
     blur_p: Share = 0.5

@@ -6,7 +6,7 @@ artifact is opened, no torch imported, so planning is fast and works in any clon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from mls.experiment.params import Pretrain, ProbeTask, TransferTask
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
 WORK = Path("work")
+
+
+def read_text(file: str) -> str:
+    """The text of a file of the working tree."""
+    return Path(file).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -113,24 +118,22 @@ def plan_file(path: Path) -> Plan:
     return make_plan(load(path), read_lock(DATA_LOCK))
 
 
-def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
+def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] = read_text) -> Plan:
     """Plan every job of an experiment.
 
     Args:
         loaded: the checked experiment.
         lock: content of ``data.lock``: dataset name -> digest of its source.
+        read: gives the text of a file that the experiment names.
 
     Raises:
         MlsError: a dataset that is used has no digest in ``data.lock``.
     """
     plan = Plan(loaded)
     experiment = loaded.experiment
-    data = {name: data_job(name, config, lock, loaded.path) for name, config in experiment.datasets.items()}
-    used: set[str] = set()
 
     def add_data(name: str) -> Job:
-        used.add(name)
-        return plan.add(data[name], name)
+        return plan.add(data_job(name, experiment.datasets[name], lock, loaded.path, read), name)
 
     pretrained: dict[str, list[Job]] = {}
     for run, config in loaded.runs.items():
@@ -156,7 +159,9 @@ def make_plan(loaded: Loaded, lock: dict[str, Any]) -> Plan:
     return plan
 
 
-def data_job(name: str, config: Dataset, lock: dict[str, Any], file: Path) -> Job:
+def data_job(
+    name: str, config: Dataset, lock: dict[str, Any], file: Path, read: Callable[[str], str] = read_text
+) -> Job:
     """The job that prepares one dataset; ``file`` is the experiment's, for messages.
 
     Its content is identified by the digest in ``data.lock`` or, where that has none, by the checksums that the
@@ -175,27 +180,31 @@ def data_job(name: str, config: Dataset, lock: dict[str, Any], file: Path) -> Jo
             )
         params["digest"] = digest
     if isinstance(config, CocoDataset) and config.subset and config.subset.ids:
-        params["subset"] = {"ids": read_ids(config.subset.ids)}
+        params["subset"] = {"ids": read_ids(config.subset.ids, read)}
     return Job("data", config, params, {})
 
 
-def read_ids(file: str) -> list[int]:
+def read_ids(file: str, read: Callable[[str], str] = read_text) -> list[int]:
     """The sorted image ids of a text file: one a line, ``#`` begins a comment.
+
+    Args:
+        file: its name in the repository.
+        read: gives its text.
 
     Raises:
         MlsError: names the file, the line and what is wrong.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read(file).removeprefix("\ufeff").splitlines()
+    except (OSError, ValueError) as error:
         raise MlsError(f"subset.ids: {file} can't be read ({error})") from error
     ids: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         text = line.split("#", 1)[0].strip()
         if not text:
             continue
-        if not text.isascii() or not text.isdigit():
-            raise MlsError(f"{file}, line {number}: {text!r} is no image id")
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise MlsError(f"{file}, line {number}: {text[:40]!r} is no image id")
         if int(text) in ids:
             raise MlsError(f"{file}, line {number}: id {text} was listed before, on line {ids[int(text)]}")
         ids[int(text)] = number
@@ -254,4 +263,6 @@ def payload(job: Job) -> dict[str, Any]:
     """What the id is computed from, plus what the stage reads with all defaults, for ``params.json``."""
     only = METHOD_READS[job.config.method] if isinstance(job.config, Pretrain) else None
     resolved = {} if job.stage == "tables" else essence(job.config, only, defaults=True)
+    if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no bit, here neither
+        resolved.pop("resident", None)
     return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}

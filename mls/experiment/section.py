@@ -19,7 +19,15 @@ def ascending(pair: list[float]) -> list[float]:
     return pair
 
 
+def half_a_circle(jitter: list[float]) -> list[float]:
+    """Check that hues turn by half of their circle at most: further is the other way round."""
+    if len(jitter) == 4 and jitter[3] > 0.5:
+        raise ValueError(f"the last, hue, is {jitter[3]:g}; 0.5 is the most")
+    return jitter
+
+
 Ascending = AfterValidator(ascending)
+HalfACircle = AfterValidator(half_a_circle)
 
 
 class Section(BaseModel):

@@ -127,7 +127,7 @@ def first_pair(store: Store, config: Pretrain, seed: int) -> Pair:
     Raises:
         MlsError: names the image that does not decode.
     """
-    views = TwoViews(store, config, seed)
+    views = TwoViews(store, config.model_copy(update={"resident": "no"}), seed)  # of one batch
     return pair_of(views[0], views, 0, torch.device("cpu"))
 
 

@@ -72,7 +72,8 @@ class Trainer:
         threads = context.execution.threads
         on_gpu = self.config.resident == "cuda"
         self.resident = Resident(views.store, views.rows, threads).to(device) if on_gpu else None
-        self.labels_RC = torch.from_numpy(labels_RC).to(device) if labels_RC.any() else None
+        labelled = labels_RC.any() and not len(views.store.split("unlabeled"))  # else many would agree with nobody
+        self.labels_RC = torch.from_numpy(labels_RC).to(device) if labelled else None
 
     # ------------------------------------------------------------------------------------- the run
 

@@ -20,7 +20,7 @@ from mls.data.writer import Record, write_store
 from mls.errors import MlsError
 from mls.experiment.load import check
 from mls.experiment.params import Pretrain
-from mls.experiment.plan import make_plan
+from mls.experiment.plan import make_plan, payload
 from mls.experiment.stage import run_stage
 from mls.train.pairs import pair_of
 
@@ -68,8 +68,11 @@ def test_only_train_images_are_kept(store: Store) -> None:
         assert torch.equal(kept.decode(int(row)), store.decode(int(row)))
 
 
-@pytest.mark.parametrize("side", [16, 48, 224])
-def test_crops_in_batch_equal_torchvisions_within_a_level(store: Store, side: int) -> None:
+@pytest.mark.parametrize(("side", "at_once"), [(16, 2**25), (48, 2**14), (224, 1)])
+def test_crops_in_batch_equal_torchvisions_within_a_level(
+    store: Store, side: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mls.data.resident.AT_ONCE", at_once)
     rows = np.repeat(np.arange(len(store)), 20)
     sizes_N2 = np.array([store.size(int(row)) for row in rows], dtype=np.int64)
     boxes_N4 = crop_boxes(draw(0, side, np.arange(len(rows)), 0), sizes_N2, [0.05, 1.0])
@@ -131,6 +134,8 @@ def test_only_what_changes_pixels_is_in_the_id() -> None:
         for kept in ("no", "cpu", "cuda")
     }
     assert ids["no"] == ids["cpu"] != ids["cuda"]
+    plans = [make_plan(check(experiment(kept), Path("x.yaml")), {}).stage("pretrain")[0] for kept in ("no", "cpu")]
+    assert payload(plans[0]) == payload(plans[1])
 
 
 def test_cuda_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

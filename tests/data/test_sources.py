@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,60 @@ def test_somebody_elses_copy_is_not_taken_for_the_published_one(coco: Server, tm
     assert not plan.stage("data")[0].path.exists()
 
 
+@pytest.mark.parametrize("path", ["val2017/000000000051.jpg", "annotations/instances_val2017.json"])
+def test_a_file_changed_since_it_was_unpacked_stops(coco: Server, path: str) -> None:
+    make(plan_of({}))
+    shutil.rmtree("artifacts")
+    shutil.rmtree("work")
+    file = Path("downloads/photos") / path
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(MlsError, match=rf"{path} below .* is not as the published archives held it"):
+        make(plan_of({}))
+    assert not Path("artifacts").exists() or not list(Path("artifacts").rglob("*.bin"))
+    shutil.rmtree(file.parent)
+    make(plan_of({}))
+
+
+def test_an_own_file_in_the_way_is_not_lost(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *rest = catalog.needed(plan_of({}).stage("data")[0].config)
+    both = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
+    monkeypatch.setattr(catalog, "needed", lambda config: (replace(first, gives=both), *rest))
+    own = Path("downloads/photos") / both[0]
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    for _ in range(2):
+        with pytest.raises(MlsError, match=r"annotations.zip holds annotations/instances_train2017.json, and .* other"):
+            make(plan_of({}))
+        assert own.read_text() == "mine" and not Path("downloads/photos", both[1]).exists()
+    own.unlink()
+    make(plan_of({}))
+
+
+def test_of_equal_data_sets_any_folder_will_do(coco: Server) -> None:
+    plan = plan_of({})
+    make(plan)
+    Path("downloads/photos").rename("downloads/other")
+    shutil.rmtree("artifacts")
+    both = make_plan(
+        check(
+            {
+                "experiment": "x",
+                "datasets": {name: {"source": "coco", "val_share": 0.2} for name in ("photos", "other")},
+                "runs": {"random": {"method": "none"}},
+                "probe": {name: {"kind": "linear", "dataset": name} for name in ("photos", "other")},
+                "tables": {"main": {"columns": ["photos.mAP"]}},
+            },
+            Path("x.yaml"),
+        ),
+        {},
+    )
+    asked = len(coco.asked)
+    assert len(make(both)) == 14 and len(coco.asked) == asked
+
+
 def test_too_few_images_are_noticed(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "expected", lambda config: {"train": 11, "test": 4})
-    with pytest.raises(MlsError, match=r"lists {'train': 10, 'test': 4} images, but there should be"):
+    with pytest.raises(MlsError, match=r"lists {'train': 10, 'test': 4} images, but the official counts are"):
         make(plan_of({}))
 
 

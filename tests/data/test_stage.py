@@ -214,8 +214,11 @@ def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyP
     assert threading.active_count() == threads, "decoding threads are gone"
 
 
-@pytest.mark.parametrize(("entry", "side"), [({"short_side": 6}, 6), ({"format": "raw"}, 9)])
+@pytest.mark.parametrize(("entry", "side"), [({"short_side": 16}, 16), ({"format": "raw"}, 20)])
 def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry: dict[str, Any], side: int) -> None:
+    for i in range(20):  # larger than 16 px both ways
+        Image.new("RGB", (21 + i, 20), (200 * (i % 2), 0, i)).save(photos / f"{i:02d}.jpg")
+    pin()
     plain, other = (Store(make(photos={"source": "folder", **change})) for change in ({}, entry))
     assert plain.path != other.path and [plain.name(r) for r in range(20)] == [other.name(r) for r in range(20)]
     assert all(other.decode(row).shape == (3, side, other.size(row)[0]) for row in range(20))

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from mls.errors import MlsError
 from mls.experiment.gc import collect, needed_ids
-from mls.experiment.plan import Plan
+from mls.experiment.plan import Plan, plan_file
 from mls.experiment.stage import Context, run_stage
 from tests.conftest import plan_of, small
 
@@ -81,3 +81,25 @@ def test_a_file_that_cannot_be_planned_stops_a_deletion(repository: Path) -> Non
 def test_without_git_it_says_so(in_tmp: Path) -> None:
     with pytest.raises(MlsError, match="git for-each-ref failed"):
         collect(delete=False)
+
+
+def test_files_that_an_experiment_names_are_read_at_the_same_place(repository: Path) -> None:
+    """Image ids differ between two branches: each needs its own artifacts."""
+    raw = small(
+        datasets={"coco": {"source": "coco", "subset": {"ids": "ids.txt"}}}, runs={"random": {"method": "none"}}
+    )
+    raw["probe"] = {"linear": {"kind": "linear", "dataset": "coco"}}
+    raw["transfer"] = {}
+    raw["tables"] = {"main": {"columns": ["linear.mAP"]}}
+    Path("data.lock").write_text("coco: {sha256: abc}\n")
+    ids = []
+    for text in ("1\n2\n", "3\n4\n"):
+        Path("ids.txt").write_text(text)
+        with Path("params.yaml").open("w") as file:
+            YAML().dump(raw, file)
+        ids.append(plan_file(Path("params.yaml")).stage("data")[0].id)
+        git("add", "-A")
+        git("commit", "-q", "-m", text)
+        git("branch", f"with-{text[0]}")
+    needed, unreadable = needed_ids()
+    assert len(set(ids)) == 2 and set(ids) <= needed and not unreadable
