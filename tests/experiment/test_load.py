@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
 )
 def test_choices_that_cannot_go_together(runs: dict[str, object], message: str) -> None:
     assert message in problems_of(small(runs=runs))
+
+
+def test_a_hue_turns_by_half_a_circle_at_most() -> None:
+    raw = copy.deepcopy(small())
+    raw["pretrain"]["augment"]["jitter"] = [0.4, 0.4, 0.4, 0.6]
+    assert "pretrain.augment.jitter: Value error, the last, hue, is 0.6; 0.5 is the most" in problems_of(raw)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"subset": {}}, "give either images (a number, with seed) or ids (a file)"),
+        ({"subset": {"images": 5, "ids": "x"}}, "give either images (a number, with seed) or ids (a file)"),
+        ({"subset": {"ids": "x", "seed": 1}}, "with ids, test and seed say nothing"),
+        ({"subset": {"images": 5}, "unlabeled": True}, "subset and unlabeled do not go together"),
+        ({"train_split": "val2017"}, "train_split and test_split are both 'val2017'"),
+        ({"short_side": 8}, "short_side: Input should be greater than or equal to 16"),
+    ],
+)
+def test_coco_entries_that_cannot_be(entry: dict[str, object], message: str) -> None:
+    assert message in problems_of(small(datasets={"scenes": {"source": "coco", **entry}}))
 
 
 def test_odd_types_are_problems_not_crashes() -> None:

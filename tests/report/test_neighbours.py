@@ -39,6 +39,13 @@ def trained(run: Trained) -> MoCo:
     return neighbours.trained(run.job.config, open_artifact(run.job.path))
 
 
+def test_the_first_pair_needs_no_resident_images(runs: dict[str, Trained]) -> None:
+    run = next(iter(runs.values()))
+    kept = run.job.config.model_copy(update={"resident": "cuda"})
+    pairs = [first_pair(store_of(run), config, run.job.seed) for config in (run.job.config, kept)]
+    assert torch.equal(pairs[0].query_BCHW, pairs[1].query_BCHW)
+
+
 @pytest.mark.parametrize("name", ["mls", "moco-v2"])
 def test_before_is_the_runs_own_beginning(runs: dict[str, Trained], name: str) -> None:
     run = runs[name]
