@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ from mls.errors import MlsError
 from mls.experiment.load import check
 from mls.experiment.params import Pretrain
 from mls.experiment.plan import make_plan, payload
-from mls.experiment.stage import run_stage
+from mls.experiment.stage import Context, run_stage
+from mls.methods.mls import MLS
+from mls.train.loop import Trainer
 from mls.train.pairs import pair_of
+from mls.train.runtime import set_up
 
 SIZES = [(60, 40), (33, 81), (64, 64), (120, 50)]
 CPU = torch.device("cpu")
@@ -107,7 +111,7 @@ def test_what_does_not_fit_is_refused_before_memory_is_taken(store: Store, monke
         TwoViews(store, config(resident="cpu"), 0)
 
 
-def experiment(kept: str) -> dict[str, object]:
+def experiment(kept: str) -> dict[str, Any]:
     return {
         "experiment": "x",
         "datasets": {"scenes": {"source": "scenes", "train": 8, "val": 2, "test": 2, "size": 32}},
@@ -136,6 +140,32 @@ def test_only_what_changes_pixels_is_in_the_id() -> None:
     assert ids["no"] == ids["cpu"] != ids["cuda"]
     plans = [make_plan(check(experiment(kept), Path("x.yaml")), {}).stage("pretrain")[0] for kept in ("no", "cpu")]
     assert payload(plans[0]) == payload(plans[1])
+
+
+@pytest.mark.parametrize("kept", ["cpu", "cuda"])
+def test_training_with_resident_images(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cuda`` is put on the CPU here: all but the device is as on a GPU."""
+    monkeypatch.chdir(tmp_path)
+    losses = {}
+    for choice in ("no", kept):
+        raw = experiment(choice)
+        raw["pretrain"] = {**raw["pretrain"], "epochs": 3, "precision": "fp32"}
+        plan = make_plan(check(raw, Path("x.yaml")), {})
+        (data,), (job,) = plan.stage("data"), plan.stage("pretrain")
+        run_stage(plan, data, mls.data.stage.run)
+        execution = plan.loaded.experiment.execution
+        device = set_up(execution, 0)
+        work = tmp_path / choice
+        work.mkdir()
+        views = TwoViews(Store(data.path), job.config, 0)
+        trainer = Trainer(Context(job, "run", work, work, execution, {}, plan), MLS(job.config), views, device)
+        trainer.run()
+        losses[choice] = [row["loss"] for row in trainer.curves.rows]
+    assert len(losses["no"]) == 3
+    if kept == "cpu":
+        assert losses["no"] == losses["cpu"]
+    else:
+        assert np.allclose(losses["no"], losses["cuda"], atol=0.15)  # a level of a pixel, in batches of four
 
 
 def test_cuda_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
