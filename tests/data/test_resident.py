@@ -128,7 +128,7 @@ def experiment(kept: str) -> dict[str, Any]:
         "runs": {"mls": {}},
         "probe": {"linear": {"kind": "linear", "dataset": "scenes"}},
         "tables": {"main": {"columns": ["linear.mAP"]}},
-        "execution": {"device": "cpu", "workers": 0},
+        "execution": {"device": "cpu", "workers": 0, "threads": 1},
     }
 
 
