@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,36 +94,34 @@ class ColourAugment:
 
         Args:
             image_BCHW: uint8, on the training device.
-            u_BU: draws of `draw`, on the CPU: which images an operation takes is decided there, so that the
+            u_BU: draws of `draw`, on the CPU: which images an operation takes is decided there, in numpy, so that the
                 host never waits for the device to count them.
         """
-        batch = _Sorted(image_BCHW.to(torch.get_default_dtype()).div_(255))
-        self._jitter(batch, u_BU)
-        grey = batch.first(u_BU[:, GRAYED] < self.config.gray_p)
+        batch, u = _Sorted(image_BCHW.to(torch.get_default_dtype()).div_(255)), u_BU.numpy()
+        self._jitter(batch, u)
+        grey = batch.first(u[:, GRAYED] < self.config.gray_p)
         grey.copy_(_grey(grey).expand_as(grey))
-        blurred_B = u_BU[:, BLUR] < self.config.blur_p
-        taken = batch.first(blurred_B)
+        blurred = batch.first(u[:, BLUR] < self.config.blur_p)
         low, high = self.config.blur_sigma
-        sigma_B = batch.of(low + u_BU[:, SIGMA] * (high - low))[: len(taken)]
-        taken.copy_(blur(taken, sigma_B, radius=int(np.ceil(3 * high))))
-        flipped = batch.first(u_BU[:, FLIP] < self.config.flip_p)
+        sigma_B = batch.of(low + u[:, SIGMA] * (high - low))[: len(blurred)]
+        blurred.copy_(blur(blurred, sigma_B, radius=int(np.ceil(3 * high))))
+        flipped = batch.first(u[:, FLIP] < self.config.flip_p)
         flipped.copy_(flipped.flip(-1))
         mean, std = _normalisation(image_BCHW.device, batch.x_BCHW.dtype)
         return batch.restored().sub_(mean).div_(std)
 
-    def _jitter(self, batch: _Sorted, u_BU: Tensor) -> None:
+    def _jitter(self, batch: _Sorted, u_BU: NDArray[np.float64]) -> None:
         """Brightness, contrast, saturation and hue, in an order of its own for each image."""
-        strength_4 = u_BU.new_tensor(self.config.jitter)
         chosen_B = u_BU[:, JITTER] < self.config.jitter_p
-        change_B4 = (2 * u_BU[:, FACTORS] - 1) * strength_4
+        change_B4 = (2 * u_BU[:, FACTORS] - 1) * np.array(self.config.jitter)
         order_B4 = u_BU[:, ORDER].argsort(1)
         operations = (_brightness, _contrast, _saturation, _hue)
         for place in range(4):
-            turn_B = torch.where(chosen_B, order_B4[:, place], 4)
+            turn_B = np.where(chosen_B, order_B4[:, place], 4)
             batch.sort(turn_B)
-            change_B = batch.of(change_B4.gather(1, order_B4[:, place, None])[:, 0])[:, None, None, None]
+            change_B = batch.of(np.take_along_axis(change_B4, order_B4[:, place, None], 1)[:, 0])[:, None, None, None]
             start = 0
-            for index, count in enumerate(turn_B.bincount(minlength=4)[:4].tolist()):
+            for index, count in enumerate(np.bincount(turn_B, minlength=4)[:4]):
                 if count and self.config.jitter[index]:
                     operations[index](batch.x_BCHW[start : start + count], change_B[start : start + count])
                 start += count
@@ -137,27 +136,28 @@ class _Sorted:
 
     def __init__(self, x_BCHW: Tensor) -> None:
         self.x_BCHW = x_BCHW
-        self._image_B = torch.arange(len(x_BCHW))
+        self._image_B = np.arange(len(x_BCHW))
         """Which image lies at each place."""
 
-    def sort(self, key_B: Tensor) -> None:
-        """Sort by a key of each image; the key is on the CPU."""
-        order_B = key_B[self._image_B].argsort(stable=True)
+    def sort(self, key_B: NDArray[Any]) -> None:
+        """Sort by a key of each image."""
+        order_B = key_B[self._image_B].argsort(kind="stable")
         self._image_B = self._image_B[order_B]
-        self.x_BCHW = self.x_BCHW.index_select(0, order_B.to(self.x_BCHW.device, non_blocking=True))
+        self.x_BCHW = self.x_BCHW.index_select(0, torch.from_numpy(order_B).to(self.x_BCHW.device, non_blocking=True))
 
-    def first(self, taken_B: Tensor) -> Tensor:
+    def first(self, taken_B: NDArray[np.bool_]) -> Tensor:
         """Bring the images that are taken to the front; return them, as a view."""
         self.sort(~taken_B)
-        return self.x_BCHW[: int(taken_B.sum())]
+        return self.x_BCHW[: np.count_nonzero(taken_B)]
 
-    def of(self, value_B: Tensor) -> Tensor:
+    def of(self, value_B: NDArray[np.float64]) -> Tensor:
         """Values of the images in their present order, on their device."""
-        return value_B[self._image_B].to(self.x_BCHW.device, self.x_BCHW.dtype, non_blocking=True)
+        ordered_B = torch.from_numpy(value_B[self._image_B])
+        return ordered_B.to(self.x_BCHW.device, self.x_BCHW.dtype, non_blocking=True)
 
     def restored(self) -> Tensor:
         """The batch in its first order."""
-        self.sort(torch.arange(len(self._image_B)))
+        self.sort(np.arange(len(self._image_B)))
         return self.x_BCHW
 
 
