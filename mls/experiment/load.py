@@ -180,6 +180,10 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             yield f"{where}.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1"
         if run.method == "mls" and run.mls.topk > run.moco.queue_size:
             yield f"{where}.mls.topk: {run.mls.topk} is more than moco.queue_size ({run.moco.queue_size})"
+        if run.method == "mls" and run.mls.bias == "prior" and run.mls.topk == run.moco.queue_size:
+            yield f"{where}.mls.bias: topk = moco.queue_size makes every entry positive; log(k / (D - k)) is infinite"
+        if run.method == "mls" and run.mls.label_space == "truth" and run.mls.enqueue != "after":
+            yield f"{where}.mls.enqueue: label_space 'truth' needs 'after'"
         if run.method == "mls" and run.mls.warmup_epochs + run.mls.ramp_epochs > run.epochs:
             yield f"{where}.mls.warmup_epochs: warm-up and ramp take more than all {run.epochs} epochs"
         if run.method in TRAINED and run.optimizer.warmup_epochs >= run.epochs:
@@ -203,6 +207,8 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             known = METRICS.get(str(_mapping(tasks.get(task)).get("kind")), ())
             if task not in tasks:
                 yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{_nearest(task, tasks)}"
+            elif metric in ("mAP", "top1") and _mapping(tasks[task]).get("test") is False:
+                yield f"tables.{table}.columns: {column!r}: task {task!r} does not read test; it gives val"
             elif known and metric not in known:
                 yield f"tables.{table}.columns: {column!r}: task {task!r} gives {', '.join(known)}"
 

@@ -95,13 +95,17 @@ class Mls(Section):
     """lambda of Eq. 10 [paper; Fig. 5b]."""
     terms: Literal["bce", "bce_pos", "knn", "none"] = "bce"
     """Which loss [Table 6]: Eq. 9; its positive half; the mean log-softmax of the k neighbours; nothing (MoCo-v2)."""
-    label_space: Literal["backbone", "projection"] = "backbone"
-    """Where neighbours are looked up [Table 7]: g in Q_g, or z in Q_z."""
+    label_space: Literal["backbone", "projection", "truth"] = "backbone"
+    """Where neighbours are looked up [Table 7]: g in Q_g, or z in Q_z. ``truth`` is no self-supervision but its upper
+    bound, for study: the entries whose images share most ground-truth classes."""
     logit_space: Literal["backbone", "projection"] = "projection"
     """What is classified by which dictionary [Table 7]: z by Q_z, or g (normalised) by Q_g."""
     reduction: Literal["mean", "sum", "balanced", "positives"] = "mean"
     """Of ``bce`` and ``bce_pos`` over the dictionary: divided by D as Eq. 9 says; not divided; mean of the
     positives plus mean of the negatives; divided by k. Always the mean over the batch. ``knn`` reads it not."""
+    bias: Literal["none", "prior"] = "none"
+    """Added to every logit of ``bce`` and ``bce_pos``, after the temperature: nothing [paper, Eq. 9]; or
+    log(k / (D - k)), with which a classifier that knows nothing says k / D, as RetinaNet's and SigLIP's do."""
     enqueue: Literal["after", "before", "split"] = "after"
     """Which dictionary the term sees: the one before this batch's keys; the one with them (the image's own key
     included); labels with them and logits without, as the ancestor's code does. InfoNCE's negatives are always
@@ -171,6 +175,8 @@ class LinearProbe(Section):
     """Images are resized so that this square is covered, then centre-cropped to it, pixels."""
     strengths: Annotated[list[Positive], Field(min_length=1)] = [0.01, 0.1, 1.0, 10.0, 100.0]
     """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
+    test: bool = True
+    """Whether test is read. Without it ``val`` is all there is: for choosing between settings."""
 
 
 class InstanceTransfer(Section):
@@ -208,7 +214,7 @@ ProbeTask = LinearProbe
 TransferTask = InstanceTransfer
 
 METRICS: dict[str, tuple[str, ...]] = {
-    "linear": ("mAP", "top1"),
+    "linear": ("mAP", "top1", "val"),
     "instance": tuple(
         f"{target}_{ap}" for target in ("box", "mask") for ap in ("AP", "AP50", "AP75", "APs", "APm", "APl")
     ),

@@ -54,6 +54,17 @@ def score_mean_std(scores_BD: Tensor, known_D: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def mean_direction(queue_Dd: Tensor, known_D: Tensor) -> Tensor:
+    """Return the length of the mean of the known entries, 0 (spread) to 1 (all alike); squared, their mean cosine.
+
+    Args:
+        queue_Dd: entries, L2-normalised.
+        known_D: bool, which entries are keys; NaN where none is.
+    """
+    return (torch.where(known_D[:, None], queue_Dd.float(), 0.0).sum(0) / known_D.sum()).norm()
+
+
+@torch.no_grad()
 def alignment(q_Bd: Tensor, k_Bd: Tensor) -> Tensor:
     """Return the mean squared distance of a query and its own key, 0 to 4 (Wang & Isola 2020, alpha = 2).
 

@@ -3,7 +3,8 @@
     python -m mls probe linear/mls:0
 
 Writes ``metrics.json`` (percent) and ``predictions.parquet`` (the test images' logits: columns ``image``, the row of
-the data artifact; ``name``; ``split``; ``score:<class>``). Test is read once, after the strength is chosen on val.
+the data artifact; ``name``; ``split``; ``score:<class>``). Test is read once, after the strength is chosen on val;
+with ``test: false`` it is never read, and val is what is written.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ def run(context: Context) -> None:
     pretrain = context.inputs["pretrain"]
     config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
     backbone = load_backbone(config, pretrain.file("backbone.safetensors"))
-    rows = {split: store.split(split) for split in ("train", "val", "test")}
+    splits = ("train", "val", "test") if task.test else ("train", "val")
+    rows = {split: store.split(split) for split in splits}
     empty = [split for split, found in rows.items() if not len(found)]
     if empty:
         raise MlsError(
-            f"the linear probe needs train, val and test images; this dataset has no {' and no '.join(empty)}"
+            f"the linear probe needs images of {', '.join(splits)}; this dataset has no {' and no '.join(empty)}"
         )
 
     def features(split: str) -> np.ndarray:
@@ -61,10 +63,11 @@ def run(context: Context) -> None:
             name=f"probe {context.label}: {split}",
         )
 
+    val_ND = features("val")
     fitted = fit(
         features("train"),
         store.labels(rows["train"]),
-        features("val"),
+        val_ND,
         store.labels(rows["val"]),
         strengths=task.strengths,
         multi_label=store.multi_label,
@@ -73,14 +76,17 @@ def run(context: Context) -> None:
     )
     if fitted.unconverged:
         context.log(f"{fitted.unconverged} fits stopped at the limit of iterations before they converged")
-    test_ND = features("test")
-    check_finite(test_ND, "test")
-    scores_NC = fitted.scores(test_ND)
-    metrics = summarise(fitted, scores_NC, store.labels(rows["test"]), store)
+    judged = splits[-1]
+    judged_ND = features("test") if task.test else val_ND
+    check_finite(judged_ND, judged)
+    scores_NC = fitted.scores(judged_ND)
+    metrics = summarise(fitted, scores_NC, store.labels(rows[judged]), store)
+    if not task.test:  # what is left, `val`, is the mean of these
+        del metrics["mAP" if store.multi_label else "top1"]
     metrics |= {f"n_{split}": len(found) for split, found in rows.items()}
     text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False)
     (context.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    write_predictions(store, rows["test"], scores_NC, context.out / "predictions.parquet")
+    write_predictions(store, judged, rows[judged], scores_NC, context.out / "predictions.parquet")
 
 
 def summarise(fitted: Fitted, scores_NC: Scores, truth_NC: np.ndarray, store: Store) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def summarise(fitted: Fitted, scores_NC: Scores, truth_NC: np.ndarray, store: St
     defined_C = ~np.isnan(per_class_C)
     if store.multi_label:
         if not defined_C.any():
-            raise MlsError("the test split of this dataset has no positive image of any class")
+            raise MlsError("the judged split of this dataset has no positive image of any class")
         headline = {"mAP": 100 * float(per_class_C[defined_C].mean())}
     else:
         headline = {"top1": 100 * top1(scores_NC, truth_NC)}
@@ -112,12 +118,12 @@ def summarise(fitted: Fitted, scores_NC: Scores, truth_NC: np.ndarray, store: St
     }
 
 
-def write_predictions(store: Store, rows: np.ndarray, scores_NC: Scores, path: Path) -> None:
-    """Write the logits of the test images, one float32 column per class."""
+def write_predictions(store: Store, split: str, rows: np.ndarray, scores_NC: Scores, path: Path) -> None:
+    """Write the logits of a split's images, one float32 column per class."""
     columns: dict[str, pa.Array] = {
         "image": pa.array(rows, pa.int64()),
         "name": pa.array([store.name(int(row)) for row in rows], pa.string()),
-        "split": pa.array(["test"] * len(rows), pa.string()),
+        "split": pa.array([split] * len(rows), pa.string()),
     }
     for index, name in enumerate(store.classes):
         columns[f"score:{name}"] = pa.array(scores_NC[:, index], pa.float32())

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.methods.diagnostics import alignment, contrast_accuracy, label_agreement, score_mean_std, uniformity
+from mls.methods.diagnostics import (
+    alignment,
+    contrast_accuracy,
+    label_agreement,
+    mean_direction,
+    score_mean_std,
+    uniformity,
+)
 from mls.methods.mls import MLS, pseudo_labels
-from mls.methods.moco import MoCo
+from mls.methods.moco import Embedded, MoCo
 
 NEIGHBOURS = 20
 """k of the label agreement of a method that has none of its own [the paper's]."""
@@ -28,7 +35,8 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
 
     Returns:
         ``accuracy`` of InfoNCE; ``filled``, the share of the dictionary that is keys; mean and standard
-        deviation of the cosines g.Q_g and z.Q_z; ``alignment`` and ``uniformity`` of z; with labels also
+        deviation of the cosines g.Q_g and z.Q_z; ``queue_mean``, the length of Q_z's mean; ``alignment`` and
+        ``uniformity`` of z; what `gradients` tells; with labels also
         ``agreement``, the share of the k nearest entries that share a class with their query, and
         ``agreement_base``, that share among all entries. Always of the dictionary without this batch's keys:
         with ``enqueue: before`` or ``split`` a query's own key is a label too, and would agree by itself.
@@ -47,8 +55,10 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
         "g_std": g_std,
         "z_mean": z_mean,
         "z_std": z_std,
+        "queue_mean": mean_direction(dictionary.z_Dd, known_D),
         "alignment": alignment(e.z_query_Bd, e.z_key_Bd),
         "uniformity": uniformity(e.z_query_Bd),
+        **gradients(method, e),
     }
     if labels_RC is not None:
         query, entries, k = e.g_query_BG, dictionary.g_DG, min(NEIGHBOURS, len(known_D))
@@ -57,8 +67,38 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
             if method.config.mls.label_space == "projection":
                 query, entries = e.z_query_Bd, dictionary.z_Dd
         positives_BD = pseudo_labels(query, entries, k)
+        if isinstance(method, MLS) and method.config.mls.label_space == "truth":
+            positives_BD, _ = method.classify(e)
         entry_labels_DC = labels_RC[dictionary.row_D.clamp(min=0)]
         out["agreement"], out["agreement_base"] = label_agreement(
             positives_BD, known_D, labels_RC[row_B], entry_labels_DC
         )
     return out
+
+
+def gradients(method: MoCo, e: Embedded) -> dict[str, Tensor]:
+    """Return how hard each term pulls at an embedding, and whether they pull the same way.
+
+    Of an image's own terms (not their mean over the batch), with respect to its normalised z, tangential to the
+    sphere: along z nothing moves. Mean over the batch; lambda is not in it.
+
+    Returns:
+        ``grad_nce`` and, of MLS with a term that reads z, ``grad_ml``, norms; ``grad_cosine`` of the two, -1 to 1.
+    """
+    z_Bd = e.z_query_Bd.detach().requires_grad_()
+
+    def tangential(loss: Tensor) -> Tensor:
+        (grad_Bd,) = torch.autograd.grad(loss, z_Bd, retain_graph=True)
+        grad_Bd = grad_Bd * len(z_Bd)
+        return grad_Bd - (grad_Bd * z_Bd).sum(1, keepdim=True) * z_Bd
+
+    device = z_Bd.device.type
+    with torch.enable_grad(), torch.autocast(device, enabled=False):
+        losses = method.losses(e._replace(g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd))
+        nce_Bd = tangential(losses["info_nce"])
+        out = {"grad_nce": nce_Bd.norm(dim=1).mean()}
+        if "multi_label" in losses and losses["multi_label"].requires_grad:
+            ml_Bd = tangential(losses["multi_label"])
+            out["grad_ml"] = ml_Bd.norm(dim=1).mean()
+            out["grad_cosine"] = F.cosine_similarity(nce_Bd, ml_Bd).mean()
+    return {name: value.detach() for name, value in out.items()}

@@ -74,6 +74,10 @@ class Trainer:
         self.resident = Resident(views.store, views.rows, threads).to(device) if on_gpu else None
         labelled = labels_RC.any() and not len(views.store.split("unlabeled"))  # else many would agree with nobody
         self.labels_RC = torch.from_numpy(labels_RC).to(device) if labelled else None
+        if isinstance(method, MLS) and self.config.mls.label_space == "truth":
+            if self.labels_RC is None:
+                raise MlsError("pretrain.mls.label_space is 'truth', but not every train image has labels")
+            method.truth_RC = self.labels_RC
 
     # ------------------------------------------------------------------------------------- the run
 
