@@ -21,7 +21,7 @@ from mls.experiment.datasets import LocalDataset
 
 STAGES = ("data", "pretrain", "probe", "transfer", "tables")
 
-STAGE_VERSIONS = {"data": 1, "pretrain": 2, "probe": 1, "transfer": 1, "tables": 1}
+STAGE_VERSIONS = {"data": 1, "pretrain": 2, "probe": 1, "transfer": 1, "tables": 2}
 """Raise a stage's number when the same params would now give other results.
 Snakemake does not see edits to ``mls/*.py``; this is what it sees."""
 

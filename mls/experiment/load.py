@@ -202,6 +202,9 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
         for row in _list(_mapping(body).get("rows")):
             if str(row) not in runs:
                 yield f"tables.{table}.rows: {row!r} is not in runs{_nearest(row, runs)}"
+        rows, baseline = _list(_mapping(body).get("rows")) or list(runs), _mapping(body).get("baseline")
+        if baseline is not None and baseline not in rows:
+            yield f"tables.{table}.baseline: {baseline!r} is not a row of this table{_nearest(baseline, rows)}"
         for column in _list(_mapping(body).get("columns")):
             task, _, metric = str(column).partition(".")
             known = METRICS.get(str(_mapping(tasks.get(task)).get("kind")), ())

@@ -106,6 +106,9 @@ class Mls(Section):
     bias: Literal["none", "prior"] = "none"
     """Added to every logit of ``bce`` and ``bce_pos``, after the temperature: nothing [paper, Eq. 9]; or
     log(k / (D - k)), with which a classifier that knows nothing says k / D, as RetinaNet's and SigLIP's do."""
+    centre: bool = False
+    """Subtract the dictionary's mean from the classifiers of Eq. 8, as DINO centres its teacher: negatives then push
+    from their differences alone, not from what all images have in common. The paper does not."""
     enqueue: Literal["after", "before", "split"] = "after"
     """Which dictionary the term sees: the one before this batch's keys; the one with them (the image's own key
     included); labels with them and logits without, as the ancestor's code does. InfoNCE's negatives are always
@@ -230,6 +233,8 @@ class Table(Section):
     rows: list[str] | None = None
     """Default: every run and sweep point, in file order."""
     columns: Annotated[list[str], Field(min_length=1)]
+    baseline: str | None = None
+    """A row; every other row's difference from it is printed too, paired by seed."""
 
 
 class Execution(Section):

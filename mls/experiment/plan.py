@@ -241,6 +241,8 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
                 {"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows
             ],
         }
+        if table.baseline is not None:
+            tables[name]["baseline"] = table.baseline
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
     params = {"experiment": plan.loaded.experiment.experiment, "tables": tables, "runs": runs}

@@ -177,8 +177,12 @@ class MLS(MoCo):
             labels_BD = pseudo_labels(e.z_query_Bd, z_Dd, chosen.topk)
         g_DG, z_Dd = old if chosen.enqueue == "split" else new
         if chosen.logit_space == "backbone":
-            return labels_BD, F.normalize(e.g_query_BG, dim=1) @ g_DG.T
-        return labels_BD, e.z_query_Bd @ z_Dd.T
+            query, classifiers = F.normalize(e.g_query_BG, dim=1), g_DG
+        else:
+            query, classifiers = e.z_query_Bd, z_Dd
+        if chosen.centre:
+            classifiers = classifiers - classifiers.mean(0)
+        return labels_BD, query @ classifiers.T
 
     def _true_labels(self, e: Embedded) -> Tensor:
         if self.truth_RC is None:

@@ -1,4 +1,4 @@
-"""Figures of an experiment: training curves, per-class AP, and a contact sheet of generated scenes.
+"""Figures of an experiment: training curves, what its terms do, per-class AP, a contact sheet of generated scenes.
 
     draw_figures(job.params, context.inputs, Path("figures"))
 
@@ -9,12 +9,10 @@ scenes only: other data sets hold photos, whose licences do not allow to publish
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,30 +22,11 @@ from pycocotools import mask as rle
 
 from mls.data.store import Store
 from mls.experiment.artifact import Artifact
+from mls.report.curves import draw_losses, draw_mechanism, run_name
+from mls.report.formats import DASH
 from mls.report.statistics import mean
-from mls.report.tables import DASH
+from mls.report.style import HATCHES, LIGHT, PALETTE, legend_below, plain_style, save
 
-# Okabe and Ito, https://jfly.uni-koeln.de/color/: told apart with any kind of colour vision.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442")
-LIGHT = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
-"""Of these, the colours on which black text reads better than white."""
-LINES = ("-", "--", ":", "-.")
-HATCHES = ("", "////", "....", "xxxx")
-"""More runs than colours: the next round has another line or hatching."""
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,
-    "savefig.dpi": 160,
-    "text.parse_math": False,
-}
-LOSSES = {"info_nce": "InfoNCE", "multi_label": "multi-label loss"}
-POINTS = 400
-"""A curve has at most so many points; more would only make the file large."""
 MOST_CLASSES = 20
 SCENES = 12
 
@@ -69,7 +48,9 @@ def draw_figures(params: Mapping[str, Any], inputs: Mapping[str, Artifact], out:
             if "curves.csv" in artifact.seal["files"]
         }
         if curves:
-            figures["curves"] = draw_curves(curves, params["runs"], runs)
+            figures["curves"] = draw_losses(curves, params["runs"], runs)
+            if any("queue_mean" in frame for frame in curves.values()):
+                figures["mechanism"] = draw_mechanism(curves, params["runs"], runs)
         for task, by_run in per_class_ap(params, of_stage(inputs, "probe")).items():
             if len(next(iter(by_run.values()))) <= MOST_CLASSES:
                 figures[f"per_class-{task}"] = draw_per_class(task, by_run, runs)
@@ -96,74 +77,6 @@ def run_order(params: Mapping[str, Any]) -> list[str]:
     rows = [row["label"] for _, table in sorted(params["tables"].items()) for row in table["rows"]]
     others = sorted(run_name(label) for labels in params["runs"].values() for label in labels)
     return list(dict.fromkeys([*rows, *others]))
-
-
-def run_name(label: str) -> str:
-    """``mls`` of ``mls:0``."""
-    return label.rsplit(":", 1)[0]
-
-
-# ----------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def plain_style() -> Iterator[None]:
-    """matplotlib's defaults and `STYLE`, whatever a person's matplotlibrc says."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        yield
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write ``<path>.png`` and ``<path>.pdf`` without dates and program names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(f"{path}.png", metadata={"Software": None})
-    figure.savefig(f"{path}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-
-
-def legend_below(figure: Figure, entries: Mapping[str, Any]) -> None:
-    """One legend for the whole figure, under it."""
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=min(len(entries), 4))
-
-
-# ------------------------------------------------------------------------------------------ curves
-
-
-def draw_curves(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> Figure:
-    """One panel per loss, one line per pretraining; the seeds of a run share its colour.
-
-    Args:
-        curves: pretrain id -> columns ``epoch``, ``loss`` and one per loss.
-        labels: pretrain id -> ``run:seed``; several where runs are equal (shown as ``a = b``).
-        runs: all run names in the order of colours.
-    """
-    panels = [c for c in LOSSES if any(c in frame and frame[c].notna().any() for frame in curves.values())] or ["loss"]
-    figure = Figure(figsize=(4.2 * len(panels) + 0.4, 3.4), layout="constrained")
-    entries: dict[str, Any] = {}
-    named = {one: sorted({run_name(label) for label in labels[one]}, key=runs.index) for one in curves}
-    for axes, column in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for one in sorted(curves, key=lambda one: (runs.index(named[one][0]), labels[one], one)):
-            if column not in curves[one]:
-                continue
-            frame = thin(curves[one][["epoch", column]].dropna())
-            at = runs.index(named[one][0])
-            colour, dashes = PALETTE[at % len(PALETTE)], LINES[at // len(PALETTE) % len(LINES)]
-            marker = "o" if len(frame) == 1 else ""  # one point draws no line
-            (line,) = axes.plot(
-                frame["epoch"], frame[column], color=colour, linestyle=dashes, marker=marker, linewidth=1.2
-            )
-            entries.setdefault(" = ".join(named[one]), line)
-        axes.set(xlabel="epoch", title=LOSSES.get(column, column))
-        axes.grid(True, color="0.9")
-        axes.margins(x=0.02)
-    legend_below(figure, entries)
-    return figure
-
-
-def thin(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average neighbouring rows, so that at most `POINTS` are left."""
-    return frame.groupby(np.arange(len(frame)) // math.ceil(max(len(frame), 1) / POINTS)).mean()
 
 
 # --------------------------------------------------------------------------------------- per class

@@ -35,7 +35,6 @@ from mls.errors import DamagedArtifact, MlsError
 from mls.experiment.artifact import open_artifact
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import open_inputs, say
-from mls.report.figures import PALETTE, plain_style, save
 from mls.report.neighbours import (
     BINS,
     NEIGHBOURS,
@@ -51,6 +50,7 @@ from mls.report.neighbours import (
     topk_of,
     trained,
 )
+from mls.report.style import PALETTE, plain_style, save
 from mls.train.stage import METHODS
 
 SPACES = {"backbone": "backbone, g·Q_g", "mlp": "MLP, z·Q_z"}

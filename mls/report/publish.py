@@ -18,7 +18,7 @@ from mls.experiment.plan import WORK, Plan
 from mls.experiment.stage import locked
 
 RESULTS = Path("results")
-FILES = ("metrics.json", "provenance.json")
+FILES = ("metrics.json", "provenance.json", "curves.csv")
 FOLDERS = ("tables", "figures")
 
 

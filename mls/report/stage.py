@@ -12,14 +12,16 @@ from mls.errors import MlsError
 from mls.experiment.artifact import Artifact
 from mls.experiment.plan import Job
 from mls.experiment.stage import Context
+from mls.report.curves import merge
 from mls.report.figures import draw_figures
-from mls.report.tables import FilledTable, fill, to_csv, to_latex, to_markdown, to_metrics
+from mls.report.formats import to_csv, to_latex, to_markdown
+from mls.report.tables import FilledTable, fill, to_metrics
 
 TASK_STAGES = ("probe", "transfer")
 
 
 def run(context: Context) -> None:
-    """Write ``tables/``, ``figures/``, ``metrics.json`` and ``provenance.json`` into the artifact.
+    """Write ``tables/``, ``figures/``, ``metrics.json``, ``provenance.json`` and ``curves.csv`` into the artifact.
 
     Raises:
         MlsError: a cell's number can't be traced to the artifacts it is said to come from.
@@ -43,6 +45,13 @@ def run(context: Context) -> None:
     for file, content in (("metrics.json", numbers), ("provenance.json", sources)):
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
         (context.out / file).write_text(text, encoding="utf-8")
+    curves = {
+        sorted(context.job.params["runs"][one])[0]: artifact.file("curves.csv").read_text(encoding="utf-8")
+        for one, artifact in by_id(context.inputs, "pretrain").items()
+        if "curves.csv" in artifact.seal["files"]
+    }
+    if curves:
+        (context.out / "curves.csv").write_text(merge(dict(sorted(curves.items()))), encoding="utf-8")
     drawn = draw_figures(context.job.params, context.inputs, context.out / "figures")
     context.log(f"{len(tables)} tables, {len(drawn)} figures")
 

@@ -115,5 +115,5 @@ PINNED = {
     "detect/random:0": "dfab7573ab",
     "detect/moco-v2:0": "284de9d407",
     "detect/mls:0": "8bafd756d6",
-    "micro": "3185a30ef8",
+    "micro": "257017c7a2",
 }

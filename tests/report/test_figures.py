@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from mls.experiment.artifact import VOLATILE
-from mls.report.figures import PALETTE, draw_curves, draw_figures, draw_per_class, plain_style, run_order, save, thin
+from mls.report.curves import draw_losses, thin
+from mls.report.figures import draw_figures, draw_per_class, run_order
+from mls.report.style import PALETTE, plain_style, save
 from tests.report.support import make_tables, small_plan, write_inputs, write_scenes
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,7 @@ def test_curves_have_a_panel_per_loss_and_a_colour_per_run() -> None:
     steps = pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "loss": 3.0, "info_nce": 2.0})
     both = steps.assign(multi_label=[0.7, math.nan, 0.6], entropy=1.0)
     labels = {"a0": ["a:0"], "a1": ["a:1"], "b0": ["b:0", "b[k=1]:0"]}
-    figure = draw_curves({"a0": steps, "a1": steps, "b0": both}, labels, ["a", "b", "b[k=1]"])
+    figure = draw_losses({"a0": steps, "a1": steps, "b0": both}, labels, ["a", "b", "b[k=1]"])
     first, second = figure.axes
     assert [axes.get_title() for axes in (first, second)] == ["InfoNCE", "multi-label loss"]
     assert [line.get_color() for line in first.lines] == [PALETTE[0], PALETTE[0], PALETTE[1]]

@@ -12,7 +12,8 @@ import pytest
 
 from mls.errors import MlsError
 from mls.experiment.artifact import SEAL
-from mls.report.tables import escape_tex, fill_cell
+from mls.report.formats import escape_tex
+from mls.report.tables import fill_cell
 from tests.report.support import make_tables, small_plan, write_inputs
 
 T2 = 4.3026527299  # t(0.975, 2 degrees of freedom)

@@ -1,0 +1,130 @@
+"""The curves of an experiment's pretrainings: as figures, and as one file of numbers.
+
+figure = draw_losses(curves, labels, runs)         # curves: pretrain id -> its curves.csv
+figure = draw_mechanism(curves, labels, runs)      # what the multi-label term does to the embeddings
+text = merge({"mls:0": "step,epoch,...", "moco-v2:0": ...})
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mls.report.style import LINES, PALETTE, legend_below
+
+LOSSES = {"info_nce": "InfoNCE", "multi_label": "multi-label loss"}
+POINTS = 400
+"""A curve has at most so many points; more would only make the file large."""
+
+Curve = Callable[[pd.DataFrame], "pd.Series[float]"]
+MECHANISM: dict[str, tuple[tuple[str, ...], Curve]] = {
+    "length of the mean of Q_z": (("queue_mean",), itemgetter("queue_mean")),
+    # |z - k|^2 = 2 - 2 cos
+    "cosine of z and its key": (("alignment",), lambda f: 1 - f["alignment"] / 2),
+    "gradient on z: lambda multi-label / InfoNCE": (
+        ("weight", "grad_ml", "grad_nce"),
+        lambda f: f["weight"] * f["grad_ml"] / f["grad_nce"],
+    ),
+    "cosine of the two gradients": (("grad_cosine",), itemgetter("grad_cosine")),
+    "pseudo-labels: agreement above chance": (
+        ("agreement", "agreement_base"),
+        lambda f: f["agreement"] - f["agreement_base"],
+    ),
+    "online kNN on val": (("knn",), itemgetter("knn")),
+}
+"""Panel -> the columns it needs, and what is drawn of them."""
+
+
+def draw_losses(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> Figure:
+    """One panel per loss, one line per pretraining; the seeds of a run share its colour.
+
+    Args:
+        curves: pretrain id -> columns ``epoch``, ``loss`` and one per loss.
+        labels: pretrain id -> ``run:seed``; several where runs are equal (shown as ``a = b``).
+        runs: all run names in the order of colours.
+    """
+    names = [c for c in LOSSES if any(c in frame and frame[c].notna().any() for frame in curves.values())] or ["loss"]
+    panels: dict[str, tuple[tuple[str, ...], Curve]] = {
+        LOSSES.get(name, name): ((name,), itemgetter(name)) for name in names
+    }
+    return draw_panels(panels, len(panels), curves, labels, runs)
+
+
+def draw_mechanism(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> Figure:
+    """What the term does: a panel for each of `MECHANISM` that some run has the columns of; as `draw_losses`."""
+    panels = {
+        title: (columns, curve)
+        for title, (columns, curve) in MECHANISM.items()
+        if any(set(columns) <= set(frame) for frame in curves.values())
+    }
+    return draw_panels(panels, 3, curves, labels, runs)
+
+
+def draw_panels(
+    panels: Mapping[str, tuple[tuple[str, ...], Curve]],
+    across: int,
+    curves: Mapping[str, pd.DataFrame],
+    labels: Mapping[str, list[str]],
+    runs: list[str],
+) -> Figure:
+    """Panels in rows of ``across``; a run without a panel's columns has no line in it."""
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(4.2 * across + 0.4, 3.0 * down + 0.4), layout="constrained")
+    all_axes = figure.subplots(down, across, squeeze=False).ravel()
+    named = {one: sorted({run_name(label) for label in labels[one]}, key=runs.index) for one in curves}
+    order = sorted(curves, key=lambda one: (runs.index(named[one][0]), labels[one], one))
+    entries: dict[str, Any] = {}
+    for axes, (title, (columns, curve)) in zip(all_axes, panels.items(), strict=False):
+        for one in order:
+            if not set(columns) <= set(curves[one]):
+                continue
+            frame = thin(pd.DataFrame({"epoch": curves[one]["epoch"], "value": curve(curves[one])}).dropna())
+            at = runs.index(named[one][0])
+            colour, dashes = PALETTE[at % len(PALETTE)], LINES[at // len(PALETTE) % len(LINES)]
+            marker = "o" if len(frame) == 1 else ""  # one point draws no line
+            (line,) = axes.plot(
+                frame["epoch"], frame["value"], color=colour, linestyle=dashes, marker=marker, linewidth=1.2
+            )
+            entries.setdefault(" = ".join(named[one]), line)
+        axes.set(xlabel="epoch", title=title)
+        axes.grid(True, color="0.9")
+        axes.margins(x=0.02)
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    legend_below(figure, entries)
+    return figure
+
+
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average neighbouring rows, so that at most `POINTS` are left."""
+    return frame.groupby(np.arange(len(frame)) // math.ceil(max(len(frame), 1) / POINTS)).mean()
+
+
+def run_name(label: str) -> str:
+    """``mls`` of ``mls:0``."""
+    return label.rsplit(":", 1)[0]
+
+
+def merge(curves: Mapping[str, str]) -> str:
+    """Several ``curves.csv`` as one, each row preceded by its ``run`` and ``seed``; every value as it stood there.
+
+    Args:
+        curves: ``run:seed`` -> text of its file. Columns are those of all, in order of first appearance.
+    """
+    tables = {label: list(csv.DictReader(io.StringIO(text))) for label, text in curves.items()}
+    columns = dict.fromkeys(name for rows in tables.values() for row in rows for name in row)
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, ["run", "seed", *columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    for label, rows in tables.items():
+        run, _, seed = label.rpartition(":")
+        writer.writerows({"run": run, "seed": seed, **row} for row in rows)
+    return out.getvalue()
