@@ -82,12 +82,13 @@ def _repeats(cells: Mapping[str, Filled]) -> str:
 
 def _notes(table: FilledTable) -> Iterator[str]:
     """What a reader needs for this table, and nothing about what it does not show."""
-    cells = [c for row in (table.cells | table.differences).values() for c in row.values()]
+    measured = [c for row in table.cells.values() for c in row.values()]
+    cells = measured + [c for row in table.differences.values() for c in row.values()]
     averaged = {c.over for c in cells if c.summary and c.summary.n > 1}
     if averaged:
         yield "±: half the width of the 95 % t-interval of the mean over n."
     if "seeds" in averaged:
-        several = any(c.over == "seeds" and len(c.sources) > c.of for c in cells)
+        several = any(c.over == "seeds" and len(c.sources) > c.of for c in measured)
         yield "n seeds: pretrained n times" + ("; each seed counts with the mean of its trials." if several else ".")
     if "trials" in averaged:
         yield "n trials: one pretraining, the task trained n times; ± does not cover how pretrainings vary."

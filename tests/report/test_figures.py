@@ -43,6 +43,7 @@ def test_all_three_figures_show_their_data(in_tmp: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         f"{name}.{end}" for name in ("curves", "per_class-linear", scenes) for end in ("png", "pdf")
     )
+    assert "mechanism" not in {p.stem for p in folder.iterdir()}, "these curves have none of its columns"
     random, mls = PALETTE[:2]  # in the order of the rows
     curves, bars = pixels(folder / "curves.png"), pixels(folder / "per_class-linear.png")
     assert shows(curves, mls) > 500 and shows(curves, random) == 0  # a random network has no curve

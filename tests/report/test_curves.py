@@ -1,0 +1,63 @@
+"""The curves of an experiment in one file, and the figure of what the multi-label term does."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mls.report.curves import MECHANISM, draw_mechanism, merge
+from mls.report.publish import publish
+from tests.report.support import make_tables, small_plan, write_inputs
+
+LABELS = {"a": ["mls:0"], "b": ["moco-v2:0"]}
+
+
+def test_every_value_stands_as_it_stood() -> None:
+    text = merge({"mls[topk=5]:1": "step,loss\n20,1.50\n40,\n", "moco-v2:0": "step,knn\n20,0.3\n"})
+    assert text == "run,seed,step,loss,knn\nmls[topk=5],1,20,1.50,\nmls[topk=5],1,40,,\nmoco-v2,0,20,,0.3\n"
+
+
+def test_the_published_folder_holds_the_curves_of_every_trained_run(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mls.report.stage.draw_figures", lambda *_: [])
+    plan = small_plan(seeds=[0, 1])
+    write_inputs(plan, lambda label: {"mAP": 50.0, "box_AP": 10.0})
+    make_tables(plan)
+    rows = list(csv.DictReader(io.StringIO((publish(plan) / "curves.csv").read_text())))
+    assert [(r["run"], r["seed"]) for r in rows] == [("mls", "0")] * 40 + [("mls", "1")] * 40, "random has no curve"
+    assert (rows[0]["step"], rows[0]["info_nce"]) == ("0", "8.0") and rows[40]["step"] == "1"
+
+
+def frame(**columns: float) -> pd.DataFrame:
+    return pd.DataFrame({"epoch": np.arange(4.0), **{name: np.full(4, value) for name, value in columns.items()}})
+
+
+def test_panels_draw_what_they_say() -> None:
+    curves = {
+        "a": frame(
+            queue_mean=0.5, alignment=0.5, weight=0.5, grad_ml=4.0, grad_nce=8.0, agreement=0.75, agreement_base=0.5
+        ),
+        "b": frame(queue_mean=0.25, alignment=2.0),
+    }
+    figure = draw_mechanism(curves, LABELS, ["mls", "moco-v2"])
+    drawn = {axes.get_title(): [line.get_ydata()[0] for line in axes.lines] for axes in figure.axes}  # type: ignore[index]
+    assert drawn == {
+        "length of the mean of Q_z": [0.5, 0.25],
+        "cosine of z and its key": [0.75, 0.0],
+        "gradient on z: lambda multi-label / InfoNCE": [0.25],
+        "pseudo-labels: agreement above chance": [0.25],
+    }, "a panel without data is left out, a run without the columns has no line"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mls", "moco-v2"]
+
+
+def test_gaps_are_left_out_of_a_line() -> None:
+    one = frame(knn=0.3)
+    one.loc[1, "knn"] = np.nan
+    (axes,) = draw_mechanism({"a": one}, LABELS, ["mls", "moco-v2"]).axes
+    assert axes.get_title() in MECHANISM and list(axes.lines[0].get_xdata()) == [0.0, 2.0, 3.0]
