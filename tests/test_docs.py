@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from mls.experiment.load import parse_yaml
+from mls.experiment.load import load, parse_yaml
+from mls.experiment.params import Moco
 from mls.experiment.plan import plan_file
 from tests.conftest import SMALL, plan_of, small
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readmes_tables_are_the_published_ones() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
+def test_the_tables_of_a_page_are_the_published_ones(page: str) -> None:
+    text = (ROOT / page).read_text()
     found = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert found
     for name, table in found:
-        assert table.strip() == (ROOT / name).read_text().strip(), f"README.md differs from {name}"
+        assert table.strip() == (ROOT / name).read_text().strip(), f"{page} differs from {name}"
 
 
 def test_links_and_paths_in_the_docs_exist() -> None:
@@ -42,10 +44,24 @@ def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.Monk
 
 def test_the_published_results_are_those_of_the_committed_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in ("scenes-3seeds", "coco-tiny", "miml-scenes"))):
+    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels")
+    for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in published)):
         plan = plan_file(Path(name))
         folder = ROOT / "results" / plan.loaded.experiment.experiment
         assert [path.name for path in folder.glob(".published-*")] == [f".published-{plan.tables.id}"], name
+
+
+def test_the_papers_experiments_use_its_literal_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the study changed for small data stays out of them."""
+    monkeypatch.chdir(ROOT)
+    term = {"topk": 20, "weight": 0.5, "terms": "bce", "reduction": "mean", "bias": "none", "centre": False}
+    phases = {"warmup_epochs": 0.0, "ramp_epochs": 0.0, "label_space": "backbone", "logit_space": "projection"}
+    for name in ("paper-coco", "paper-ablations"):
+        runs = load(Path(f"experiments/{name}.yaml")).runs
+        assert runs["mls"] == runs["moco-v2"].model_copy(update={"method": "mls"}), name
+        found = runs["mls"].mls.model_dump()
+        assert {key: found[key] for key in term | phases} == term | phases, name
+        assert (runs["mls"].moco, runs["mls"].epochs, runs["mls"].backbone.name) == (Moco(), 400, "resnet50"), name
 
 
 def test_the_switches_shown_in_the_docs_are_valid() -> None:

@@ -70,8 +70,8 @@ def true_neighbours(truth_BC: Tensor, entry_truth_DC: Tensor, known_D: Tensor, c
     """
     common_BD = truth_BC.float() @ entry_truth_DC.float().T
     union_BD = truth_BC.sum(1, keepdim=True) + entry_truth_DC.sum(1) - common_BD
-    # Two ratios of so few classes differ by more than cosines do here
-    scores_BD = common_BD / union_BD.clamp(min=1) + 1e-5 * cosines_BD
+    # Two ratios of so few classes differ by more than the cosines do here; float32 would round the cosines away
+    scores_BD = common_BD.double() / union_BD.clamp(min=1) + 1e-5 * cosines_BD.double()
     return k_highest(torch.where(known_D, scores_BD, -1.0), k)
 
 

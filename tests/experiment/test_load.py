@@ -33,7 +33,7 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
         "runs.mls.mls.topkk: unknown key; did you mean 'topk'?",
         "runs.moco.method: Input should be 'mls', 'moco', 'none', 'weights' or 'imagenet' (is 'mocoo')",
         "tables.main.rows: 'ml' is not in runs; did you mean 'mls'?",
-        "tables.main.columns: 'linear.AP': task 'linear' gives mAP, top1",
+        "tables.main.columns: 'linear.AP': task 'linear' gives mAP, top1, val",
         "tables.main.columns: 'lin.mAP': no probe or transfer task 'lin'; did you mean 'linear'?",
     ):
         assert line in text, line
@@ -46,6 +46,18 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
         ({"a": {"method": "weights"}}, "runs.a.weights: method 'weights' needs"),
         ({"a": {"method": "imagenet"}}, "runs.a.backbone: torchvision's weights need width 1.0"),
         ({"a": {"mls": {"topk": 21}}}, "runs.a.mls.topk: 21 is more than moco.queue_size (20)"),
+        (
+            {"a": {"mls": {"topk": 20, "bias": "prior"}}},
+            "runs.a.mls.bias: topk = moco.queue_size makes every entry positive; log(k / (D - k)) is infinite",
+        ),
+        ({"a": {"mls": {"bias": "half"}}}, "runs.a.mls.bias: Input should be 'none' or 'prior' (is 'half')"),
+        *(
+            (
+                {"a": {"mls": {"label_space": "truth", "enqueue": enqueue}}},
+                "runs.a.mls.enqueue: label_space 'truth' needs 'after'",
+            )
+            for enqueue in ("before", "split")
+        ),
         ({"a": {"augment": {"scale": [0.9, 0.2]}}}, "runs.a.augment.scale: Value error, the least value comes first"),
         ({"a": {"optimizer": {"lr": float("inf")}}}, "runs.a.optimizer.lr: Input should be a finite number"),
         (
@@ -63,6 +75,41 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
 )
 def test_choices_that_cannot_go_together(runs: dict[str, object], message: str) -> None:
     assert message in problems_of(small(runs=runs))
+
+
+def test_choices_that_can_go_together() -> None:
+    loaded = check(
+        small(
+            runs={
+                "nearly-all": {"mls": {"topk": 19, "bias": "prior"}},
+                "all": {"mls": {"topk": 20}},
+                "before": {"mls": {"enqueue": "before"}},
+                "truth": {"mls": {"label_space": "truth", "enqueue": "after"}},
+                "unread": {"method": "moco", "mls": {"topk": 20, "bias": "prior", "label_space": "truth"}},
+            },
+        ),
+        Path("x.yaml"),
+    )
+    assert loaded.runs["nearly-all"].mls.bias == "prior" and loaded.runs["all"].mls.bias == "none"
+    assert loaded.runs["truth"].mls.label_space == "truth"
+
+
+def linear(columns: list[str], **task: object) -> dict[str, object]:
+    probe = {"linear": {"kind": "linear", "dataset": "scenes", **task}}
+    return small(probe=probe, tables={"main": {"columns": columns}})
+
+
+@pytest.mark.parametrize("metric", ["mAP", "top1"])
+def test_a_column_of_test_needs_a_task_that_reads_it(metric: str) -> None:
+    message = f"tables.main.columns: 'linear.{metric}': task 'linear' does not read test; it gives val"
+    text = problems_of(linear(["linear.val", f"linear.{metric}"], test=False))
+    assert message in text and "1 problem(s)" in text
+    check(linear(["linear.val", f"linear.{metric}"], test=True), Path("x.yaml"))
+    check(linear(["linear.val", f"linear.{metric}"]), Path("x.yaml"))
+    loaded = check(linear(["linear.val"], test=False), Path("x.yaml"))
+    assert not loaded.experiment.probe["linear"].test
+    assert "'linear.AP': task 'linear' gives" in problems_of(linear(["linear.AP"], test=False))
+    assert "probe.linear.test: Input should be a valid boolean (is 'no')" in problems_of(linear([], test="no"))
 
 
 def test_a_hue_turns_by_half_a_circle_at_most() -> None:

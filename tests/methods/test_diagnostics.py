@@ -17,6 +17,7 @@ from mls.methods.diagnostics import (
     alignment,
     contrast_accuracy,
     label_agreement,
+    mean_direction,
     score_mean_std,
     uniformity,
 )
@@ -76,6 +77,25 @@ def test_a_small_spread_around_a_large_mean_is_measured() -> None:
     assert float(std) == pytest.approx(1e-4, rel=0.02)
 
 
+def test_mean_direction_squared_is_the_mean_cosine_of_known_entries() -> None:
+    queue = unit(9, 11)
+    known = torch.tensor([True, False, True, True, False, True, True, False, True])
+    queue[1] = math.nan  # what is not known has no influence, whatever it is
+    entries = [queue[i] for i in range(9) if known[i]]
+    cosines = [dot(a, b) for a in entries for b in entries]
+    found = float(mean_direction(queue, known))
+    assert found**2 == pytest.approx(sum(cosines) / 36, rel=1e-5) and 0.01 < found < 0.99
+
+
+def test_the_limits_of_mean_direction() -> None:
+    every = torch.ones(4, dtype=torch.bool)
+    one = unit(1, 7)
+    assert float(mean_direction(one.expand(4, 4), every)) == pytest.approx(1)
+    assert float(mean_direction(torch.cat([one, -one, one, -one]), every)) == 0
+    assert float(mean_direction(torch.eye(4), every)) == pytest.approx(0.5)
+    assert mean_direction(torch.eye(4), ~every).isnan()
+
+
 def test_alignment_and_uniformity_equal_loops() -> None:
     q, k = unit(9, 5), unit(9, 6)
     assert float(alignment(q, k)) == pytest.approx(sum(squared_distance(q[i], k[i]) for i in range(9)) / 9, rel=1e-5)
@@ -125,6 +145,7 @@ def test_agreement_by_hand_and_where_nothing_is_known() -> None:
 SCALARS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
     "contrast_accuracy": lambda z, flags: (contrast_accuracy(z, z, z),),
     "score_mean_std": lambda z, flags: score_mean_std(z, flags),
+    "mean_direction": lambda z, flags: (mean_direction(z, flags),),
     "alignment": lambda z, flags: (alignment(z, z),),
     "uniformity": lambda z, flags: (uniformity(z),),
     "label_agreement": lambda z, flags: label_agreement(z > 0, flags, z > 0, z > 0),

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mls.experiment.params import Mls
-from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, weight_at
-from mls.methods.moco import MoCo
+from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, true_neighbours, weight_at
+from mls.methods.moco import Embedded, MoCo
+from mls.train import distributed
 from tests.methods.support import TRUE, build, config, pair, unit
 
 LOGITS = [[0.9, -0.2, 0.1, 0.3], [0.0, 0.5, -1.0, 0.7]]
@@ -41,11 +42,11 @@ def log_sigmoid(x: float) -> float:
     return -math.log(1 + math.exp(-x))
 
 
-def by_hand(terms: str, reduction: str) -> float:
-    """Eq. 9 and its variants, one image and one entry at a time."""
+def by_hand(terms: str, reduction: str, bias: float) -> float:
+    """Eq. 9 and its variants, one image and one entry at a time; a softmax has no bias."""
     total = 0.0
     for row, truth in zip(LOGITS, LABELS, strict=True):
-        scaled = [p / T for p in row]
+        scaled = [p / T + bias * (terms != "knn") for p in row]
         positives = [-log_sigmoid(p) for p, y in zip(scaled, truth, strict=True) if y]
         negatives = [-log_sigmoid(-p) for p, y in zip(scaled, truth, strict=True) if not y]
         if terms == "bce_pos":
@@ -61,29 +62,67 @@ def by_hand(terms: str, reduction: str) -> float:
     return total / 2
 
 
+@pytest.mark.parametrize("bias", [0.0, -1.5, 0.7])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "balanced", "positives"])
 @pytest.mark.parametrize("terms", ["bce", "bce_pos", "knn"])
-def test_the_loss_equals_the_formula_in_plain_python(terms: Any, reduction: Any) -> None:
+def test_the_loss_equals_the_formula_in_plain_python(terms: Any, reduction: Any, bias: float) -> None:
     logits = torch.tensor(LOGITS, dtype=torch.float64)
-    loss = multi_label_loss(logits, torch.tensor(LABELS), T, terms, reduction)
-    assert float(loss) == pytest.approx(by_hand(terms, reduction), rel=1e-12)
-    single = multi_label_loss(logits.float(), torch.tensor(LABELS), T, terms, reduction)
+    loss = multi_label_loss(logits, torch.tensor(LABELS), T, terms, reduction, bias)
+    assert float(loss) == pytest.approx(by_hand(terms, reduction, bias), rel=1e-12)
+    single = multi_label_loss(logits.float(), torch.tensor(LABELS), T, terms, reduction, bias)
     assert single.dtype == torch.float32 and float(single) == pytest.approx(float(loss), rel=1e-6)
 
 
 def test_equation_9_is_the_default() -> None:
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
-    assert torch.equal(multi_label_loss(logits, labels, T), multi_label_loss(logits, labels, T, "bce", "mean"))
+    assert torch.equal(multi_label_loss(logits, labels, T), multi_label_loss(logits, labels, T, "bce", "mean", 0.0))
+    assert Mls().bias == "none" and build(MLS).bias == 0
 
 
 def test_no_term_is_zero() -> None:
     assert float(multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, "none")) == 0
+    assert float(multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, "none", bias=-1.0)) == 0
 
 
 def test_untrained_logits_give_ln_2() -> None:
     """Paper facts: at cosine 0 each sigmoid is one half."""
     loss = multi_label_loss(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.bool), T)
     assert float(loss) == pytest.approx(math.log(2))
+
+
+# -------------------------------------------------------------------------------------- the prior
+
+
+def uninformed(mls: MLS) -> Embedded:
+    """Embeddings whose cosines with the dictionary are all 0."""
+    e = mls.embed(pair())
+    return e._replace(z_query_Bd=torch.zeros_like(e.z_query_Bd))
+
+
+@pytest.mark.parametrize(("k", "size"), [(3, 12), (1, 12), (6, 12), (20, 4096)])
+def test_who_knows_nothing_says_k_of_d(k: int, size: int) -> None:
+    mls = build(MLS, config({"queue_size": size}, topk=k, bias="prior"))
+    assert 1 / (1 + math.exp(-mls.bias)) == pytest.approx(k / size, rel=1e-12)
+
+
+def test_at_cosine_0_the_loss_is_the_entropy_of_what_is_said() -> None:
+    """k / D = 1/4 of the entries are positive: said by the prior; without it, one half."""
+    literal, prior = (build(MLS, config(bias=bias)) for bias in ("none", "prior"))
+    assert float(literal.losses(uninformed(literal))["multi_label"]) == pytest.approx(math.log(2))
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert float(prior.losses(uninformed(prior))["multi_label"]) == pytest.approx(entropy)
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("mean", 12), ("sum", 1), ("positives", 3)])
+def test_at_cosine_0_positives_and_negatives_pull_alike_with_the_prior_alone(reduction: Any, divisor: int) -> None:
+    labels = torch.arange(12)[None] < 3
+    for bias, pulls in ((0.0, (-3 / 2, 9 / 2)), (math.log(3 / 9), (-3 * 3 / 4, 9 * 1 / 4))):
+        logits = torch.zeros(1, 12, dtype=torch.float64, requires_grad=True)
+        multi_label_loss(logits, labels, T, "bce", reduction, bias).backward()
+        assert logits.grad is not None
+        found = [float(logits.grad[labels].sum()), float(logits.grad[~labels].sum())]
+        assert found == pytest.approx([pull / T / divisor for pull in pulls], rel=1e-12)
+        assert (sum(found) == pytest.approx(0, abs=1e-12)) == (bias != 0)
 
 
 @pytest.mark.parametrize(("terms", "reduction"), [("focal", "mean"), ("bce", "median")])
@@ -179,3 +218,103 @@ def test_nearest_by_cosine_in_plain_python() -> None:
         scores = [sum(a * b for a, b in zip(query, entry, strict=True)) for entry in queue.tolist()]
         nearest = sorted(range(9), key=lambda j: -scores[j])[:2]
         assert sorted(labels[i].nonzero()[:, 0].tolist()) == sorted(nearest)
+
+
+# --------------------------------------------------------------------------------- labels of the truth
+
+
+def chosen(labels: Any) -> list[list[int]]:
+    return [row.nonzero()[:, 0].tolist() for row in labels]
+
+
+def classes(*rows: str) -> torch.Tensor:
+    """Bool, one row per word, one column per letter of a to d; ``-`` has none."""
+    return torch.tensor([[letter in row for letter in "abcd"] for row in rows])
+
+
+def test_true_neighbours_have_the_highest_intersection_over_union() -> None:
+    """Of ab: ab 1, abc 2/3, abcd 1/2, a 1/2, bc 1/3, cd 0: neither the count in common nor the share of one's own."""
+    entries = classes("cd", "a", "abcd", "bc", "abc", "ab")
+    cosines = torch.tensor([[0.9, -0.9, 0.8, 0.9, -0.5, -0.9]])  # against the order that is right, but for one tie
+    known = torch.ones(6, dtype=torch.bool)
+    found = [chosen(true_neighbours(classes("ab"), entries, known, cosines, k))[0] for k in range(1, 7)]
+    assert found == [[5], [4, 5], [2, 4, 5], [1, 2, 4, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+
+
+def test_equally_much_in_common_is_ordered_by_cosine() -> None:
+    entries = classes("a", "a", "b", "a", "b")
+    cosines = torch.tensor([[0.1, 0.3, 0.9, -0.2, 0.8], [0.3, 0.1, 0.0, 0.2, 0.1]])
+    known = torch.ones(5, dtype=torch.bool)
+    queries = classes("a", "b")
+    assert chosen(true_neighbours(queries, entries, known, cosines, 1)) == [[1], [4]]
+    assert chosen(true_neighbours(queries, entries, known, cosines, 2)) == [[0, 1], [2, 4]]
+    assert chosen(true_neighbours(queries, entries, known, cosines, 3)) == [[0, 1, 3], [0, 2, 4]]
+
+
+def test_a_cosine_never_outweighs_a_class() -> None:
+    """The nearest two ratios of 80 classes there are: 1/79 and 1/80."""
+    query, entries = torch.arange(80)[None] < 1, torch.arange(80) < torch.tensor([[80], [79]])
+    cosines = torch.tensor([[1.0, -1.0]])
+    assert chosen(true_neighbours(query, entries, torch.tensor([True, True]), cosines, 1)) == [[1]]
+
+
+def test_entries_that_are_no_keys_come_last() -> None:
+    entries, cosines = classes("a", "a", "b", "-"), torch.tensor([[1.0, 0.9, -1.0, -0.9]])
+    known = torch.tensor([False, False, True, True])
+    assert chosen(true_neighbours(classes("a"), entries, known, cosines, 1)) == [[3]]
+    assert chosen(true_neighbours(classes("a"), entries, known, cosines, 2)) == [[2, 3]]
+    unknown = true_neighbours(classes("a", "b"), entries, torch.zeros(4, dtype=torch.bool), cosines.expand(2, 4), 3)
+    assert unknown.dtype == torch.bool and unknown.sum(1).tolist() == [3, 3], "exactly k all the same"
+
+
+def test_an_image_without_classes_has_its_nearest() -> None:
+    entries, cosines = classes("a", "-", "abcd", "b"), torch.tensor([[0.2, 0.1, 0.9, -0.3]])
+    known = torch.tensor([True, True, True, False])
+    assert chosen(true_neighbours(classes("-"), entries, known, cosines, 1)) == [[2]]
+    assert chosen(true_neighbours(classes("-"), entries, known, cosines, 2)) == [[0, 2]]
+
+
+def truthful(**mls: Any) -> Any:
+    """An MLS that knows the classes of images 100 to 105; entries 0 to 3 are keys of images 100 to 103."""
+    method = build(MLS, config(label_space="truth", topk=2, **mls))
+    method.truth_RC = torch.zeros(106, 4, dtype=torch.bool)
+    method.truth_RC[100:] = classes("a", "b", "ab", "cd", "abc", "d")
+    method(pair())
+    method.finish_step(TRUE)
+    return method
+
+
+@pytest.mark.parametrize("logit_space", ["backbone", "projection"])
+def test_labels_of_the_truth(logit_space: str) -> None:
+    """ab, cd, abc and d look for theirs among a, b, ab, cd; among those that are as good, the cosine decides."""
+    method = truthful(logit_space=logit_space)
+    views = pair()
+    e = method.embed(views._replace(row_B=views.row_B + 2))
+    labels, logits = method.classify(e)
+    g_BD = torch.nn.functional.normalize(e.g_query_BG, dim=1) @ method.dictionary.g_DG.T
+    best = (2, 3, 2, 3)  # and all entries before it are as good as each other
+    assert chosen(labels) == [[int(g_D[:entry].argmax()), entry] for g_D, entry in zip(g_BD, best, strict=True)]
+    expected = g_BD if logit_space == "backbone" else e.z_query_Bd @ method.dictionary.z_Dd.T
+    assert torch.allclose(logits, expected, atol=1e-6) and logits.requires_grad and not labels.requires_grad
+    assert method.losses(e)["multi_label"] > 0
+
+
+def test_each_rank_looks_up_its_own_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = truthful()
+    e = method.embed(pair())
+    labels, _ = method.classify(e)
+    assert not torch.equal(labels[:2], labels[2:])
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        part = slice(2 * rank, 2 * rank + 2)
+        mine = e._replace(g_query_BG=e.g_query_BG[part], z_query_Bd=e.z_query_Bd[part], z_key_Bd=e.z_key_Bd[part])
+        assert torch.equal(method.classify(mine)[0], labels[part]), "keys are of the global batch, queries of a rank"
+
+
+def test_the_truth_is_no_part_of_the_method() -> None:
+    method = truthful()
+    assert method.state_dict().keys() == build(MoCo).state_dict().keys()
+    method.truth_RC = None
+    with pytest.raises(RuntimeError, match="label_space is truth, and nobody gave truth_RC"):
+        method(pair())

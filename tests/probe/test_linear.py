@@ -139,10 +139,15 @@ def test_nothing_to_learn_or_to_choose_by_is_refused() -> None:
 # ------------------------------------------------------------------------------------------- stage
 
 
-def make_store(out: Path, multi_label: bool) -> Store:
+COUNTS = {"train": 24, "val": 12, "test": 12}
+
+
+def make_store(out: Path, multi_label: bool, without: str = "") -> Store:
     """Rectangles of two colours; a third class is only in train, a fourth only in test."""
     records = []
-    for split, count in (("train", 24), ("val", 12), ("test", 12)):
+    for split, count in COUNTS.items():
+        if split == without:
+            continue
         for number in range(count):
             kinds = [number % 2] if number % 3 or not multi_label else [0, 1]
             image = Image.new("RGB", (32, 32), (120, 120, 120 + number))
@@ -159,7 +164,7 @@ def make_store(out: Path, multi_label: bool) -> Store:
     return Store(out)
 
 
-def run_stage(store: Store, folder: Path) -> dict[str, bytes]:
+def run_stage(store: Store, folder: Path, test: bool = True) -> dict[str, bytes]:
     """Run the stage function as `run_stage` would; return its files."""
     config = Backbone(name="resnet18", width=0.125, stem="small")
     pretrain = folder / "pretrain"
@@ -170,7 +175,7 @@ def run_stage(store: Store, folder: Path) -> dict[str, bytes]:
     files: dict[str, object] = {"backbone.safetensors": {}, "params.json": {}}
     (folder / "out").mkdir()
     context = SimpleNamespace(
-        job=SimpleNamespace(config=LinearProbe(kind="linear", dataset="d", image_size=32), seed=0),
+        job=SimpleNamespace(config=LinearProbe(kind="linear", dataset="d", image_size=32, test=test), seed=0),
         label="linear/test:0",
         out=folder / "out",
         work=folder,
@@ -208,3 +213,71 @@ def test_stage_of_a_single_label_set(tmp_path: Path) -> None:
     metrics = json.loads(run_stage(make_store(tmp_path / "data", multi_label=False), tmp_path / "a")["metrics.json"])
     assert metrics["top1"] > 60 and "mAP" not in metrics
     assert metrics["untrained_classes"] == metrics["undefined_classes"] == ["rare", "unseen"]
+
+
+def watch_reads(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], set[int]]:
+    """Rows whose image, and rows whose labels, are read from now on."""
+    decode, labels = Store.decode, Store.labels
+    decoded: set[int] = set()
+    labelled: set[int] = set()
+
+    def decode_watched(self: Store, row: int) -> torch.Tensor:
+        decoded.add(row)
+        return decode(self, row)
+
+    def labels_watched(self: Store, rows: Any) -> np.ndarray:
+        labelled.update(int(row) for row in rows)
+        return labels(self, rows)
+
+    monkeypatch.setattr(Store, "decode", decode_watched)
+    monkeypatch.setattr(Store, "labels", labels_watched)
+    return decoded, labelled
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_without_test_the_same_is_chosen_and_test_is_never_read(
+    tmp_path: Path, multi_label: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "data", multi_label)
+    test = set(store.split("test").tolist())
+    with monkeypatch.context() as patch:
+        reads = watch_reads(patch)
+        full = json.loads(run_stage(store, tmp_path / "full")["metrics.json"])
+        assert all(read == set(range(len(store))) for read in reads)
+    with monkeypatch.context() as patch:
+        reads = watch_reads(patch)
+        files = run_stage(store, tmp_path / "a", test=False)
+        assert all(read == set(range(len(store))) - test for read in reads)
+    metrics = json.loads(files["metrics.json"])
+    headline = "mAP" if multi_label else "top1"
+    assert full.keys() - metrics.keys() == {headline, "n_test"} and not metrics.keys() - full.keys()
+    same = ("strength", "val", "candidates", "untrained_classes", "unconverged_fits", "n_train", "n_val")
+    assert {name: metrics[name] for name in same} == {name: full[name] for name in same}
+    assert metrics["undefined_classes"] == ["rare", "unseen"], "val has no image of them"
+
+    table = pq.read_table(io.BytesIO(files["predictions.parquet"]))
+    assert table["image"].to_pylist() == store.split("val").tolist() and set(table["split"].to_pylist()) == {"val"}
+    assert table["name"][0].as_py() == "val/000.jpg"
+    truth = store.labels(store.split("val"))
+    scores = np.stack([table[f"score:{name}"].to_numpy() for name in store.classes], axis=1)
+    average = [average_precision_score(truth[:, i], scores[:, i]) for i in (0, 1)]
+    assert [metrics["per_class"][name] for name in ("red", "blue")] == pytest.approx([100 * one for one in average])
+    value = sum(average) / 2 if multi_label else (scores.argmax(1) == truth.argmax(1)).mean()
+    assert metrics["val"] == pytest.approx(100 * value)
+
+
+def test_a_split_without_images_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "no test", multi_label=True, without="test")
+    with pytest.raises(MlsError, match=r"needs images of train, val, test; this dataset has no test$"):
+        run_stage(store, tmp_path / "a")
+    assert "val" in json.loads(run_stage(store, tmp_path / "b", test=False)["metrics.json"])
+    store = make_store(tmp_path / "no val", multi_label=True, without="val")
+    with pytest.raises(MlsError, match=r"needs images of train, val; this dataset has no val$"):
+        run_stage(store, tmp_path / "c", test=False)
+
+
+def test_nothing_to_judge_by_is_refused() -> None:
+    store: Any = SimpleNamespace(multi_label=True, classes=["a"])
+    fitted: Any = None
+    with pytest.raises(MlsError, match="judged split of this dataset has no positive image of any class"):
+        stage.summarise(fitted, np.zeros((2, 1), np.float32), np.zeros((2, 1), dtype=bool), store)

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
 import mls.data.stage
 import mls.train.stage
 from mls.data.loader import Batch
+from mls.data.store import Store
 from mls.errors import DeterministicError, Interrupted, MlsError
 from mls.experiment.artifact import VOLATILE, open_artifact
 from mls.experiment.plan import Job, Plan
@@ -116,11 +118,11 @@ def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> None:
     """Make the loss, or only the gradient, not a number at some steps."""
-    original = MoCo.losses
+    original = MoCo.forward
     calls = iter(range(100))
 
-    def poisoned(self: MoCo, e: object) -> dict[str, torch.Tensor]:
-        losses = original(self, e)  # type: ignore[arg-type]
+    def poisoned(self: MoCo, pair: Pair) -> dict[str, torch.Tensor]:
+        losses = original(self, pair)
         if next(calls) not in steps:
             return losses
         if how == "loss":
@@ -129,7 +131,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> N
         zero = weight - weight.detach()
         return {**losses, "loss": losses["loss"] + zero.abs().sqrt()}  # 0, with the slope of a root at 0
 
-    monkeypatch.setattr(MoCo, "losses", poisoned)
+    monkeypatch.setattr(MoCo, "forward", poisoned)
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])
@@ -198,8 +200,8 @@ def test_the_artifact_holds_what_the_contract_says(plan: Plan) -> None:
     assert artifact.read_json("params.json")["derived"] == {"steps": 9, "steps_per_epoch": 3, "train_images": 24}
     lines = artifact.file("curves.csv").read_text().splitlines()
     assert lines[0] == (
-        "step,epoch,lr,weight,loss,info_nce,multi_label,accuracy,filled,g_mean,g_std,z_mean,z_std,alignment,uniformity,"
-        "agreement,agreement_base,grad_norm,knn"
+        "step,epoch,lr,weight,loss,info_nce,multi_label,accuracy,filled,g_mean,g_std,z_mean,z_std,queue_mean,"
+        "alignment,uniformity,grad_nce,grad_ml,grad_cosine,agreement,agreement_base,grad_norm,knn"
     )
     assert lines[-1].startswith("9,3,")
 
@@ -222,6 +224,34 @@ def test_curves_average_their_window(plan: Plan, monkeypatch: pytest.MonkeyPatch
     windows = (seen[:2], seen[2:3], seen[3:4], seen[4:6], seen[6:8], seen[8:])
     for row, window in zip(rows, windows, strict=True):
         assert float(row[3]) == pytest.approx(sum(window) / len(window), rel=1e-5)
+
+
+def with_truth() -> Plan:
+    return plan_of(small(runs={"mls": {}, "truth": {"mls": {"label_space": "truth"}}}))
+
+
+def test_labels_of_the_truth_agree_more_often(plan: Plan) -> None:
+    found = {}
+    plan = with_truth()
+    for run in ("mls", "truth"):
+        run_stage(plan, job_of(plan, run), mls.train.stage.run)
+        found[run] = json.loads((job_of(plan, run).path / "metrics.json").read_text())
+    truth = found["truth"]
+    assert truth["agreement"] > max(truth["agreement_base"], found["mls"]["agreement"])
+    assert truth["multi_label"] != found["mls"]["multi_label"]
+
+
+@pytest.mark.parametrize("lacking", ["all labels", "some labels"])
+def test_labels_of_the_truth_need_labels(plan: Plan, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, split = Store.labels, Store.split
+    if lacking == "all labels":
+        monkeypatch.setattr(Store, "labels", lambda self, rows: np.zeros_like(labels(self, rows)))
+    else:
+        monkeypatch.setattr(Store, "split", lambda self, name: split(self, "val" if name == "unlabeled" else name))
+    plan = with_truth()
+    with pytest.raises(MlsError, match=r"mls\.label_space is 'truth', but not every train image has labels"):
+        run_stage(plan, job_of(plan, "truth"), mls.train.stage.run)
+    run_stage(plan, job_of(plan, "mls"), mls.train.stage.run)
 
 
 def test_random_weights_are_those_of_their_seed(plan: Plan) -> None:
