@@ -125,6 +125,37 @@ def test_at_cosine_0_positives_and_negatives_pull_alike_with_the_prior_alone(red
         assert (sum(found) == pytest.approx(0, abs=1e-12)) == (bias != 0)
 
 
+# ------------------------------------------------------------------------------- centred classifiers
+
+
+@pytest.mark.parametrize("logit_space", ["projection", "backbone"])
+def test_centring_takes_each_images_mean_logit_away_and_leaves_its_labels(logit_space: Any) -> None:
+    literal, centred = (build(MLS, config(logit_space=logit_space, centre=centre)) for centre in (False, True))
+    e = literal.embed(pair())
+    (labels, logits), (same, less) = literal.classify(e), centred.classify(e)
+    assert torch.equal(labels, same)
+    torch.testing.assert_close(less, logits - logits.mean(1, keepdim=True))
+    assert logits.mean(1).abs().max() > 1e-3
+
+
+def test_in_a_cone_the_literal_term_pushes_hard_and_the_centred_one_does_not() -> None:
+    """docs/method.md: at first all embeddings point the same way, and the negatives all push against that way."""
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.nn.functional.normalize(torch.ones(8), dim=0)
+    cone = torch.nn.functional.normalize(axis + 0.05 * torch.randn(16, 8, generator=generator), dim=1)
+    pushes = {}
+    for centre in (False, True):
+        mls = build(MLS, config(centre=centre))
+        e = mls.embed(pair())
+        mls.dictionary.z_Dd.copy_(cone[:12])
+        z = cone[12:].clone().requires_grad_()
+        mls.losses(e._replace(z_query_Bd=z))["multi_label"].backward()
+        assert z.grad is not None
+        pushes[centre] = float((4 * z.grad @ axis).mean())  # 4 images: undo the batch's mean
+    assert pushes[False] == pytest.approx(0.75 / 0.2, rel=0.05), "all but k / D, at sigmoid 1, over the temperature"
+    assert abs(pushes[True]) < 0.02 * pushes[False]
+
+
 @pytest.mark.parametrize(("terms", "reduction"), [("focal", "mean"), ("bce", "median")])
 def test_an_unknown_switch_is_an_error(terms: Any, reduction: Any) -> None:
     with pytest.raises(ValueError, match=r"focal|median"):

@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[type[MoCo], Pretrain]] = {
     "mls balanced": (MLS, config(reduction="balanced")),
     "mls positives": (MLS, config(reduction="positives")),
     "mls prior bias": (MLS, config(bias="prior", reduction="positives")),
+    "mls centred": (MLS, config(centre=True)),
     "mls enqueue before": (MLS, config(enqueue="before")),
     "mls enqueue split": (MLS, config(enqueue="split")),
     "mls warm-up and ramp": (MLS, config(warmup_epochs=1.0, ramp_epochs=2.0)),
