@@ -13,6 +13,7 @@ from mls.experiment.plan import plan_file
 from tests.conftest import SMALL, plan_of, small
 
 ROOT = Path(__file__).parents[1]
+RUNS = ("random:0", "moco-v2:0", "mls:0")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
@@ -37,7 +38,7 @@ def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.Monk
     """The two files repeat the same recipe; equal ids say that they still agree."""
     monkeypatch.chdir(ROOT)
     default, seeds = plan_file(Path("params.yaml")), plan_file(Path("experiments/scenes-3seeds.yaml"))
-    for stage, targets in (("pretrain", ("random:0", "moco-v2:0")), ("probe", ("linear/random:0", "linear/moco-v2:0"))):
+    for stage, targets in (("pretrain", RUNS), ("probe", [f"linear/{run}" for run in RUNS])):
         for target in targets:
             assert default.find(stage, target) == seeds.find(stage, target), target
 
