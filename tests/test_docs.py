@@ -45,7 +45,7 @@ def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.Monk
 
 def test_the_published_results_are_those_of_the_committed_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels")
+    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels", "study-miml")
     for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in published)):
         plan = plan_file(Path(name))
         folder = ROOT / "results" / plan.loaded.experiment.experiment
