@@ -24,14 +24,16 @@ LOSSES = {"info_nce": "InfoNCE", "multi_label": "multi-label loss"}
 POINTS = 400
 """A curve has at most so many points; more would only make the file large."""
 
+GRADIENTS = "gradient on z: lambda multi-label / InfoNCE"
+
 Curve = Callable[[pd.DataFrame], "pd.Series[float]"]
 MECHANISM: dict[str, tuple[tuple[str, ...], Curve]] = {
     "length of the mean of Q_z": (("queue_mean",), itemgetter("queue_mean")),
     # |z - k|^2 = 2 - 2 cos
     "cosine of z and its key": (("alignment",), lambda f: 1 - f["alignment"] / 2),
-    "gradient on z: lambda multi-label / InfoNCE": (
+    GRADIENTS: (
         ("weight", "grad_ml", "grad_nce"),
-        lambda f: f["weight"] * f["grad_ml"] / f["grad_nce"],
+        lambda f: (f["weight"] * f["grad_ml"] / f["grad_nce"]).where(f["weight"] > 0),
     ),
     "cosine of the two gradients": (("grad_cosine",), itemgetter("grad_cosine")),
     "pseudo-labels: agreement above chance": (
@@ -94,7 +96,7 @@ def draw_panels(
                 frame["epoch"], frame["value"], color=colour, linestyle=dashes, marker=marker, linewidth=1.2
             )
             entries.setdefault(" = ".join(named[one]), line)
-        axes.set(xlabel="epoch", title=title)
+        axes.set(xlabel="epoch", title=title, yscale="log" if title == GRADIENTS else "linear")
         axes.grid(True, color="0.9")
         axes.margins(x=0.02)
     for axes in all_axes[len(panels) :]:
