@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mls.experiment.load import load, parse_yaml
-from mls.experiment.params import Moco
+from mls.experiment.params import Moco, Pretrain
 from mls.experiment.plan import plan_file
 from tests.conftest import SMALL, plan_of, small
 
@@ -56,10 +56,12 @@ def test_the_papers_experiments_use_its_literal_setting(monkeypatch: pytest.Monk
     """What the study changed for small data stays out of them."""
     monkeypatch.chdir(ROOT)
     term = {"topk": 20, "weight": 0.5, "terms": "bce", "reduction": "mean", "bias": "none", "centre": False}
+    assert Pretrain().mls.enqueue == "after"
     phases = {"warmup_epochs": 0.0, "ramp_epochs": 0.0, "label_space": "backbone", "logit_space": "projection"}
     for name in ("paper-coco", "paper-ablations"):
         runs = load(Path(f"experiments/{name}.yaml")).runs
         assert runs["mls"] == runs["moco-v2"].model_copy(update={"method": "mls"}), name
+        assert runs["mls"] == Pretrain(dataset="coco"), name
         found = runs["mls"].mls.model_dump()
         assert {key: found[key] for key in term | phases} == term | phases, name
         assert (runs["mls"].moco, runs["mls"].epochs, runs["mls"].backbone.name) == (Moco(), 400, "resnet50"), name

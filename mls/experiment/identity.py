@@ -22,7 +22,7 @@ from mls.experiment.datasets import LocalDataset
 STAGES = ("data", "pretrain", "probe", "transfer", "tables")
 
 STAGE_VERSIONS = {"data": 1, "pretrain": 2, "probe": 1, "transfer": 1, "tables": 2}
-"""Raise a stage's number when the same params would now give other results.
+"""Raise a stage's number when the same params would now give other results (a further column of the log is none).
 Snakemake does not see edits to ``mls/*.py``; this is what it sees."""
 
 NOT_IDENTITY = {

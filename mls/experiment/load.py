@@ -180,7 +180,8 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             yield f"{where}.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1"
         if run.method == "mls" and run.mls.topk > run.moco.queue_size:
             yield f"{where}.mls.topk: {run.mls.topk} is more than moco.queue_size ({run.moco.queue_size})"
-        if run.method == "mls" and run.mls.bias == "prior" and run.mls.topk == run.moco.queue_size:
+        prior = run.mls.bias == "prior" and run.mls.terms in ("bce", "bce_pos")
+        if run.method == "mls" and prior and run.mls.topk == run.moco.queue_size:
             yield f"{where}.mls.bias: topk = moco.queue_size makes every entry positive; log(k / (D - k)) is infinite"
         if run.method == "mls" and run.mls.label_space == "truth" and run.mls.enqueue != "after":
             yield f"{where}.mls.enqueue: label_space 'truth' needs 'after'"
@@ -202,16 +203,17 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
         for row in _list(_mapping(body).get("rows")):
             if str(row) not in runs:
                 yield f"tables.{table}.rows: {row!r} is not in runs{_nearest(row, runs)}"
-        rows, baseline = _list(_mapping(body).get("rows")) or list(runs), _mapping(body).get("baseline")
-        if baseline is not None and baseline not in rows:
+        rows, baseline = _mapping(body).get("rows"), _mapping(body).get("baseline")
+        rows = list(runs) if rows is None else _list(rows)
+        if isinstance(baseline, str) and baseline not in rows:
             yield f"tables.{table}.baseline: {baseline!r} is not a row of this table{_nearest(baseline, rows)}"
         for column in _list(_mapping(body).get("columns")):
             task, _, metric = str(column).partition(".")
             known = METRICS.get(str(_mapping(tasks.get(task)).get("kind")), ())
+            if _mapping(tasks.get(task)).get("test") is False:
+                known = ("val",)
             if task not in tasks:
                 yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{_nearest(task, tasks)}"
-            elif metric in ("mAP", "top1") and _mapping(tasks[task]).get("test") is False:
-                yield f"tables.{table}.columns: {column!r}: task {task!r} does not read test; it gives val"
             elif known and metric not in known:
                 yield f"tables.{table}.columns: {column!r}: task {task!r} gives {', '.join(known)}"
 

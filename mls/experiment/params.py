@@ -108,7 +108,8 @@ class Mls(Section):
     log(k / (D - k)), with which a classifier that knows nothing says k / D, as RetinaNet's and SigLIP's do."""
     centre: bool = False
     """Subtract the dictionary's mean from the classifiers of Eq. 8, as DINO centres its teacher: negatives then push
-    from their differences alone, not from what all images have in common. The paper does not."""
+    from their differences alone, not from what all images have in common. ``knn`` is not changed by it. The paper does
+    not centre."""
     enqueue: Literal["after", "before", "split"] = "after"
     """Which dictionary the term sees: the one before this batch's keys; the one with them (the image's own key
     included); labels with them and logits without, as the ancestor's code does. InfoNCE's negatives are always

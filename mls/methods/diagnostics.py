@@ -95,7 +95,7 @@ def label_agreement(
     """Return how often a pseudo-label is right, and how often chance would be.
 
     A pair of a query and an entry agrees when their images share at least one ground-truth label; images
-    without any label never do. Ground truth is only ever compared with, never trained on.
+    without any label never do.
 
     Args:
         positives_BD: bool pseudo-labels of the queries.

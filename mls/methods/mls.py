@@ -70,7 +70,8 @@ def true_neighbours(truth_BC: Tensor, entry_truth_DC: Tensor, known_D: Tensor, c
     """
     common_BD = truth_BC.float() @ entry_truth_DC.float().T
     union_BD = truth_BC.sum(1, keepdim=True) + entry_truth_DC.sum(1) - common_BD
-    # Two ratios of so few classes differ by more than the cosines do here; float32 would round the cosines away
+    # Of sets that have 223 classes together at most, two ratios differ by more than the cosines do here. Float32
+    # would round the cosines away.
     scores_BD = common_BD.double() / union_BD.clamp(min=1) + 1e-5 * cosines_BD.double()
     return k_highest(torch.where(known_D, scores_BD, -1.0), k)
 
@@ -93,7 +94,7 @@ def multi_label_loss(
     - ``none``: 0
 
     Args:
-        logits: cosines p = z . Q_z (B, D) (Eq. 8); the temperature is applied here.
+        logits: cosines p = z . Q_z (B, D) (Eq. 8), or those less their mean; the temperature is applied here.
         labels: bool (B, D) of `pseudo_labels`, k true per row.
         temperature: t > 0; the paper's is InfoNCE's.
         terms: which loss.
@@ -164,17 +165,12 @@ class MLS(MoCo):
         return math.log(k / (size - k)) if self.config.mls.bias == "prior" else 0.0
 
     def classify(self, e: Embedded) -> tuple[Tensor, Tensor]:
-        """Return pseudo-labels (Eq. 7) and logits (Eq. 8), both (B, D), in the spaces that are asked for."""
+        """Return pseudo-labels (Eq. 7) and logits (Eq. 8, or centred), both (B, D), in the spaces asked for."""
         chosen = self.config.mls
         old = (self.dictionary.g_DG, self.dictionary.z_Dd)
         new = old if chosen.enqueue == "after" else self.dictionary.snapshot_with(e.keys)
         g_DG, z_Dd = new
-        if chosen.label_space == "truth":
-            labels_BD = self._true_labels(e)
-        elif chosen.label_space == "backbone":
-            labels_BD = pseudo_labels(e.g_query_BG, g_DG, chosen.topk)
-        else:
-            labels_BD = pseudo_labels(e.z_query_Bd, z_Dd, chosen.topk)
+        labels_BD = self.positives(e, g_DG, z_Dd)
         g_DG, z_Dd = old if chosen.enqueue == "split" else new
         if chosen.logit_space == "backbone":
             query, classifiers = F.normalize(e.g_query_BG, dim=1), g_DG
@@ -183,6 +179,15 @@ class MLS(MoCo):
         if chosen.centre:
             classifiers = classifiers - classifiers.mean(0)
         return labels_BD, query @ classifiers.T
+
+    def positives(self, e: Embedded, g_DG: Tensor, z_Dd: Tensor) -> Tensor:
+        """Return pseudo-labels, bool (B, D), by these two dictionaries (``truth``: always the present ones)."""
+        chosen = self.config.mls
+        if chosen.label_space == "truth":
+            return self._true_labels(e)
+        if chosen.label_space == "backbone":
+            return pseudo_labels(e.g_query_BG, g_DG, chosen.topk)
+        return pseudo_labels(e.z_query_Bd, z_Dd, chosen.topk)
 
     def _true_labels(self, e: Embedded) -> Tensor:
         if self.truth_RC is None:

@@ -1,8 +1,8 @@
-"""The probe stage: features of a frozen backbone, a linear classifier on them, its score on test.
+"""The probe stage: features of a frozen backbone, a linear classifier on them, its score on test (or val).
 
     python -m mls probe linear/mls:0
 
-Writes ``metrics.json`` (percent) and ``predictions.parquet`` (the test images' logits: columns ``image``, the row of
+Writes ``metrics.json`` (percent) and ``predictions.parquet`` (the judged images' logits: columns ``image``, the row of
 the data artifact; ``name``; ``split``; ``score:<class>``). Test is read once, after the strength is chosen on val;
 with ``test: false`` it is never read, and val is what is written.
 """
@@ -80,31 +80,29 @@ def run(context: Context) -> None:
     judged_ND = features("test") if task.test else val_ND
     check_finite(judged_ND, judged)
     scores_NC = fitted.scores(judged_ND)
-    metrics = summarise(fitted, scores_NC, store.labels(rows[judged]), store)
-    if not task.test:  # what is left, `val`, is the mean of these
-        del metrics["mAP" if store.multi_label else "top1"]
+    metrics = summarise(fitted, scores_NC, store.labels(rows[judged]), store, judged)
     metrics |= {f"n_{split}": len(found) for split, found in rows.items()}
     text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False)
     (context.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
     write_predictions(store, judged, rows[judged], scores_NC, context.out / "predictions.parquet")
 
 
-def summarise(fitted: Fitted, scores_NC: Scores, truth_NC: np.ndarray, store: Store) -> dict[str, Any]:
+def summarise(fitted: Fitted, scores_NC: Scores, truth_NC: np.ndarray, store: Store, split: str) -> dict[str, Any]:
     """Return the content of ``metrics.json``, in percent.
 
     ``per_class`` is average precision, also for single-label sets; None, and listed in ``undefined_classes``, where
-    test has no positive image of the class. mAP is the mean of the others.
+    the split has no positive image of the class. mAP is the mean of the others; mAP and top-1 are of test alone.
     """
     per_class_C = average_precisions(scores_NC, truth_NC)
     defined_C = ~np.isnan(per_class_C)
     if store.multi_label:
         if not defined_C.any():
-            raise MlsError("the judged split of this dataset has no positive image of any class")
+            raise MlsError(f"the {split} split of this dataset has no positive image of any class")
         headline = {"mAP": 100 * float(per_class_C[defined_C].mean())}
     else:
         headline = {"top1": 100 * top1(scores_NC, truth_NC)}
     return {
-        **headline,
+        **(headline if split == "test" else {}),
         "val": 100 * fitted.value,
         "strength": fitted.strength,
         "candidates": {f"{strength:g}": 100 * value for strength, value in fitted.candidates.items()},

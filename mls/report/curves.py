@@ -7,8 +7,6 @@ text = merge({"mls:0": "step,epoch,...", "moco-v2:0": ...})
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -53,21 +51,21 @@ def draw_losses(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[st
         labels: pretrain id -> ``run:seed``; several where runs are equal (shown as ``a = b``).
         runs: all run names in the order of colours.
     """
-    names = [c for c in LOSSES if any(c in frame and frame[c].notna().any() for frame in curves.values())] or ["loss"]
-    panels: dict[str, tuple[tuple[str, ...], Curve]] = {
-        LOSSES.get(name, name): ((name,), itemgetter(name)) for name in names
-    }
+    columns = [c for c in LOSSES if any(c in frame and frame[c].notna().any() for frame in curves.values())] or ["loss"]
+    panels: dict[str, tuple[tuple[str, ...], Curve]] = {LOSSES.get(c, c): ((c,), itemgetter(c)) for c in columns}
     return draw_panels(panels, len(panels), curves, labels, runs)
 
 
-def draw_mechanism(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> Figure:
+def draw_mechanism(
+    curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]
+) -> Figure | None:
     """What the term does: a panel for each of `MECHANISM` that some run has the columns of; as `draw_losses`."""
     panels = {
         title: (columns, curve)
         for title, (columns, curve) in MECHANISM.items()
         if any(set(columns) <= set(frame) for frame in curves.values())
     }
-    return draw_panels(panels, 3, curves, labels, runs)
+    return draw_panels(panels, 3, curves, labels, runs) if panels else None
 
 
 def draw_panels(
@@ -81,7 +79,7 @@ def draw_panels(
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(4.2 * across + 0.4, 3.0 * down + 0.4), layout="constrained")
     all_axes = figure.subplots(down, across, squeeze=False).ravel()
-    named = {one: sorted({run_name(label) for label in labels[one]}, key=runs.index) for one in curves}
+    named = {one: names(labels[one], runs) for one in curves}
     order = sorted(curves, key=lambda one: (runs.index(named[one][0]), labels[one], one))
     entries: dict[str, Any] = {}
     for axes, (title, (columns, curve)) in zip(all_axes, panels.items(), strict=False):
@@ -110,23 +108,27 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.groupby(np.arange(len(frame)) // math.ceil(max(len(frame), 1) / POINTS)).mean()
 
 
+def names(labels: list[str], runs: list[str]) -> list[str]:
+    """Distinct run names of a training's labels, in the order of ``runs``."""
+    return sorted({run_name(label) for label in labels}, key=runs.index)
+
+
 def run_name(label: str) -> str:
     """``mls`` of ``mls:0``."""
     return label.rsplit(":", 1)[0]
 
 
-def merge(curves: Mapping[str, str]) -> str:
-    """Several ``curves.csv`` as one, each row preceded by its ``run`` and ``seed``; every value as it stood there.
+def merge(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> str:
+    """All curves as one CSV: ``run``, ``seed``, then the columns of all; at most `POINTS` rows of each training.
 
     Args:
-        curves: ``run:seed`` -> text of its file. Columns are those of all, in order of first appearance.
+        curves: pretrain id -> its ``curves.csv``.
+        labels: pretrain id -> ``run:seed``; equal runs are one training, called ``a = b``.
+        runs: all run names in the order of the figures.
     """
-    tables = {label: list(csv.DictReader(io.StringIO(text))) for label, text in curves.items()}
-    columns = dict.fromkeys(name for rows in tables.values() for row in rows for name in row)
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, ["run", "seed", *columns], restval="", lineterminator="\n")
-    writer.writeheader()
-    for label, rows in tables.items():
-        run, _, seed = label.rpartition(":")
-        writer.writerows({"run": run, "seed": seed, **row} for row in rows)
-    return out.getvalue()
+    frames = {
+        (" = ".join(names(labels[one], runs)), int(labels[one][0].rsplit(":", 1)[1])): thin(frame)
+        for one, frame in curves.items()
+    }
+    merged = pd.concat(dict(sorted(frames.items())), names=["run", "seed"])
+    return merged.droplevel(-1).to_csv(float_format="%.6g", lineterminator="\n")

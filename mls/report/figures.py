@@ -27,6 +27,7 @@ from mls.report.formats import DASH
 from mls.report.statistics import mean
 from mls.report.style import HATCHES, LIGHT, PALETTE, legend_below, plain_style, save
 
+PerClass = dict[str, dict[str, float]]
 MOST_CLASSES = 20
 SCENES = 12
 
@@ -42,24 +43,25 @@ def draw_figures(params: Mapping[str, Any], inputs: Mapping[str, Artifact], out:
     runs = run_order(params)
     figures: dict[str, Figure] = {}
     with plain_style():
-        curves = {
-            one: pd.read_csv(artifact.file("curves.csv"))
-            for one, artifact in of_stage(inputs, "pretrain").items()
-            if "curves.csv" in artifact.seal["files"]
-        }
-        if curves:
+        if curves := read_curves(inputs):
             figures["curves"] = draw_losses(curves, params["runs"], runs)
-            if any("queue_mean" in frame for frame in curves.values()):
-                figures["mechanism"] = draw_mechanism(curves, params["runs"], runs)
-        for task, by_run in per_class_ap(params, of_stage(inputs, "probe")).items():
+            if mechanism := draw_mechanism(curves, params["runs"], runs):
+                figures["mechanism"] = mechanism
+        for (task, split), by_run in per_class_ap(params, of_stage(inputs, "probe")).items():
             if len(next(iter(by_run.values()))) <= MOST_CLASSES:
-                figures[f"per_class-{task}"] = draw_per_class(task, by_run, runs)
+                figures[f"per_class-{task}"] = draw_per_class(f"{task}, {split}", by_run, runs)
         for one, artifact in of_stage(inputs, "data").items():
             if artifact.seal["params"].get("source") == "scenes":
                 figures[f"scenes-{one}"] = draw_scenes(Store(artifact.path))
         for name, figure in figures.items():
             save(figure, out / name)
     return list(figures)
+
+
+def read_curves(inputs: Mapping[str, Artifact]) -> dict[str, pd.DataFrame]:
+    """``curves.csv`` of every training by pretrain id."""
+    trained = of_stage(inputs, "pretrain").items()
+    return {one: pd.read_csv(a.file("curves.csv")) for one, a in trained if "curves.csv" in a.seal["files"]}
 
 
 def of_stage(inputs: Mapping[str, Artifact], stage: str) -> dict[str, Artifact]:
@@ -82,12 +84,12 @@ def run_order(params: Mapping[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------------------- per class
 
 
-def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> dict[str, dict[str, dict[str, float]]]:
-    """AP per class of every linear probe in a table: task -> row -> class -> mean over seeds, NaN where undefined.
+def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> dict[tuple[str, str], PerClass]:
+    """AP per class of every linear probe in a table: (task, split) -> row -> class -> mean over seeds, or NaN.
 
     Single-label probes have no APs and are left out.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[tuple[str, str], PerClass] = {}
     for _, table in sorted(params["tables"].items()):
         for row in table["rows"]:
             for task, pairs in row["tasks"].items():
@@ -96,14 +98,15 @@ def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> d
                     p.read_json("metrics.json").get("per_class") for p in read if p.seal["params"]["kind"] == "linear"
                 ]
                 if aps and all(aps):
-                    found.setdefault(task, {})[row["label"]] = {
+                    split = "test" if read[0].seal["params"].get("test", True) else "val"
+                    found.setdefault((task, split), {})[row["label"]] = {
                         name: math.nan if any(one[name] is None for one in aps) else mean([one[name] for one in aps])
                         for name in aps[0]
                     }
     return dict(sorted(found.items()))
 
 
-def draw_per_class(task: str, by_run: Mapping[str, Mapping[str, float]], runs: list[str]) -> Figure:
+def draw_per_class(title: str, by_run: Mapping[str, Mapping[str, float]], runs: list[str]) -> Figure:
     """One group of bars per class, one bar per run; percent, a dash where the AP is not defined."""
     classes = list(next(iter(by_run.values())))
     group = min(max(0.5, 0.14 * len(by_run)), 15 / len(classes))  # inches
@@ -127,7 +130,7 @@ def draw_per_class(task: str, by_run: Mapping[str, Mapping[str, float]], runs: l
         )
     crowded = max(map(len, classes)) * 0.09 > group
     axes.set_xticks(places, classes, rotation=40 if crowded else 0, ha="right" if crowded else "center")
-    axes.set(title=f"{task}: AP per class", ylabel="AP, %", ylim=(0, 100), xlim=(-0.6, len(classes) - 0.4))
+    axes.set(title=f"{title}: AP per class", ylabel="AP, %", ylim=(0, 100), xlim=(-0.6, len(classes) - 0.4))
     axes.tick_params(axis="x", length=0)
     axes.grid(True, axis="y", color="0.9")
     legend_below(figure, entries)

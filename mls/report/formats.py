@@ -25,7 +25,7 @@ def to_csv(table: FilledTable) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for row, cells in (table.cells | table.differences).items():
+    for row, cells in table.all_cells.items():
         for column, c in cells.items():
             s = c.summary
             numbers = [repr(s.mean), "" if s.half_width is None else repr(s.half_width), s.n] if s else ["", "", 0]
@@ -74,7 +74,7 @@ def _show(cell: Filled, sign: str = "") -> str:
 
 def _repeats(cells: Mapping[str, Filled]) -> str:
     """``3 seeds``, or task by task where tasks differ: ``linear 1, detect 3 trials``."""
-    by_task = {column.split(".", 1)[0]: f"{c.of} {c.over}" if c.of > 1 else "1" for column, c in cells.items()}
+    by_task = {column.split(".", 1)[0]: f"{c.of} {c.over}" if c.of > 1 else str(c.of) for column, c in cells.items()}
     if len(set(by_task.values())) == 1:
         return next(iter(by_task.values()))
     return ", ".join(f"{task} {text}" for task, text in by_task.items())
@@ -83,7 +83,7 @@ def _repeats(cells: Mapping[str, Filled]) -> str:
 def _notes(table: FilledTable) -> Iterator[str]:
     """What a reader needs for this table, and nothing about what it does not show."""
     measured = [c for row in table.cells.values() for c in row.values()]
-    cells = measured + [c for row in table.differences.values() for c in row.values()]
+    cells = [c for row in table.all_cells.values() for c in row.values()]
     averaged = {c.over for c in cells if c.summary and c.summary.n > 1}
     if averaged:
         yield "±: half the width of the 95 % t-interval of the mean over n."
@@ -96,10 +96,12 @@ def _notes(table: FilledTable) -> Iterator[str]:
         yield "n = 1: one value, so no interval."
     if any(c.summary and c.summary.n < c.of for c in cells):
         yield "(k of n): only k of the n planned repeats gave a value."
-    if any(c.summary is None for c in cells):
+    if any(c.summary is None for c in measured):
         yield f"{DASH}: the metric is not defined for this task."
     if table.differences:
         yield "a - b: the difference, paired by seed."
+    if any(c.of == 0 for c in cells):
+        yield f"{DASH}, n 0: unequally many seeds, so no pairs."
     if table.best():
         yield "Bold: best of the column, before rounding."
 

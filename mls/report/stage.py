@@ -13,7 +13,7 @@ from mls.experiment.artifact import Artifact
 from mls.experiment.plan import Job
 from mls.experiment.stage import Context
 from mls.report.curves import merge
-from mls.report.figures import draw_figures
+from mls.report.figures import draw_figures, read_curves, run_order
 from mls.report.formats import to_csv, to_latex, to_markdown
 from mls.report.tables import FilledTable, fill, to_metrics
 
@@ -45,13 +45,9 @@ def run(context: Context) -> None:
     for file, content in (("metrics.json", numbers), ("provenance.json", sources)):
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
         (context.out / file).write_text(text, encoding="utf-8")
-    curves = {
-        sorted(context.job.params["runs"][one])[0]: artifact.file("curves.csv").read_text(encoding="utf-8")
-        for one, artifact in by_id(context.inputs, "pretrain").items()
-        if "curves.csv" in artifact.seal["files"]
-    }
-    if curves:
-        (context.out / "curves.csv").write_text(merge(dict(sorted(curves.items()))), encoding="utf-8")
+    if curves := read_curves(context.inputs):
+        text = merge(curves, context.job.params["runs"], run_order(context.job.params))
+        (context.out / "curves.csv").write_text(text, encoding="utf-8")
     drawn = draw_figures(context.job.params, context.inputs, context.out / "figures")
     context.log(f"{len(tables)} tables, {len(drawn)} figures")
 
@@ -92,7 +88,7 @@ def provenance(job: Job, experiment: str, tables: list[FilledTable]) -> dict[str
     """
     cells: dict[str, Any] = {}
     for table in tables:
-        for row, columns in table.cells.items():
+        for row, columns in table.all_cells.items():
             for column, cell in columns.items():
                 place = cells.setdefault(table.name, {}).setdefault(row, {}).setdefault(column, {})
                 for pretrain, task in cell.sources:

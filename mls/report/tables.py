@@ -49,6 +49,11 @@ class FilledTable:
     differences: dict[str, dict[str, Filled]]
     """Rows ``<row> - <baseline>``, paired by seed; none without a baseline."""
 
+    @property
+    def all_cells(self) -> dict[str, dict[str, Filled]]:
+        """Rows and differences."""
+        return self.cells | self.differences
+
     def best(self) -> set[tuple[str, str]]:
         """(row, column) of the greatest unrounded mean of each column that has at least two."""
         found = set()
@@ -119,15 +124,20 @@ def summarised(over: str, units: tuple[float | None, ...], sources: tuple[tuple[
 def subtract(cell: Filled, baseline: Filled) -> Filled:
     """Difference of two cells, seed by seed, so that what a seed does to both cancels out.
 
-    A seed that lacks a value in either is left out. Cells that were not averaged over equally many seeds have no
-    pairs, and so no difference (weights that were given have one seed; trials are no pairs).
+    A seed that lacks a value in either is left out. Cells of unequally many seeds (weights that were given have one)
+    have no pairs: their difference has no units.
     """
-    paired = cell.over == baseline.over == "seeds" and cell.of == baseline.of
-    units = tuple(
-        a - b if paired and a is not None and b is not None else None
-        for a, b in (zip(cell.units, baseline.units, strict=True) if paired else [(None, None)])
-    )
+    ours, theirs = by_seed(cell), by_seed(baseline)
+    pairs = zip(ours, theirs, strict=True) if len(ours) == len(theirs) else ()
+    units = tuple(None if a is None or b is None else a - b for a, b in pairs)
     return summarised("seeds", units, cell.sources + baseline.sources)
+
+
+def by_seed(cell: Filled) -> tuple[float | None, ...]:
+    """A cell's units; of one seed with several trials, their mean."""
+    if cell.over == "seeds":
+        return cell.units
+    return (mean(cell.values) if None not in cell.units else None,)
 
 
 def to_metrics(table: FilledTable) -> dict[str, dict[str, dict[str, float | int | None]]]:
@@ -138,5 +148,5 @@ def to_metrics(table: FilledTable) -> dict[str, dict[str, dict[str, float | int 
             for column, c in cells.items()
             if c.summary
         }
-        for row, cells in (table.cells | table.differences).items()
+        for row, cells in table.all_cells.items()
     }

@@ -31,13 +31,13 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
     Args:
         method: after its forward, before `finish_step`: the dictionary does not hold this batch's keys.
         row_B: the batch's rows in the store.
-        labels_RC: ground truth of every row, bool; None where the dataset has none. Nothing is trained on it.
+        labels_RC: ground truth of every row, bool; None where the dataset has none.
 
     Returns:
         ``accuracy`` of InfoNCE; ``filled``, the share of the dictionary that is keys; mean and standard
         deviation of the cosines g.Q_g and z.Q_z; ``queue_mean``, the length of Q_z's mean; ``alignment`` and
         ``uniformity`` of z; what `gradients` tells; with labels also
-        ``agreement``, the share of the k nearest entries that share a class with their query, and
+        ``agreement``, the share of pseudo-positives that share a class with their query, and
         ``agreement_base``, that share among all entries. Always of the dictionary without this batch's keys:
         with ``enqueue: before`` or ``split`` a query's own key is a label too, and would agree by itself.
         With several ranks each sees its own queries, and the log has the mean over ranks.
@@ -61,14 +61,10 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
         **gradients(method, e),
     }
     if labels_RC is not None:
-        query, entries, k = e.g_query_BG, dictionary.g_DG, min(NEIGHBOURS, len(known_D))
         if isinstance(method, MLS):
-            k = method.config.mls.topk
-            if method.config.mls.label_space == "projection":
-                query, entries = e.z_query_Bd, dictionary.z_Dd
-        positives_BD = pseudo_labels(query, entries, k)
-        if isinstance(method, MLS) and method.config.mls.label_space == "truth":
-            positives_BD, _ = method.classify(e)
+            positives_BD = method.positives(e, dictionary.g_DG, dictionary.z_Dd)
+        else:
+            positives_BD = pseudo_labels(e.g_query_BG, dictionary.g_DG, min(NEIGHBOURS, len(known_D)))
         entry_labels_DC = labels_RC[dictionary.row_D.clamp(min=0)]
         out["agreement"], out["agreement_base"] = label_agreement(
             positives_BD, known_D, labels_RC[row_B], entry_labels_DC

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mls.errors import MlsError
+
 
 class Window:
     """Sum and count of each named value; what is not finite (or belongs to such a step) is left out."""
@@ -17,10 +19,16 @@ class Window:
         self.count_V: Tensor | None = None
 
     def add(self, names: list[str], values_V: Tensor, finite: Tensor) -> None:
-        """Take in one step's values (V,) without waiting for the device."""
+        """Take in one step's values (V,) without waiting for the device.
+
+        Raises:
+            MlsError: the window was begun with other names, by the code that saved the checkpoint.
+        """
         if self.total_V is None or self.count_V is None:
             self.names = names
             self.total_V, self.count_V = torch.zeros_like(values_V), torch.zeros_like(values_V)
+        elif names != self.names:
+            raise MlsError("the checkpoint was saved by code that logs other values; remove the run's folder in work/")
         counts_V = torch.isfinite(values_V) & finite
         self.total_V += torch.where(counts_V, values_V, 0)
         self.count_V += counts_V

@@ -101,15 +101,30 @@ def linear(columns: list[str], **task: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("metric", ["mAP", "top1"])
 def test_a_column_of_test_needs_a_task_that_reads_it(metric: str) -> None:
-    message = f"tables.main.columns: 'linear.{metric}': task 'linear' does not read test; it gives val"
+    message = f"tables.main.columns: 'linear.{metric}': task 'linear' gives val"
     text = problems_of(linear(["linear.val", f"linear.{metric}"], test=False))
     assert message in text and "1 problem(s)" in text
     check(linear(["linear.val", f"linear.{metric}"], test=True), Path("x.yaml"))
     check(linear(["linear.val", f"linear.{metric}"]), Path("x.yaml"))
     loaded = check(linear(["linear.val"], test=False), Path("x.yaml"))
     assert not loaded.experiment.probe["linear"].test
-    assert "'linear.AP': task 'linear' gives" in problems_of(linear(["linear.AP"], test=False))
+    assert "'linear.AP': task 'linear' gives val" in problems_of(linear(["linear.AP"], test=False))
     assert "probe.linear.test: Input should be a valid boolean (is 'no')" in problems_of(linear([], test="no"))
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"baseline": "ml"}, "tables.main.baseline: 'ml' is not a row of this table; did you mean 'mls'?"),
+        ({"baseline": "mls", "rows": ["random"]}, "tables.main.baseline: 'mls' is not a row of this table"),
+        ({"baseline": "mls", "rows": []}, "tables.main.baseline: 'mls' is not a row of this table"),
+        ({"baseline": ["mls"]}, "tables.main.baseline: Input should be a valid string"),
+    ],
+)
+def test_a_baseline_is_a_row_of_its_table(table: dict[str, object], problem: str) -> None:
+    text = problems_of(small(tables={"main": {"columns": ["linear.mAP"], **table}}))
+    assert problem in text and "1 problem(s)" in text
+    check(small(tables={"main": {"columns": ["linear.mAP"], "baseline": "mls"}}), Path("x.yaml"))
 
 
 def test_a_hue_turns_by_half_a_circle_at_most() -> None:

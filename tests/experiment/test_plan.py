@@ -60,6 +60,14 @@ def test_equal_rows_are_one_job_and_renaming_runs_only_the_table() -> None:
     assert set(twice.jobs) - set(renamed.jobs) == {twice.tables.id}
 
 
+def test_a_baseline_prints_another_table_and_runs_nothing_else() -> None:
+    columns = ["linear.mAP"]
+    plain, compared = (
+        plan_of(small(tables={"main": {"columns": columns, **more}})) for more in ({}, {"baseline": "mls"})
+    )
+    assert set(plain.jobs) ^ set(compared.jobs) == {plain.tables.id, compared.tables.id}
+
+
 def test_a_sweep_point_and_a_run_with_its_values_are_one_job() -> None:
     plan = plan_of(small(runs={"mls": {}, "five": {"mls": {"topk": 5}}}, sweep={"mls": {"mls.topk": [3, 5]}}))
     assert id_of(plan, "pretrain", "five") == id_of(plan, "pretrain", "mls[topk=5]")

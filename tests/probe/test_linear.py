@@ -279,5 +279,5 @@ def test_a_split_without_images_is_an_error_where_it_is_needed(tmp_path: Path) -
 def test_nothing_to_judge_by_is_refused() -> None:
     store: Any = SimpleNamespace(multi_label=True, classes=["a"])
     fitted: Any = None
-    with pytest.raises(MlsError, match="judged split of this dataset has no positive image of any class"):
-        stage.summarise(fitted, np.zeros((2, 1), np.float32), np.zeros((2, 1), dtype=bool), store)
+    with pytest.raises(MlsError, match="the val split of this dataset has no positive image of any class"):
+        stage.summarise(fitted, np.zeros((2, 1), np.float32), np.zeros((2, 1), dtype=bool), store, "val")

@@ -10,16 +10,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mls.report.curves import MECHANISM, draw_mechanism, merge
+from mls.report.curves import MECHANISM, POINTS, draw_mechanism, merge
 from mls.report.publish import publish
 from tests.report.support import make_tables, small_plan, write_inputs
 
 LABELS = {"a": ["mls:0"], "b": ["moco-v2:0"]}
 
 
-def test_every_value_stands_as_it_stood() -> None:
-    text = merge({"mls[topk=5]:1": "step,loss\n20,1.50\n40,\n", "moco-v2:0": "step,knn\n20,0.3\n"})
-    assert text == "run,seed,step,loss,knn\nmls[topk=5],1,20,1.50,\nmls[topk=5],1,40,,\nmoco-v2,0,20,,0.3\n"
+def test_one_file_holds_all_trainings() -> None:
+    curves = {
+        "x": pd.read_csv(io.StringIO("step,loss\n369600,1.23457\n369620,\n")),
+        "y": pd.read_csv(io.StringIO("step,knn\n20,0.3\n")),
+    }
+    labels = {"x": ["mls[topk=5]:1", "b:1"], "y": ["moco-v2:0"]}
+    assert merge(curves, labels, ["moco-v2", "mls[topk=5]", "b"]) == (
+        "run,seed,step,loss,knn\nmls[topk=5] = b,1,369600,1.23457,\nmls[topk=5] = b,1,369620,,\nmoco-v2,0,20,,0.3\n"
+    )
+
+
+def test_long_curves_are_thinned() -> None:
+    text = merge({"x": pd.DataFrame({"step": np.arange(2000), "loss": 1.0})}, {"x": ["mls:0"]}, ["mls"])
+    assert len(text.splitlines()) == 1 + POINTS and text.splitlines()[1] == "mls,0,2,1", "means of five"
 
 
 def test_the_published_folder_holds_the_curves_of_every_trained_run(
@@ -31,7 +42,7 @@ def test_the_published_folder_holds_the_curves_of_every_trained_run(
     make_tables(plan)
     rows = list(csv.DictReader(io.StringIO((publish(plan) / "curves.csv").read_text())))
     assert [(r["run"], r["seed"]) for r in rows] == [("mls", "0")] * 40 + [("mls", "1")] * 40, "random has no curve"
-    assert (rows[0]["step"], rows[0]["info_nce"]) == ("0", "8.0") and rows[40]["step"] == "1"
+    assert (rows[0]["step"], rows[0]["info_nce"]) == ("0", "8") and rows[40]["step"] == "1"
 
 
 def frame(**columns: float) -> pd.DataFrame:
@@ -46,6 +57,7 @@ def test_panels_draw_what_they_say() -> None:
         "b": frame(queue_mean=0.25, alignment=2.0),
     }
     figure = draw_mechanism(curves, LABELS, ["mls", "moco-v2"])
+    assert figure is not None
     drawn = {axes.get_title(): [line.get_ydata()[0] for line in axes.lines] for axes in figure.axes}  # type: ignore[index]
     assert drawn == {
         "length of the mean of Q_z": [0.5, 0.25],
@@ -59,5 +71,7 @@ def test_panels_draw_what_they_say() -> None:
 def test_gaps_are_left_out_of_a_line() -> None:
     one = frame(knn=0.3)
     one.loc[1, "knn"] = np.nan
-    (axes,) = draw_mechanism({"a": one}, LABELS, ["mls", "moco-v2"]).axes
+    figure = draw_mechanism({"a": one}, LABELS, ["mls", "moco-v2"])
+    assert figure is not None and draw_mechanism({"a": frame()}, LABELS, ["mls"]) is None
+    (axes,) = figure.axes
     assert axes.get_title() in MECHANISM and np.array_equal(axes.lines[0].get_xdata(), [0.0, 2.0, 3.0])

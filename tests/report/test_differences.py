@@ -76,10 +76,31 @@ def test_without_a_baseline_nothing_is_subtracted(in_tmp: Path) -> None:
 def test_what_has_no_pairs_has_no_difference() -> None:
     seeds = fill_cell((("p0", "a"), ("p1", "b")), {"a": 1.0, "b": 2.0})
     given = fill_cell((("w", "c"),), {"c": 1.0})
-    trials = fill_cell((("w", "c"), ("w", "d")), {"c": 1.0, "d": 2.0})
-    assert subtract(seeds, given).summary is None, "two seeds against one"
-    assert subtract(trials, trials).summary is None, "trials of one pretraining are no pairs"
+    assert subtract(seeds, given).units == (), "two seeds against one"
     assert subtract(seeds, seeds).units == (0.0, 0.0)
+
+
+def test_trials_of_one_seed_are_one_pair_of_means() -> None:
+    trials = fill_cell((("w", "c"), ("w", "d")), {"c": 1.0, "d": 2.0})
+    one = fill_cell((("v", "e"),), {"e": 1.0})
+    found = subtract(trials, one)
+    assert found.units == (0.5,) and found.summary is not None and found.summary.half_width is None
+    lacking = fill_cell((("w", "c"), ("w", "d")), {"c": 1.0, "d": None})
+    assert subtract(lacking, one).units == (None,)
+
+
+def test_unequally_many_seeds_are_said_to_be_no_pairs(in_tmp: Path) -> None:
+    path = made({**SEEDS}, runs=RUNS | {"given": {"method": "imagenet"}})
+    text = (path / "tables" / "main.md").read_text()
+    assert "| given - moco-v2 | – | 0 |" in [" ".join(line.split()) for line in text.splitlines()]  # noqa: RUF001
+    assert "unequally many seeds, so no pairs" in text
+    assert "not defined" not in text
+
+
+def test_differences_are_traced_to_all_they_come_from(in_tmp: Path) -> None:
+    found = json.loads((made({**SEEDS, **BETTER}) / "provenance.json").read_text())["cells"]["main"]
+    both = found["mls"]["linear.mAP"] | found["moco-v2"]["linear.mAP"]
+    assert found["mls - moco-v2"]["linear.mAP"] == both and len(both) == 6
 
 
 def test_differences_name_what_they_come_from() -> None:
