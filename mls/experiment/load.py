@@ -180,8 +180,7 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             yield f"{where}.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1"
         if run.method == "mls" and run.mls.topk > run.moco.queue_size:
             yield f"{where}.mls.topk: {run.mls.topk} is more than moco.queue_size ({run.moco.queue_size})"
-        prior = run.mls.bias == "prior" and run.mls.terms in ("bce", "bce_pos")
-        if run.method == "mls" and prior and run.mls.topk == run.moco.queue_size:
+        if run.method == "mls" and run.mls.bias == "prior" and run.mls.topk == run.moco.queue_size:
             yield f"{where}.mls.bias: topk = moco.queue_size makes every entry positive; log(k / (D - k)) is infinite"
         if run.method == "mls" and run.mls.label_space == "truth" and run.mls.enqueue != "after":
             yield f"{where}.mls.enqueue: label_space 'truth' needs 'after'"
