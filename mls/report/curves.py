@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from mls.report.style import LINES, PALETTE, legend_below
 
@@ -94,7 +95,11 @@ def draw_panels(
                 frame["epoch"], frame["value"], color=colour, linestyle=dashes, marker=marker, linewidth=1.2
             )
             entries.setdefault(" = ".join(named[one]), line)
-        axes.set(xlabel="epoch", title=title, yscale="log" if title == GRADIENTS else "linear")
+        axes.set(xlabel="epoch", title=title)
+        if title == GRADIENTS:
+            axes.set_yscale("log")
+            for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                formatter(LogFormatter())  # the default writes powers in TeX, which `STYLE` does not parse
         axes.grid(True, color="0.9")
         axes.margins(x=0.02)
     for axes in all_axes[len(panels) :]:

@@ -12,6 +12,7 @@ import pytest
 
 from mls.report.curves import MECHANISM, POINTS, draw_mechanism, merge
 from mls.report.publish import publish
+from mls.report.style import plain_style
 from tests.report.support import make_tables, small_plan, write_inputs
 
 LABELS = {"a": ["mls:0"], "b": ["moco-v2:0"]}
@@ -66,6 +67,17 @@ def test_panels_draw_what_they_say() -> None:
         "pseudo-labels: agreement above chance": [0.25],
     }, "a panel without data is left out, a run without the columns has no line"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mls", "moco-v2"]
+
+
+def test_the_logarithmic_axis_has_plain_numbers() -> None:
+    one = frame(weight=0.5, grad_ml=4.0, grad_nce=8.0)
+    one["grad_ml"] = [1.0, 2.0, 3.0, 4.0]  # less than a decade: the minor ticks are the labelled ones
+    with plain_style():
+        figure = draw_mechanism({"a": one}, LABELS, ["mls", "moco-v2"])
+        assert figure is not None
+        figure.draw_without_rendering()
+    ticks = [t.get_text() for t in figure.axes[0].get_yticklabels(which="both") if t.get_text()]
+    assert ticks and all(float(text) > 0 for text in ticks)
 
 
 def test_gaps_are_left_out_of_a_line() -> None:
