@@ -2,7 +2,7 @@
 
 figure = draw_losses(curves, labels, runs)         # curves: pretrain id -> its curves.csv
 figure = draw_mechanism(curves, labels, runs)      # what the multi-label term does to the embeddings
-text = merge({"mls:0": "step,epoch,...", "moco-v2:0": ...})
+text = merge(curves, labels, runs)
 """
 
 from __future__ import annotations
