@@ -2,7 +2,7 @@
 
 All randomness of one view of one image in one epoch comes from the counter-based stream
 ``default_rng((seed, epoch, row, view))``; no state is kept, so workers need none and a resumed
-run repeats the uninterrupted one.
+run repeats the uninterrupted one. A crop that is drawn anew has a fifth word: the attempt.
 
 Shapes: B images, C = 3 channels, H x W pixels, U = `DRAWS` uniform numbers per view.
 """
@@ -35,12 +35,23 @@ GRAY = (0.2989, 0.587, 0.114)
 TOP, LEFT, FLIP, JITTER, GRAYED, BLUR, SIGMA = range(2 * ATTEMPTS, 2 * ATTEMPTS + 7)
 FACTORS = slice(SIGMA + 1, SIGMA + 5)
 ORDER = slice(SIGMA + 5, SIGMA + 9)
-DRAWS = SIGMA + 9
+SOLARIZE = SIGMA + 9  # a later operation's column comes last: the earlier ones keep their numbers
+DRAWS = SOLARIZE + 1
+CROP = slice(LEFT + 1)
+"""The columns that decide the box."""
 
 
-def draw(seed: int, epoch: int, rows: NDArray[np.int64], view: int) -> NDArray[np.float64]:
-    """Return the uniform numbers (B, U) in [0, 1) of one view of each image."""
-    return np.stack([np.random.default_rng((seed, epoch, int(row), view)).random(DRAWS) for row in rows])
+def draw(seed: int, epoch: int, rows: NDArray[np.int64], view: int, *attempt: int) -> NDArray[np.float64]:
+    """Return the uniform numbers (B, U) in [0, 1) of one view of each image.
+
+    Args:
+        seed: of the run.
+        epoch: counts from 0.
+        rows: of the store.
+        view: 0 or 1.
+        attempt: none, or one number: other draws of the same view.
+    """
+    return np.stack([np.random.default_rng((seed, epoch, int(row), view, *attempt)).random(DRAWS) for row in rows])
 
 
 def crop_boxes(u_BU: NDArray[np.float64], size_B2: NDArray[np.int64], scale: list[float]) -> NDArray[np.int64]:
@@ -73,6 +84,19 @@ def crop_boxes(u_BU: NDArray[np.float64], size_B2: NDArray[np.int64], scale: lis
     return np.stack([top, left, h, w], axis=1).astype(np.int64)
 
 
+def shared_area(first_B4: NDArray[np.int64], second_B4: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of the second boxes' area that lies within the first ones (B,)."""
+    start_B2 = np.maximum(first_B4[:, :2], second_B4[:, :2])
+    end_B2 = np.minimum(first_B4[:, :2] + first_B4[:, 2:], second_B4[:, :2] + second_B4[:, 2:])
+    common_B: NDArray[np.float64] = (end_B2 - start_B2).clip(0).prod(1) / second_B4[:, 2:].prod(1)
+    return common_B
+
+
+def flips(config: Augment, draws_VBU: Tensor) -> Tensor:
+    """Return which views are mirrored, bool (V, B): left and right change places."""
+    return draws_VBU[..., FLIP] < config.flip_p
+
+
 def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int) -> Tensor:
     """Cut a box out of a uint8 image and resize it to a square (bilinear, antialiased)."""
     top, left, height, width = (int(v) for v in box_4)
@@ -81,16 +105,18 @@ def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ColourAugment:
-    """Flip, colour jitter, grey, blur and normalisation of a batch, each image by its own draws."""
+    """Flip, colour jitter, grey, blur, solarisation and normalisation of a batch, each image by its own draws."""
 
     config: Augment
+    view: int
+    """0 or 1: shares may differ between the views."""
 
     def __call__(self, image_BCHW: Tensor, u_BU: Tensor) -> Tensor:
         """Map uint8 crops and their draws to normalised views in torch's default dtype (float32).
 
         Operations and their parameters follow torchvision: ``ColorJitter`` (random order, values
         clamped to [0, 1] after each), ``RandomGrayscale``, ``GaussianBlur`` (reflected border,
-        radius 3 sigma_max), ``RandomHorizontalFlip``, ``Normalize``.
+        radius 3 sigma_max), ``RandomSolarize`` (threshold 128 of 256), ``RandomHorizontalFlip``, ``Normalize``.
 
         Args:
             image_BCHW: uint8, on the training device.
@@ -101,14 +127,20 @@ class ColourAugment:
         self._jitter(batch, u)
         grey = batch.first(u[:, GRAYED] < self.config.gray_p)
         grey.copy_(_grey(grey).expand_as(grey))
-        blurred = batch.first(u[:, BLUR] < self.config.blur_p)
+        blurred = batch.first(u[:, BLUR] < self._share(self.config.blur_p))
         low, high = self.config.blur_sigma
         sigma_B = batch.of(low + u[:, SIGMA] * (high - low))[: len(blurred)]
         blurred.copy_(blur(blurred, sigma_B, radius=int(np.ceil(3 * high))))
-        flipped = batch.first(u[:, FLIP] < self.config.flip_p)
+        if solarize_p := self._share(self.config.solarize_p):  # most recipes have none: sorting is a copy
+            _solarize(batch.first(u[:, SOLARIZE] < solarize_p))
+        flipped = batch.first(flips(self.config, u_BU).numpy())
         flipped.copy_(flipped.flip(-1))
         mean, std = _normalisation(image_BCHW.device, batch.x_BCHW.dtype)
         return batch.restored().sub_(mean).div_(std)
+
+    def _share(self, shares: float | list[float]) -> float:
+        """Of this view's images."""
+        return shares[self.view] if isinstance(shares, list) else shares
 
     def _jitter(self, batch: _Sorted, u_BU: NDArray[np.float64]) -> None:
         """Brightness, contrast, saturation and hue, in an order of its own for each image."""
@@ -207,6 +239,11 @@ def _hue(x_BCHW: Tensor, change: Tensor) -> None:
     turns.add_(torch.ge(k, 12, out=torch.empty_like(k))).sub_(torch.lt(k, 0, out=torch.empty_like(k)))
     k.sub_(turns, alpha=6)  # modulo 6
     torch.sub(value, torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma), out=x_BCHW)
+
+
+def _solarize(x_BCHW: Tensor) -> None:
+    """Invert pixels of at least 0.5: the lesser of a pixel and its inverse is just that."""
+    torch.minimum(x_BCHW, 1 - x_BCHW, out=x_BCHW)
 
 
 def blur(x_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:

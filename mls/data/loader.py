@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mls.data.augment import crop, crop_boxes, draw
+from mls.data.augment import ATTEMPTS, CROP, crop, crop_boxes, draw, shared_area
 from mls.data.resident import Resident
 from mls.data.store import Store
 from mls.errors import MlsError
@@ -85,12 +85,41 @@ class TwoViews(Dataset[Batch]):
         rows = self.rows[picked]
         draws = [draw(self.seed, epoch, rows, view) for view in (0, 1)]
         boxes = [crop_boxes(u, self.sizes_N2[picked], self.config.augment.scale) for u in draws]
+        self._make_overlap(epoch, picked, boxes, draws[1])
         return Batch(
             None if self.config.resident == "cuda" else self._crops(rows, boxes),
             torch.from_numpy(np.stack(draws)),
             torch.from_numpy(rows.astype(np.int64)),
             torch.from_numpy(np.stack(boxes)),
         )
+
+    def _make_overlap(
+        self, epoch: int, picked: NDArray[np.int64], boxes: list[NDArray[np.int64]], u_BU: NDArray[np.float64]
+    ) -> None:
+        """Draw second crops anew, in place, while less than ``augment.overlap`` of them lies within the first.
+
+        Up to `ATTEMPTS` times; a crop that never overlaps enough stays as first drawn. This is SlotCon's rule
+        (arXiv 2205.15288, ``get_params_conditioned`` of its code), which lets the first draw count as one of ten and
+        draws once more, whatever comes, after the last.
+
+        Args:
+            epoch: of the batch.
+            picked: places of its images in ``rows``.
+            boxes: top, left, height, width (B, 4) of the first and the second view.
+            u_BU: draws of the second view; the columns of a crop are replaced with it, so that they still give the box.
+        """
+        first_B4, second_B4 = boxes
+        least, scale = self.config.augment.overlap, self.config.augment.scale
+        short = np.flatnonzero(shared_area(first_B4, second_B4) < least)
+        for attempt in range(1, ATTEMPTS + 1):
+            if not len(short):
+                return
+            anew_SU = draw(self.seed, epoch, self.rows[picked[short]], 1, attempt)
+            anew_S4 = crop_boxes(anew_SU, self.sizes_N2[picked[short]], scale)
+            enough_S = shared_area(first_B4[short], anew_S4) >= least
+            taken = short[enough_S]
+            second_B4[taken], u_BU[taken, CROP] = anew_S4[enough_S], anew_SU[enough_S, CROP]
+            short = short[~enough_S]
 
     def _crops(self, rows: NDArray[np.int64], boxes: list[NDArray[np.int64]]) -> Tensor:
         """Decode each image once, crop it twice: uint8 (V, B, C, H, W)."""

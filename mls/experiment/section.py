@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -26,8 +34,25 @@ def half_a_circle(jitter: list[float]) -> list[float]:
     return jitter
 
 
+def one_or_two(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Say in one line what a `Shares` may be, where pydantic has a line for each member of the union.
+
+    Two equal shares are one: they mean the same, so they must give the same id.
+    """
+    try:
+        shares = handler(value)
+    except ValidationError:
+        raise ValueError("a number from 0 to 1, or a list of two: of the first view and of the second") from None
+    return shares[0] if isinstance(shares, list) and shares[0] == shares[1] else shares
+
+
 Ascending = AfterValidator(ascending)
 HalfACircle = AfterValidator(half_a_circle)
+Shares = Annotated[
+    Share | Annotated[list[Share], Field(min_length=2, max_length=2)],
+    WrapValidator(one_or_two),
+]
+"""A share of both views, or one of each."""
 
 
 class Section(BaseModel):

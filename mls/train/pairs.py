@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mls.data.augment import ColourAugment
+from mls.data.augment import ColourAugment, flips
 from mls.data.loader import Batch, TwoViews
 from mls.data.resident import Resident
 from mls.experiment.params import Pretrain
-from mls.methods.moco import Pair
+from mls.methods.method import Pair
 from mls.methods.momentum import key_order
 
 
@@ -35,7 +35,7 @@ def pair_of(batch: Batch, views: TwoViews, step: int, device: torch.device, resi
             crops_BCHW = resident.crops(batch.rows_B, batch.boxes_VB4[v], config.augment.crop)
         else:
             raise ValueError("a batch without crops needs resident images")
-        augmented_BCHW = ColourAugment(config.augment)(crops_BCHW, batch.draws_VBU[v])
+        augmented_BCHW = ColourAugment(config.augment, v)(crops_BCHW, batch.draws_VBU[v])
         return augmented_BCHW.contiguous(memory_format=layout_of(config))
 
     query_BCHW, key_BCHW = view(0), view(1)
@@ -43,8 +43,9 @@ def pair_of(batch: Batch, views: TwoViews, step: int, device: torch.device, resi
     if config.moco.bn_splits > 1:
         order_N = key_order(views.seed, step, config.batch_size).to(device, non_blocking=True)
     rows_B = batch.rows_B.to(device, non_blocking=True)
-    boxes_B4 = batch.boxes_VB4[1].to(device, non_blocking=True)
-    return Pair(query_BCHW, key_BCHW, rows_B, boxes_B4, order_N, step / views.steps_per_epoch)
+    boxes_VB4 = batch.boxes_VB4.to(device, non_blocking=True)
+    flips_VB = flips(config.augment, batch.draws_VBU).to(device, non_blocking=True)
+    return Pair(query_BCHW, key_BCHW, rows_B, boxes_VB4, flips_VB, order_N, step / views.steps_per_epoch)
 
 
 def layout_of(config: Pretrain) -> torch.memory_format:

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from mls.data import augment
-from mls.data.augment import DRAWS, MEAN, RATIO, STD, ColourAugment, blur, crop, crop_boxes, draw
+from mls.data.augment import DRAWS, MEAN, RATIO, STD, ColourAugment, blur, crop, crop_boxes, draw, flips, shared_area
 from mls.experiment.params import Augment
 
 
@@ -57,23 +57,84 @@ def test_blur_equals_torchvisions(images: torch.Tensor) -> None:
 def test_without_any_operation_only_normalisation_is_left() -> None:
     config = Augment(jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.0)
     image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    out = ColourAugment(config)(image, torch.rand(2, DRAWS, dtype=torch.float64))
+    out = ColourAugment(config, 0)(image, torch.rand(2, DRAWS, dtype=torch.float64))
     expected = TF.normalize(image.float() / 255, list(MEAN), list(STD))
     assert torch.allclose(out, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_solarisation_equals_torchvisions(seed: int) -> None:
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    pixels[0, 0, 0, :5] = torch.tensor([0.0, 0.5, 1.0, 0.5 - 2**-25, 0.5 + 2**-24])
+    ours = pixels.clone()
+    augment._solarize(ours)
+    assert torch.equal(ours, TF.solarize(pixels, 0.5))
+
+
+def test_solarisation_turns_levels_from_128_on() -> None:
+    config = Augment(jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.0, solarize_p=1.0)
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, -1, -1)
+    out = ColourAugment(config, 0)(levels, torch.rand(1, DRAWS, dtype=torch.float64))
+    expected = TF.normalize(TF.solarize(levels, 128).float() / 255, list(MEAN), list(STD))
+    assert torch.allclose(out, expected, atol=1e-6)
+
+
+def test_solarisation_comes_after_the_blur(images: torch.Tensor) -> None:
+    config = Augment(jitter_p=0.0, gray_p=0.0, blur_p=1.0, blur_sigma=[2.0, 2.0], flip_p=0.0, solarize_p=1.0)
+    pixels = (images * 255).to(torch.uint8)
+    out = ColourAugment(config, 0)(pixels, torch.rand(6, DRAWS, dtype=torch.float64))
+    blurred = TF.gaussian_blur(pixels.float() / 255, kernel_size=[13, 13], sigma=[2.0, 2.0])
+    expected = TF.normalize(TF.solarize(blurred, 0.5), list(MEAN), list(STD))
+    assert torch.allclose(out, expected, atol=1e-4)
+
+
+def test_solarised_images_are_those_drawn_and_the_others_keep_their_bits() -> None:
+    image = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    draws = torch.from_numpy(draw(0, 0, np.arange(40), 1))
+    plain = ColourAugment(Augment(crop=16), 1)(image, draws)
+    some = ColourAugment(Augment(crop=16, solarize_p=0.3), 1)(image, draws)
+    taken = draws[:, augment.SOLARIZE] < 0.3
+    assert 5 < int(taken.sum()) < 20
+    assert torch.equal(plain[~taken], some[~taken])
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    inverted = (TF.solarize(plain[taken] * std + mean, 0.5) - mean) / std
+    assert torch.allclose(some[taken], inverted, atol=1e-5) and not torch.allclose(some[taken], plain[taken])
+
+
+def test_each_view_has_its_own_share() -> None:
+    image = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    draws = torch.from_numpy(draw(0, 0, np.arange(40), 0))
+    both = Augment(crop=16, blur_p=[1.0, 0.1], solarize_p=[0.0, 0.2])
+    for view, alone in enumerate((Augment(crop=16, blur_p=1.0), Augment(crop=16, blur_p=0.1, solarize_p=0.2))):
+        assert torch.equal(ColourAugment(both, view)(image, draws), ColourAugment(alone, view)(image, draws))
+    assert not torch.equal(ColourAugment(both, 0)(image, draws), ColourAugment(both, 1)(image, draws))
+
+
+def test_mirrored_views_are_those_that_flips_names() -> None:
+    config = Augment(crop=16, jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.3)
+    image = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    draws = torch.from_numpy(np.stack([draw(0, 0, np.arange(40), view) for view in (0, 1)]))
+    mirrored = flips(config, draws)
+    assert mirrored.shape == (2, 40) and mirrored.dtype == torch.bool and 10 < int(mirrored.sum()) < 40
+    for view in (0, 1):
+        out = ColourAugment(config, view)(image, draws[view])
+        upright = torch.where(mirrored[view, :, None, None, None], out.flip(-1), out)
+        assert torch.allclose(upright, TF.normalize(image.float() / 255, list(MEAN), list(STD)), atol=1e-6)
 
 
 def test_every_image_is_treated_by_its_own_draws() -> None:
     config = Augment(crop=16)
     image = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     draws = torch.from_numpy(draw(0, 0, np.arange(16), 0))
-    together = ColourAugment(config)(image, draws)
-    alone = torch.cat([ColourAugment(config)(image[i : i + 1], draws[i : i + 1]) for i in range(16)])
+    together = ColourAugment(config, 0)(image, draws)
+    alone = torch.cat([ColourAugment(config, 0)(image[i : i + 1], draws[i : i + 1]) for i in range(16)])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_operations_come_as_often_as_asked() -> None:
     draws = draw(1, 0, np.arange(4000), 0)
-    for column, p in ((augment.JITTER, 0.8), (augment.GRAYED, 0.2), (augment.BLUR, 0.5), (augment.FLIP, 0.5)):
+    shares = {augment.JITTER: 0.8, augment.GRAYED: 0.2, augment.BLUR: 0.5, augment.FLIP: 0.5, augment.SOLARIZE: 0.2}
+    for column, p in shares.items():
         assert abs((draws[:, column] < p).mean() - p) < 0.03
     first = draws[:, augment.ORDER].argsort(1)[:, 0]
     assert np.abs(np.bincount(first, minlength=4) / 4000 - 0.25).max() < 0.03
@@ -85,6 +146,33 @@ def test_draws_depend_on_each_of_seed_epoch_row_and_view_and_on_nothing_else() -
     for other in (draw(1, 0, np.array([5]), 0), draw(0, 1, np.array([5]), 0), draw(0, 0, np.array([6]), 0)):
         assert not np.array_equal(base, other)
     assert not np.array_equal(base, draw(0, 0, np.array([5]), 1))
+
+
+def test_a_new_column_comes_last_so_that_the_earlier_ones_keep_their_bits() -> None:
+    before = np.stack([np.random.default_rng((3, 2, row, 1)).random(35) for row in range(20)])
+    assert augment.SOLARIZE == 35 == DRAWS - 1
+    assert np.array_equal(draw(3, 2, np.arange(20), 1)[:, :35], before)
+
+
+def test_another_attempt_is_another_draw() -> None:
+    drawn = [draw(0, 0, np.array([5]), 1, *attempt) for attempt in ((), (1,), (2,))]
+    assert len({u_BU.tobytes() for u_BU in drawn}) == 3
+    assert np.array_equal(drawn[2][0], np.random.default_rng((0, 0, 5, 1, 2)).random(DRAWS))
+
+
+@pytest.mark.parametrize(
+    ("second", "share"),
+    [
+        ([10, 20, 40, 30], 1.0),  # the same
+        ([20, 25, 10, 10], 1.0),  # inside
+        ([10, 35, 40, 30], 0.5),
+        ([0, 0, 100, 100], 0.12),  # the second around the first: a share of the second
+        ([50, 20, 40, 30], 0.0),  # they touch
+        ([60, 60, 9, 9], 0.0),  # apart on both axes: no positive product of two negatives
+    ],
+)
+def test_the_shared_area_is_one_of_the_second_box(second: list[int], share: float) -> None:
+    assert shared_area(np.array([[10, 20, 40, 30]]), np.array([second])) == pytest.approx(share)
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:

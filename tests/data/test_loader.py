@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mls.data.stage
+from mls.data.augment import ATTEMPTS, LEFT, crop, crop_boxes, draw
 from mls.data.loader import Batch, TwoViews, batches
 from mls.data.store import Store
 from mls.experiment.stage import run_stage
@@ -61,3 +62,61 @@ def test_the_two_views_differ_and_lie_in_the_image(views: TwoViews) -> None:
 def test_another_seed_is_another_order(views: TwoViews) -> None:
     other = TwoViews(views.store, views.config, 1)
     assert not torch.equal(views[0].rows_B, other[0].rows_B)
+
+
+def overlapping(views: TwoViews, least: float, scale: list[float]) -> TwoViews:
+    """The same loader with ``augment.overlap``."""
+    augment = views.config.augment.model_copy(update={"overlap": least, "scale": scale})
+    return TwoViews(views.store, views.config.model_copy(update={"augment": augment}), 0)
+
+
+def share_inside(first_4: torch.Tensor, second_4: torch.Tensor) -> float:
+    """The share of the second box that lies in the first, by counting pixels."""
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    for mask, (top, left, height, width) in zip(masks, (first_4.tolist(), second_4.tolist()), strict=True):
+        mask[top : top + height, left : left + width] = True
+    return float((masks[0] & masks[1]).sum() / masks[1].sum())
+
+
+@pytest.mark.parametrize(("least", "scale"), [(0.01, [0.02, 0.1]), (0.3, [0.1, 0.3]), (1.0, [0.2, 0.6])])
+def test_second_crops_are_drawn_anew_until_they_overlap_enough(
+    views: TwoViews, least: float, scale: list[float]
+) -> None:
+    plain, asked = overlapping(views, 0.0, scale), overlapping(views, least, scale)
+    seen = {"at once": 0, "anew": 0, "never": 0}
+    for step in range(views.steps):
+        before, after = plain[step], asked[step]
+        assert torch.equal(before.boxes_VB4[0], after.boxes_VB4[0])
+        assert torch.equal(before.draws_VBU[0], after.draws_VBU[0])
+        assert torch.equal(before.draws_VBU[1, :, LEFT + 1 :], after.draws_VBU[1, :, LEFT + 1 :]), "colour and flip"
+        for i, row in enumerate(after.rows_B.tolist()):
+            first_4, second_4 = after.boxes_VB4[:, i]
+            tries = [before.draws_VBU[1, i].numpy()[None]]
+            tries += [draw(0, step // 3, np.array([row]), 1, k) for k in range(1, ATTEMPTS + 1)]
+            boxes = [torch.from_numpy(crop_boxes(u_1U, np.array([[32, 32]]), scale)[0]) for u_1U in tries]
+            enough = [share_inside(first_4, box_4) >= least for box_4 in boxes]
+            chosen = enough.index(True) if any(enough) else 0
+            seen["never" if not any(enough) else "anew" if chosen else "at once"] += 1
+            assert torch.equal(second_4, boxes[chosen])
+            assert np.array_equal(after.draws_VBU[1, i, : LEFT + 1], tries[chosen][0, : LEFT + 1])
+            cut = crop(views.store.decode(row), second_4.numpy(), 16)
+            assert torch.equal(crops(after)[1, i], cut)
+    assert seen["at once"] and seen["anew"] and (seen["never"] or least < 1), seen
+
+
+def test_draws_give_the_boxes_that_were_drawn_anew(views: TwoViews) -> None:
+    asked = overlapping(views, 0.5, [0.1, 0.5])
+    for step in range(asked.steps):
+        batch = asked[step]
+        for u_BU, boxes_B4 in zip(batch.draws_VBU.numpy(), batch.boxes_VB4.numpy(), strict=True):
+            assert np.array_equal(crop_boxes(u_BU, np.full((8, 2), 32), [0.1, 0.5]), boxes_B4)
+
+
+def test_overlapping_crops_do_not_depend_on_what_was_asked_for_before(views: TwoViews) -> None:
+    asked = overlapping(views, 0.5, [0.1, 0.5])
+    asked[0]
+    once, twice = asked[7], asked[7]
+    later = next(batches(overlapping(views, 0.5, [0.1, 0.5]), 7, 0))
+    for a, b, c in zip(once, twice, later, strict=True):
+        assert a is not None and b is not None and c is not None
+        assert torch.equal(a, b) and torch.equal(a, c)
