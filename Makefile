@@ -44,7 +44,6 @@ status: setup ## what of the experiment is done, running, failed or missing
 	mls status --experiment $(EXPERIMENT)
 
 bench: setup ## measure speed and memory beside lightly (BENCH="--images FOLDER": other JPEGs than coco-tiny)
-	python -m pip install --quiet --no-build-isolation --constraint requirements.lock --editable ".[bench]"
 	python benchmarks/compare.py $(BENCH)
 	python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 32 --steps 4 --warm-up 2 --rounds 1 \
 	  --sides ours lightly lightly-bf16 $(BENCH)

@@ -37,12 +37,16 @@ NOT_IDENTITY = {
 }
 
 _ENGINE = ("epochs", "batch_size", "precision", "channels_last", "compile", "resident", "augment", "optimizer")
-METHOD_READS = {
+_DICTIONARY = ("moco.queue_size", "moco.bn_splits")
+METHOD_READS: dict[str, tuple[str, ...]] = {
     "none": ("method", "backbone"),
     "weights": ("method", "backbone", "weights"),
     "imagenet": ("method", "backbone", "imagenet"),
     "moco": ("method", "backbone", *_ENGINE, "moco"),
     "mls": ("method", "backbone", *_ENGINE, "moco", "mls"),
+    "densecl": ("method", "backbone", *_ENGINE, "moco", "densecl"),
+    "byol": ("method", "backbone", *_ENGINE, *_DICTIONARY, "byol"),
+    "slotcon": ("method", "backbone", *_ENGINE, *_DICTIONARY, "slotcon"),
 }
 """The params of ``pretrain`` that each method reads; the others can't change its result."""
 
@@ -52,16 +56,23 @@ def essence(section: BaseModel, only: tuple[str, ...] | None = None, *, defaults
 
     Args:
         section: of the experiment file.
-        only: the fields that are read, where not all are.
+        only: the fields that are read, where not all are; ``moco.queue_size`` is a field of the field ``moco``.
         defaults: keep fields at their default too (for people to read, never for ids).
     """
     out: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        skipped = (type(section).__name__, name) in NOT_IDENTITY or (only is not None and name not in only)
+        parts = (
+            None
+            if only is None or name in only
+            else tuple(o.partition(".")[2] for o in only if o.startswith(f"{name}."))
+        )
+        skipped = (type(section).__name__, name) in NOT_IDENTITY or parts == ()
         if skipped or (not defaults and not field.is_required() and value == field.default):
             continue
-        out[name] = essence(value, defaults=defaults) if isinstance(value, BaseModel) else value
+        kept = essence(value, parts, defaults=defaults) if isinstance(value, BaseModel) else value
+        if kept != {} or parts is None:
+            out[name] = kept
     return out
 
 

@@ -22,7 +22,7 @@ from mls.errors import MlsError
 from mls.experiment.datasets import ClassificationDataset
 from mls.experiment.params import METRICS, Experiment, Pretrain
 
-TRAINED = ("mls", "moco")
+TRAINED = ("mls", "moco", "densecl", "byol", "slotcon")
 """Methods that train, and therefore read a dataset."""
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mls.experiment.datasets import Dataset
-from mls.experiment.section import Ascending, Count, HalfACircle, Name, Positive, Section, Share
+from mls.experiment.section import Ascending, Count, HalfACircle, Name, Positive, Section, Share, Shares
 
 # ------------------------------------------------------------------------------------- pretraining
 
@@ -29,7 +29,11 @@ class Backbone(Section):
 
 
 class Augment(Section):
-    """MoCo-v2's two views [lineage: DenseCL and ORL on COCO]."""
+    """MoCo-v2's two views [lineage: DenseCL and ORL on COCO]; with other values those of BYOL and SlotCon.
+
+    A key of type ``Shares`` takes one share of the images for both views, or a list of two: of the first view (query)
+    and of the second (key).
+    """
 
     crop: Annotated[int, Field(ge=16)] = 224
     """Side of a view, pixels."""
@@ -44,10 +48,16 @@ class Augment(Section):
     """Strength of brightness, contrast, saturation and hue (a share of its circle, 0.5 at most)."""
     jitter_p: Share = 0.8
     gray_p: Share = 0.2
-    blur_p: Share = 0.5
+    blur_p: Shares = 0.5
+    """[BYOL, arXiv 2006.07733, appendix B, and SlotCon: 1.0 and 0.1]"""
     blur_sigma: Annotated[list[Positive], Field(min_length=2, max_length=2), Ascending] = [0.1, 2.0]
     """Range of the Gaussian's standard deviation, pixels of the view."""
+    solarize_p: Shares = 0.0
+    """Pixels of at least 0.5 are inverted, after the blur [BYOL and SlotCon: 0.0 and 0.2]."""
     flip_p: Share = 0.5
+    overlap: Share = 0.0
+    """Least share of the second crop's area that lies within the first. A crop below it is drawn anew, 10 times at
+    most; if none will do, the first drawn stays [SlotCon, arXiv 2205.15288, and its code: 0.01, 10 tries]."""
 
 
 class Optimizer(Section):
@@ -120,6 +130,50 @@ class Mls(Section):
     """After that, epochs over which lambda rises linearly to ``weight``."""
 
 
+class Densecl(Section):
+    """DenseCL (arXiv 2011.09157): MoCo-v2 whose InfoNCE is shared with one of matched places. It reads ``moco`` too;
+    its authors' values there on COCO: queue_size 65536, momentum 0.999, projection_dim 128."""
+
+    weight: Share = 0.5
+    """lambda: ``(1 - lambda)`` of the global and lambda of the dense InfoNCE [paper, Eq. 3 and Table 5]."""
+
+
+class Byol(Section):
+    """BYOL (arXiv 2006.07733), on COCO as ORL trains it (arXiv 2106.11952, its code). Of ``moco`` it reads
+    ``bn_splits``, and ``queue_size`` for the log's dictionary alone."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """m at the beginning; half a cosine takes it to 1 at the end [ORL on COCO; the paper: 0.996 for 1000 epochs]."""
+    hidden_dim: Count = 4096
+    """Width of the projector and of the predictor [paper]."""
+    projection_dim: Count = 256
+    """d, of projection and prediction [paper]."""
+
+
+class Slotcon(Section):
+    """SlotCon (arXiv 2205.15288, values of its code on COCO): pixels are grouped by prototypes, and the groups
+    contrasted. Of ``moco`` it reads what BYOL reads."""
+
+    prototypes: Count = 256
+    """K [COCO; 2048 on ImageNet]."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """m at the beginning; half a cosine takes it to 1 at the end."""
+    hidden_dim: Count = 4096
+    """Width of the projector and of the slots' predictor, three layers each."""
+    projection_dim: Count = 256
+    """d, of pixels, prototypes and slots."""
+    student_temperature: Positive = 0.1
+    """tau_s, of the student's assignment of pixels."""
+    teacher_temperature: Positive = 0.07
+    """tau_t, of the teacher's assignment, and of both networks' when they pool slots."""
+    slot_temperature: Positive = 0.2
+    """tau_c, of the slots' InfoNCE."""
+    centre_momentum: Share = 0.9
+    """lambda_c, of the moving mean of the teacher's scores, which is subtracted from them."""
+    weight: Share = 0.5
+    """lambda_g: so much of the grouping loss and ``1 - lambda_g`` of the slots'."""
+
+
 class Weights(Section):
     """Someone's own weights: torchvision, timm, MoCo or DenseCL keys; ``.pth`` or ``.safetensors``."""
 
@@ -140,7 +194,7 @@ class Pretrain(Section):
 
     dataset: Name | None = None
     """Its train images; needed by methods that train."""
-    method: Literal["mls", "moco", "none", "weights", "imagenet"] = "mls"
+    method: Literal["mls", "moco", "densecl", "byol", "slotcon", "none", "weights", "imagenet"] = "mls"
     backbone: Backbone = Backbone()
     epochs: Count = 400
     batch_size: Annotated[int, Field(ge=2)] = 256
@@ -159,6 +213,9 @@ class Pretrain(Section):
     optimizer: Optimizer = Optimizer()
     moco: Moco = Moco()
     mls: Mls = Mls()
+    densecl: Densecl = Densecl()
+    byol: Byol = Byol()
+    slotcon: Slotcon = Slotcon()
     weights: Weights | None = None
     imagenet: Imagenet = Imagenet()
 

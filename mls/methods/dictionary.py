@@ -60,9 +60,9 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def snapshot_with(self, keys: Keys) -> tuple[Tensor, Tensor]:
         """Return what Q_g and Q_z will be once these keys are in; changes nothing."""
-        places, last = self._places(keys)
         g_DG, z_Dd = self.g_DG.clone(), self.z_Dd.clone()
-        g_DG[places], z_Dd[places] = last.g_NG.to(g_DG.dtype), last.z_Nd.to(z_Dd.dtype)
+        for own_DX, new_NX in ((g_DG, keys.g_NG), (z_Dd, keys.z_Nd)):
+            self.write(own_DX, new_NX, torch.ones((), dtype=torch.bool, device=g_DG.device))
         return g_DG, z_Dd
 
     @torch.no_grad()
@@ -73,12 +73,24 @@ class Dictionary(nn.Module):
             keys: of the whole global batch.
             finite: bool scalar on the device; where false, nothing changes.
         """
-        places, last = self._places(keys)
-        for own, new in zip((self.g_DG, self.z_Dd, self.row_D, self.box_D4), last, strict=True):
-            own[places] = torch.where(finite, new.to(own.dtype), own[places])
-        self.pointer.copy_((self.pointer + len(places) * finite) % len(self.z_Dd))
+        for own_DX, new_NX in zip((self.g_DG, self.z_Dd, self.row_D, self.box_D4), keys, strict=True):
+            self.write(own_DX, new_NX, finite)
+        self.pointer.copy_((self.pointer + min(len(keys.row_N), len(self.z_Dd)) * finite) % len(self.z_Dd))
 
-    def _places(self, keys: Keys) -> tuple[Tensor, Keys]:
+    @torch.no_grad()
+    def write(self, own_DX: Tensor, new_NX: Tensor, finite: Tensor) -> None:
+        """Put what belongs to the next keys into a tensor in the dictionary's order; the pointer stays.
+
+        Args:
+            own_DX: rows like the dictionary's, changed in place.
+            new_NX: a row of each key.
+            finite: bool scalar on the device; where false, nothing changes.
+        """
+        places, last_NX = self._places(new_NX)
+        own_DX[places] = torch.where(finite, last_NX.to(own_DX.dtype), own_DX[places])
+
+    def _places(self, new_NX: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rows go, and which: of more than D the last D."""
         size = len(self.z_Dd)
-        last = Keys(*(part[-size:] for part in keys))
-        return (self.pointer + torch.arange(len(last.row_N), device=self.pointer.device)) % size, last
+        last_NX = new_NX[-size:]
+        return (self.pointer + torch.arange(len(last_NX), device=self.pointer.device)) % size, last_NX

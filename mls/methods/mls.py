@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mls.experiment.params import Mls
-from mls.methods.moco import Embedded, MoCo, at_least_float32
+from mls.methods.method import Embedded, at_least_float32
+from mls.methods.moco import MoCo
 from mls.train.distributed import own
 
 Terms = Literal["bce", "bce_pos", "knn", "none"]

@@ -5,6 +5,7 @@ Shapes: B images of this rank, N of the global batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -36,6 +37,18 @@ def update_key_encoder(online: nn.Module, key: nn.Module, momentum: float, finit
     torch._foreach_add_(keys, list(change))
 
 
+def rising_momentum(base: float, progress: float) -> float:
+    """Return m of BYOL and SlotCon: half a cosine from ``base`` at the training's begin to 1 at its end.
+
+    ``1 - (1 - base) (cos(pi progress) + 1) / 2`` (https://arxiv.org/abs/2006.07733, appendix C.1).
+
+    Args:
+        base: m of the first step.
+        progress: share of the training that is done.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+
+
 def key_order(seed: int, step: int, size: int) -> Tensor:
     """The permutation (N,) of a step's keys over the batch norm groups: a function of seed and step alone."""
     return torch.from_numpy(np.random.default_rng((seed, step, 0, SHUFFLE_STREAM)).permutation(size))
@@ -43,24 +56,22 @@ def key_order(seed: int, step: int, size: int) -> Tensor:
 
 @torch.no_grad()
 def shuffled(
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]], key_BCHW: Tensor, order_N: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    encode: Callable[[Tensor], tuple[Tensor, ...]], key_BCHW: Tensor, order_N: Tensor | None
+) -> tuple[Tensor, ...]:
     """Encode the key views in another order than the queries, over all ranks, and put the keys back in order.
 
     A key then shares its batch norm statistics with other images than its query does, so that the
     statistics don't give the pair away (MoCo's shuffled batch norm; here on one device too).
 
     Args:
-        encode: the key encoder: images (B, C, H, W) to features (B, G) and projections (B, d).
+        encode: the key encoder: images (B, C, H, W) to tensors (B, ...), such as features and projections.
         key_BCHW: this rank's key views.
         order_N: permutation of the global batch, equal on all ranks; None: as they are.
 
     Returns:
-        Features (N, G) and projections (N, d) of the global batch, in rank order.
+        The same tensors of the global batch, (N, ...), in rank order.
     """
     if order_N is None:
-        g_BG, z_Bd = encode(key_BCHW)
-        return gather(g_BG), gather(z_Bd)
-    g_BG, z_Bd = encode(gather(key_BCHW)[own(order_N)])
+        return tuple(gather(made) for made in encode(key_BCHW))
     back_N = order_N.argsort()
-    return gather(g_BG)[back_N], gather(z_Bd)[back_N]
+    return tuple(gather(made)[back_N] for made in encode(gather(key_BCHW)[own(order_N)]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -65,6 +66,11 @@ def feature_maps(backbone: ResNet, images_BCHW: Tensor) -> OrderedDict[str, Tens
         x = getattr(backbone, f"layer{i + 1}")(x)
         maps[str(i)] = x
     return maps
+
+
+def last_map(backbone: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Return the output of the last stage (B, G, h, w), which the backbone itself would pool."""
+    return feature_maps(cast(ResNet, backbone), images_BCHW)["3"]
 
 
 def save_backbone(backbone: nn.Module, path: Path) -> None:

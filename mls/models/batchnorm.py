@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mls.train.distributed import world
 
-class SplitBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` that cuts a training batch into ``splits`` groups of consecutive images.
+
+class SplitBatchNorm(_BatchNorm):
+    """Batch norm that cuts a training batch into ``splits`` groups of consecutive images.
 
     Each group is normalised by its own statistics. The running statistics are the average of what
     each group alone would make of the old ones; ranks that hold some of the groups each and average
@@ -33,7 +36,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     """S >= 1; 1 is plain batch norm, bit for bit."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); dtype and memory format stay.
+        """Normalise (B, C, ...); dtype and memory format stay.
 
         Raises:
             ValueError: in training, if ``splits`` does not divide B; if a group has one value per
@@ -66,8 +69,47 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return f"{super().extra_repr()}, splits={self.splits}"
 
 
+class SplitBatchNorm1d(SplitBatchNorm, nn.BatchNorm1d):
+    """Of vectors (B, C)."""
+
+
+class SplitBatchNorm2d(SplitBatchNorm, nn.BatchNorm2d):
+    """Of maps (B, C, H, W)."""
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch norm by the statistics of some of the vectors; for heads that are only trained: no running statistics.
+
+    With several ranks and one group the statistics are those of all ranks, as SyncBN's.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.eps, self.splits, self.synced = eps, 1, True
+
+    def forward(self, x_BMC: Tensor, valid_BM: Tensor) -> Tensor:
+        """Normalise M vectors of each image; a group is some consecutive images, as in `SplitBatchNorm`.
+
+        Args:
+            x_BMC: of any floating dtype; statistics are of float32 at least.
+            valid_BM: bool, which vectors count. A group without any gets the bias.
+        """
+        x_SRC = x_BMC.to(torch.promote_types(x_BMC.dtype, torch.float32)).view(self.splits, -1, x_BMC.shape[2])
+        valid_SR1 = valid_BM.reshape(self.splits, -1, 1).to(x_SRC.dtype)
+        count_S11 = self._total(valid_SR1.sum(1, keepdim=True)).clamp(min=1)
+        centred_SRC = x_SRC - self._total((x_SRC * valid_SR1).sum(1, keepdim=True)) / count_S11
+        centred_SRC = centred_SRC * valid_SR1
+        variance_S1C = self._total(centred_SRC.square().sum(1, keepdim=True)) / count_S11
+        out_SRC = centred_SRC * torch.rsqrt(variance_S1C + self.eps) * self.weight + self.bias
+        return out_SRC.view_as(x_BMC).to(x_BMC.dtype)
+
+    def _total(self, own: Tensor) -> Tensor:
+        return all_reduce(own) if self.synced and world() > 1 else own
+
+
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Give every ``nn.BatchNorm2d`` of a module ``splits`` groups, in place.
+    """Give every batch norm of a module ``splits`` groups, in place.
 
     The modules stay the same objects with the same parameters, buffers and hooks; they only get
     another class. With 1, plain batch norm stays what it is.
@@ -78,10 +120,14 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
     if splits < 1:
         raise ValueError(f"batch norm needs 1 group at least, not {splits}")
     for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d) and splits > 1 and not isinstance(child, SplitBatchNorm2d):
-            child.__class__ = SplitBatchNorm2d
-        if isinstance(child, SplitBatchNorm2d):
+        if splits > 1 and not isinstance(child, SplitBatchNorm):
+            for plain, split in ((nn.BatchNorm1d, SplitBatchNorm1d), (nn.BatchNorm2d, SplitBatchNorm2d)):
+                if isinstance(child, plain):
+                    child.__class__ = split
+        if isinstance(child, SplitBatchNorm):
             child.splits = splits
+        if isinstance(child, MaskedBatchNorm):
+            child.splits, child.synced = splits, False
 
 
 class RunningStatistics:

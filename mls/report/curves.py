@@ -19,7 +19,14 @@ from matplotlib.ticker import LogFormatter
 
 from mls.report.style import LINES, PALETTE, legend_below
 
-LOSSES = {"info_nce": "InfoNCE", "multi_label": "multi-label loss"}
+LOSSES = {
+    "info_nce": "InfoNCE",
+    "multi_label": "multi-label loss",
+    "dense": "InfoNCE of matched cells (DenseCL)",
+    "prediction": "prediction (BYOL)",
+    "grouping": "grouping (SlotCon)",
+    "slots": "InfoNCE of slots (SlotCon)",
+}
 POINTS = 400
 """A curve has at most so many points; more would only make the file large."""
 
@@ -54,7 +61,7 @@ def draw_losses(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[st
     """
     columns = [c for c in LOSSES if any(c in frame and frame[c].notna().any() for frame in curves.values())] or ["loss"]
     panels: dict[str, tuple[tuple[str, ...], Curve]] = {LOSSES.get(c, c): ((c,), itemgetter(c)) for c in columns}
-    return draw_panels(panels, len(panels), curves, labels, runs)
+    return draw_panels(panels, min(3, len(panels)), curves, labels, runs)
 
 
 def draw_mechanism(

@@ -38,7 +38,7 @@ from mls.data.store import Store
 from mls.errors import DamagedArtifact
 from mls.experiment.artifact import Artifact, how_to_mend
 from mls.experiment.params import Mls, Pretrain
-from mls.methods.moco import MoCo, Pair
+from mls.methods.method import Method, Pair
 from mls.train.checkpoint import NAME
 from mls.train.pairs import pair_of
 from mls.train.stage import METHODS
@@ -94,14 +94,14 @@ def topk_of(config: Pretrain) -> int:
 # ------------------------------------------------------------------------------------------- states
 
 
-def initial(config: Pretrain, seed: int) -> MoCo:
+def initial(config: Pretrain, seed: int) -> Method[Any]:
     """Return the state that a run begins with, a function of its params and seed; the caller's RNG is undisturbed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # as mls.train.runtime.set_up does
         return METHODS[config.method](config)
 
 
-def trained(config: Pretrain, artifact: Artifact) -> MoCo:
+def trained(config: Pretrain, artifact: Artifact) -> Method[Any]:
     """Return the state that a run ended with, on the CPU.
 
     Raises:
@@ -138,7 +138,7 @@ def sample_place(config: Pretrain, seed: int) -> int:
 
 
 @torch.no_grad()
-def score(method: MoCo, pair: Pair, place: int) -> Scores:
+def score(method: Method[Any], pair: Pair, place: int) -> Scores:
     """Return the cosines of one query of a batch and all D entries, the batch's keys enqueued; changes nothing.
 
     Args:
@@ -203,7 +203,7 @@ def sample_queries(store: Store, count: int, seed: int, scale: list[float]) -> t
 
 
 @torch.no_grad()
-def nearest(method: MoCo, store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> list[Query]:
+def nearest(method: Method[Any], store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> list[Query]:
     """Find the `NEIGHBOURS` nearest known entries in Q_g of each crop (Eq. 7); where fewer are known, those.
 
     Args:
@@ -232,7 +232,7 @@ def nearest(method: MoCo, store: Store, rows_N: NDArray[np.int64], boxes_N4: NDA
     return queries
 
 
-def encode(method: MoCo, store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> Tensor:
+def encode(method: Method[Any], store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> Tensor:
     """Return the L2-normalised features (N, G) of crops by the online backbone in evaluation mode, float32."""
     mean_C11, std_C11 = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     backbone = copy.deepcopy(method.backbone).eval()

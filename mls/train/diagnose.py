@@ -5,6 +5,9 @@ Shapes: B images, D dictionary entries, G backbone and d embedding dimensions, C
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,15 +20,16 @@ from mls.methods.diagnostics import (
     score_mean_std,
     uniformity,
 )
+from mls.methods.method import Embedded, Method
 from mls.methods.mls import MLS, pseudo_labels
-from mls.methods.moco import Embedded, MoCo
+from mls.methods.moco import MoCo
 
 NEIGHBOURS = 20
 """k of the label agreement of a method that has none of its own [the paper's]."""
 
 
 @torch.no_grad()
-def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str, Tensor]:
+def diagnose(method: Method[Any], row_B: Tensor, labels_RC: Tensor | None) -> dict[str, Tensor]:
     """Return scalars on the device by name, NaN where undefined (a dictionary without keys, say).
 
     Args:
@@ -36,7 +40,7 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
     Returns:
         ``accuracy`` of InfoNCE; ``filled``, the share of the dictionary that is keys; mean and standard
         deviation of the cosines g.Q_g and z.Q_z; ``queue_mean``, the length of Q_z's mean; ``alignment`` and
-        ``uniformity`` of z; what `gradients` tells; with labels also
+        ``uniformity`` of z; of MoCo-v2 and MLS what `gradients` tells; with labels also
         ``agreement``, the share of pseudo-positives that share a class with their query, and
         ``agreement_base``, that share among all entries. Always of the dictionary without this batch's keys:
         with ``enqueue: before`` or ``split`` a query's own key is a label too, and would agree by itself.
@@ -58,8 +62,9 @@ def diagnose(method: MoCo, row_B: Tensor, labels_RC: Tensor | None) -> dict[str,
         "queue_mean": mean_direction(dictionary.z_Dd, known_D),
         "alignment": alignment(e.z_query_Bd, e.z_key_Bd),
         "uniformity": uniformity(e.z_query_Bd),
-        **gradients(method, e),
     }
+    if isinstance(method, MoCo):
+        out |= gradients(method, e)
     if labels_RC is not None:
         if isinstance(method, MLS):
             positives_BD = method.positives(e, dictionary.g_DG, dictionary.z_Dd)
@@ -90,7 +95,7 @@ def gradients(method: MoCo, e: Embedded) -> dict[str, Tensor]:
 
     device = z_Bd.device.type
     with torch.enable_grad(), torch.autocast(device, enabled=False):
-        losses = method.losses(e._replace(g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd))
+        losses = method.losses(replace(e, g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd))
         nce_Bd = tangential(losses["info_nce"])
         out = {"grad_nce": nce_Bd.norm(dim=1).mean()}
         if "multi_label" in losses and losses["multi_label"].requires_grad:

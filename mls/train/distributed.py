@@ -81,6 +81,15 @@ def mean(value: Tensor) -> Tensor:
     return value
 
 
+@torch.no_grad()
+def per_rank(counted: Tensor) -> Tensor:
+    """How many are true on a rank, on average over the ranks, as a float; where none are on any, what one would be.
+
+    Ranks whose own sums are divided by it have the mean over all as their mean, however the counts lie.
+    """
+    return mean(counted.sum().to(torch.get_default_dtype())).clamp(min=1 / world())
+
+
 def told(go: bool) -> bool:
     """Rank 0's decision, on every rank; the others wait for it, however long it takes."""
     if world() == 1:

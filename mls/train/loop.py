@@ -20,8 +20,8 @@ from mls.data.resident import Resident
 from mls.errors import DeterministicError, Interrupted, MlsError
 from mls.experiment.stage import Context
 from mls.methods.diagnostics import CollapseWatch
+from mls.methods.method import Method, Pair
 from mls.methods.mls import MLS, weight_at
-from mls.methods.moco import MoCo, Pair
 from mls.models.batchnorm import RunningStatistics
 from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.diagnose import diagnose
@@ -46,13 +46,12 @@ KNN_TIMES = 30
 class Trainer:
     """State of one pretraining run, from step 0 to the last; equal on every rank."""
 
-    def __init__(self, context: Context, method: MoCo, views: TwoViews, device: torch.device) -> None:
+    def __init__(self, context: Context, method: Method[Any], views: TwoViews, device: torch.device) -> None:
         self.context, self.views, self.device = context, views, device
         self.config = views.config
         self.method = method.to(device).to(memory_format=layout_of(self.config)).train()
         if self.config.compile:
-            self.method.backbone.compile()
-            self.method.key_backbone.compile()
+            self.method.compile_encoders()
         self.model: Callable[[Pair], dict[str, Tensor]] = self.method
         if world() > 1:
             self.model = DistributedDataParallel(self.method)
@@ -62,6 +61,7 @@ class Trainer:
         self.statistics = RunningStatistics(self.method)
         self.step = self.nonfinite = 0
         self.stop = False
+        self.losses: list[str] = []
         self.names: list[str] = []
         self.collapse = CollapseWatch()
         self.window, self.late = Window(), LateReader()
@@ -133,7 +133,7 @@ class Trainer:
         self.statistics.write(torch.where(finite, mean(self.statistics.read()), before))
         self.statistics.uncount(finite)
         self.step += 1
-        self.names = list(values)
+        self.losses, self.names = list(losses), list(values)
         self.window.add(self.names[:-2], told_V[:-2], finite)
         self._hear(self.late.exchange(self.step - 1, told_V, batch, rng))
 
@@ -152,8 +152,7 @@ class Trainer:
             epoch = heard.step // self.views.steps_per_epoch
             folder = self.context.work / "nonfinite" / f"rank-{rank()}"
             file = dump(heard, values, self.views.seed, epoch, names, folder)
-            shown = [k for k in ("loss", "info_nce", "multi_label", "grad_norm") if k in values]
-            said = ", ".join(f"{k} {values[k]:g}" for k in shown)
+            said = ", ".join(f"{k} {values[k]:g}" for k in (*self.losses, "grad_norm"))
             most = self.context.execution.max_nonfinite
             message = f"step {heard.step} is not finite ({said}); it changed nothing; its batch is in {file}"
             if self.nonfinite > most:
@@ -190,12 +189,12 @@ class Trainer:
     def _explain(self) -> None:
         """Say what a reader of the log would otherwise wonder about."""
         size, images = self.config.moco.queue_size, len(self.views.rows)
-        if size > images / 4:
+        if self.method.negatives and size > images / 4:
             self.context.log(
                 f"warning: moco.queue_size {size} is more than a quarter of the {images} train images: an image often "
                 "meets its own earlier keys as negatives (the paper's is 1/29)"
             )
-        if self.step * self.config.batch_size < size:
+        if self.method.negatives and self.step * self.config.batch_size < size:
             self.context.log(
                 "the dictionary begins as random directions: the loss rises until it is full of keys, "
                 f"at step {-(-size // self.config.batch_size)}; this is normal"

@@ -18,8 +18,12 @@ from mls.data.store import Store
 from mls.errors import MlsError
 from mls.experiment.params import Pretrain
 from mls.experiment.stage import Context
+from mls.methods.byol import BYOL
+from mls.methods.densecl import DenseCL
+from mls.methods.method import Method
 from mls.methods.mls import MLS
 from mls.methods.moco import MoCo
+from mls.methods.slotcon import SlotCon
 from mls.models.backbone import build_backbone, save_backbone
 from mls.models.foreign import load_imagenet, load_weights
 from mls.train.checkpoint import NAME, save_checkpoint
@@ -28,7 +32,7 @@ from mls.train.log import write_curves
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up
 
-METHODS: dict[str, type[MoCo]] = {"moco": MoCo, "mls": MLS}
+METHODS: dict[str, type[Method[Any]]] = {"moco": MoCo, "mls": MLS, "densecl": DenseCL, "byol": BYOL, "slotcon": SlotCon}
 
 
 def run(context: Context) -> None:

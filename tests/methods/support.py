@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mls.experiment.params import Backbone, Mls, Moco, Pretrain
-from mls.methods.moco import MoCo, Pair
+from mls.methods.method import Method, Pair
 
 TRUE = torch.tensor(True)
 
@@ -22,7 +22,7 @@ def config(moco: dict[str, Any] | None = None, **mls: Any) -> Pretrain:
     )
 
 
-def build(kind: type[MoCo], chosen: Pretrain | None = None, seed: int = 0) -> Any:
+def build(kind: type[Method[Any]], chosen: Pretrain | None = None, seed: int = 0) -> Any:
     """A method in training mode whose weights and dictionary follow from the seed."""
     torch.manual_seed(seed)
     return kind(chosen or config()).train()
@@ -33,7 +33,8 @@ def pair(size: int = 4, epoch: float = 0.0, order: torch.Tensor | None = None, s
     generator = torch.Generator().manual_seed(seed)
     views = torch.randn(2, size, 3, 16, 16, generator=generator)
     rows = torch.arange(100, 100 + size)
-    return Pair(views[0], views[1], rows, rows[:, None].repeat(1, 4), order, epoch)
+    flips = torch.zeros(2, size, dtype=torch.bool)
+    return Pair(views[0], views[1], rows, rows[:, None].repeat(2, 1, 4), flips, order, epoch)
 
 
 def unit(*shape: int) -> torch.Tensor:

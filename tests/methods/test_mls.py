@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from mls.experiment.params import Mls
+from mls.methods.method import Embedded
 from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, true_neighbours, weight_at
-from mls.methods.moco import Embedded, MoCo
+from mls.methods.moco import MoCo
 from mls.train import distributed
 from tests.methods.support import TRUE, build, config, pair, unit
 
@@ -96,7 +98,7 @@ def test_untrained_logits_give_ln_2() -> None:
 def uninformed(mls: MLS) -> Embedded:
     """Embeddings whose cosines with the dictionary are all 0."""
     e = mls.embed(pair())
-    return e._replace(z_query_Bd=torch.zeros_like(e.z_query_Bd))
+    return replace(e, z_query_Bd=torch.zeros_like(e.z_query_Bd))
 
 
 @pytest.mark.parametrize(("k", "size"), [(3, 12), (1, 12), (6, 12), (20, 4096)])
@@ -149,7 +151,7 @@ def test_in_a_cone_the_literal_term_pushes_hard_and_the_centred_one_does_not() -
         e = mls.embed(pair())
         mls.dictionary.z_Dd.copy_(cone[:12])
         z = cone[12:].clone().requires_grad_()
-        mls.losses(e._replace(z_query_Bd=z))["multi_label"].backward()
+        mls.losses(replace(e, z_query_Bd=z))["multi_label"].backward()
         assert z.grad is not None
         pushes[centre] = float((4 * z.grad @ axis).mean())  # 4 images: undo the batch's mean
     assert pushes[False] == pytest.approx(0.75 / 0.2, rel=0.05), "all but k / D, at sigmoid 1, over the temperature"
@@ -339,7 +341,7 @@ def test_each_rank_looks_up_its_own_images(monkeypatch: pytest.MonkeyPatch) -> N
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         part = slice(2 * rank, 2 * rank + 2)
-        mine = e._replace(g_query_BG=e.g_query_BG[part], z_query_Bd=e.z_query_Bd[part], z_key_Bd=e.z_key_Bd[part])
+        mine = replace(e, g_query_BG=e.g_query_BG[part], z_query_Bd=e.z_query_Bd[part], z_key_Bd=e.z_key_Bd[part])
         assert torch.equal(method.classify(mine)[0], labels[part]), "keys are of the global batch, queries of a rank"
 
 

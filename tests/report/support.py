@@ -23,7 +23,8 @@ from mls.data.writer import Record, write_store
 from mls.experiment.artifact import building
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage
-from mls.methods.moco import Embedded, MoCo, Pair
+from mls.methods.method import Embedded, Pair
+from mls.methods.moco import MoCo
 from mls.report.stage import run
 from tests.conftest import plan_of, small
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
 from mls.experiment.params import Mls, Moco, Pretrain
 from mls.methods.dictionary import RANDOM
-from mls.methods.moco import MoCo
+from mls.methods.method import Method
 from mls.models.backbone import load_backbone
 from mls.report import neighbours
 from mls.report.neighbours import BINS, first_pair, initial, nearest, sample_place, sample_queries, score, summary
@@ -35,7 +36,7 @@ def store_of(run: Trained) -> Store:
     return Store(source.path)
 
 
-def trained(run: Trained) -> MoCo:
+def trained(run: Trained) -> Method[Any]:
     return neighbours.trained(run.job.config, open_artifact(run.job.path))
 
 
@@ -58,7 +59,7 @@ def test_before_is_the_runs_own_beginning(runs: dict[str, Trained], name: str) -
 
     untouched = copy.deepcopy(method.state_dict())
     pair = first_pair(store_of(run), run.job.config, run.job.seed)
-    assert torch.equal(pair.row_B, run.first.keys.row_N) and torch.equal(pair.key_box_B4, run.first.keys.box_N4)
+    assert torch.equal(pair.row_B, run.first.keys.row_N) and torch.equal(pair.boxes_VB4[1], run.first.keys.box_N4)
     for place in (0, 5):
         scores = score(method, pair, place)
         g_G, z_d = run.first.g_query_BG[place].detach(), run.first.z_query_Bd[place].detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mls.methods.method import Embedded
 from mls.methods.mls import MLS, multi_label_loss, pseudo_labels
-from mls.methods.moco import Embedded, MoCo, info_nce
+from mls.methods.moco import MoCo, info_nce
 from mls.train.diagnose import diagnose, gradients
 from tests.methods.support import TRUE, build, config, pair
 
@@ -70,7 +72,7 @@ def uninformed(method: MoCo, size: int = 4) -> Embedded:
     axes = torch.eye(8)
     method.dictionary.z_Dd.copy_(axes[0].expand(12, 8))
     e = method.embed(pair(size))
-    return e._replace(z_query_Bd=axes[1].expand(size, 8), z_key_Bd=axes[2].expand(size, 8))
+    return replace(e, z_query_Bd=axes[1].expand(size, 8), z_key_Bd=axes[2].expand(size, 8))
 
 
 def test_at_cosine_0_by_hand() -> None:
@@ -95,7 +97,7 @@ def test_along_the_embedding_nothing_pulls() -> None:
     """All entries are the query itself: the loss has a slope there, but only outwards."""
     mls = build(MLS)
     e = uninformed(mls)
-    e = e._replace(z_query_Bd=torch.eye(8)[0].expand(4, 8), z_key_Bd=torch.eye(8)[0].expand(4, 8))
+    e = replace(e, z_query_Bd=torch.eye(8)[0].expand(4, 8), z_key_Bd=torch.eye(8)[0].expand(4, 8))
     found = gradients(mls, e)
     assert float(found["grad_nce"]) == pytest.approx(0, abs=1e-5) == float(found["grad_ml"])
     assert found["grad_cosine"].isfinite()

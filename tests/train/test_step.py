@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mls.data.loader import TwoViews
 from mls.data.store import Store
 from mls.experiment.plan import Plan
 from mls.experiment.stage import Context, run_stage
+from mls.methods.method import Pair
 from mls.methods.mls import MLS
-from mls.methods.moco import MoCo, Pair
+from mls.methods.moco import MoCo
 from mls.train import loop
 from mls.train.runtime import set_up
 from tests.conftest import SMALL, plan_of, small
@@ -110,7 +112,7 @@ def test_a_collapse_is_named_when_it_happens(
         e = original(self, pair)
         same = torch.zeros_like(e.keys.z_Nd)
         same[:, 0] = 1
-        return e._replace(z_query_Bd=e.z_query_Bd * 0 + same, keys=e.keys._replace(z_Nd=same))
+        return replace(e, z_query_Bd=e.z_query_Bd * 0 + same, keys=e.keys._replace(z_Nd=same))
 
     monkeypatch.setattr(MoCo, "embed", collapsed)
     run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)

@@ -1,0 +1,209 @@
+"""SlotCon: the cells of a map are grouped by learnt prototypes, and the groups contrasted (arXiv 2205.15288).
+
+Where two views show the same place, student and teacher must group it alike. Each prototype pools its cells to a slot;
+slots in use in both views are contrasted with those of all images. At most S prototypes are in use in an image, one a
+cell: its slots are packed into M = min(K, S) places, those that the teacher uses first, and no step waits for a count.
+
+Shapes: V = 2 views, B images of this rank, N of the global batch, K prototypes, M packed slots, S = h x w cells, G
+backbone and d embedding dimensions, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mls.data.geometry import align, common_region
+from mls.experiment.params import Pretrain
+from mls.methods.dictionary import Keys
+from mls.methods.method import Embedded, Method, Pair, at_least_float32
+from mls.methods.momentum import rising_momentum
+from mls.models.projector import SlotPredictor, build_pixel_projector
+from mls.train.distributed import gather, mean, per_rank, rank
+
+
+def pool_slots(x_Bdhw: Tensor, prototypes_Kd: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return slots (B, K, d), means of the cells weighted by their assignment, and scores (B, K, h, w), cosines.
+
+    A cell's assignment is the softmax over prototypes of score / temperature, and 1e-6 [the authors' code].
+
+    Args:
+        x_Bdhw: projections of the cells, not normalised.
+        prototypes_Kd: not normalised.
+        temperature: tau_t > 0.
+    """
+    scores_BKhw = torch.einsum("kd,bdhw->bkhw", F.normalize(prototypes_Kd, dim=1), F.normalize(x_Bdhw, dim=1))
+    share_BKhw = (scores_BKhw / temperature).softmax(1) + 1e-6
+    share_BKhw = share_BKhw / share_BKhw.sum((2, 3), keepdim=True)
+    return torch.einsum("bdhw,bkhw->bkd", x_Bdhw, share_BKhw), scores_BKhw
+
+
+def in_use(scores_BKhw: Tensor) -> Tensor:
+    """Return which prototypes are the best one of some cell, bool (B, K)."""
+    best_BS = scores_BKhw.argmax(1).flatten(1)
+    return torch.zeros_like(scores_BKhw[:, :, 0, 0], dtype=torch.bool).scatter_(1, best_BS, True)
+
+
+def grouping_loss(
+    student_BKhw: Tensor, teacher_BKhw: Tensor, counts_B: Tensor, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """Return the cross-entropy of the student's assignments against the teacher's, on the views' common region.
+
+    Args:
+        student_BKhw: scores.
+        teacher_BKhw: scores of the same places, centred, without gradient.
+        counts_B: bool; the views of the others have nothing in common.
+
+    Returns:
+        A scalar: the mean over the cells, and over the images that count on all ranks (each has its part of it).
+    """
+    log_q_BKhw = (student_BKhw / student_temperature).log_softmax(1)
+    p_BKhw = (teacher_BKhw / teacher_temperature).softmax(1)
+    loss_B = -(p_BKhw * log_q_BKhw).sum(1).mean((1, 2))
+    return (loss_B * counts_B).sum() / per_rank(counts_B)
+
+
+def slot_loss(q_BMd: Tensor, valid_BM: Tensor, k_NMd: Tensor, use_NM: Tensor, first: int, temperature: float) -> Tensor:
+    """Return InfoNCE of slots against the slots of all images, times 2 tau [the authors' code].
+
+    Args:
+        q_BMd: predictions, L2-normalised; the positive is the key of the same image and place.
+        valid_BM: bool, which count: in use in both views.
+        k_NMd: keys of the global batch, L2-normalised, without gradient.
+        use_NM: bool, which keys there are: in use in the teacher's view.
+        first: place of this rank's first image in the global batch.
+        temperature: tau > 0.
+
+    Returns:
+        A scalar: the mean over the valid slots of all ranks (each has its part of it).
+    """
+    logits = q_BMd.flatten(0, 1) @ k_NMd.flatten(0, 1).T / temperature
+    logits = logits.masked_fill(~use_NM.flatten(), -torch.inf)
+    valid = valid_BM.flatten()
+    own_key = torch.arange(len(valid), device=valid.device) + first * valid_BM.shape[1]
+    total = F.cross_entropy(logits, own_key.masked_fill(~valid, -100), reduction="sum")  # -100: does not count
+    return 2 * temperature * total / per_rank(valid)
+
+
+class View(NamedTuple):
+    """What one network makes of one view; g and z are means over the cells, z is L2-normalised."""
+
+    g_BG: Tensor
+    z_Bd: Tensor
+    slots_BKd: Tensor
+    scores_BKhw: Tensor
+
+
+class Direction(NamedTuple):
+    """A view by the student and the other by the teacher: what `grouping_loss` and `slot_loss` take."""
+
+    student_BKhw: Tensor
+    teacher_BKhw: Tensor
+    q_BMd: Tensor
+    valid_BM: Tensor
+    k_NMd: Tensor
+    use_NM: Tensor
+
+
+@dataclass(frozen=True)
+class Slots(Embedded):
+    """What a pair gives besides."""
+
+    directions: tuple[Direction, Direction]
+    overlaps_B: Tensor
+    """Whether the views have a region in common."""
+    mean_K: Tensor
+    """Mean score of each prototype by the teacher, over all cells of both views and all ranks."""
+
+
+class SlotCon(Method[Slots]):
+    """Semantic grouping with slots. In the log z is the mean of a view's projections."""
+
+    followed = ("backbone", "projector", "prototypes")
+    negatives = False
+    centre_K: Tensor
+    """Moving mean of `Slots.mean_K`."""
+
+    def __init__(self, config: Pretrain) -> None:
+        super().__init__(config)
+        self.register_buffer("centre_K", torch.zeros(config.slotcon.prototypes))
+
+    def build_heads(self, feature_dim: int) -> int:
+        """Projector of the cells, prototypes, predictor of the slots."""
+        chosen = self.config.slotcon
+        self.projector = build_pixel_projector(feature_dim, chosen.hidden_dim, chosen.projection_dim)
+        self.prototypes = nn.Embedding(chosen.prototypes, chosen.projection_dim)
+        self.predictor = SlotPredictor(chosen.projection_dim, chosen.hidden_dim)
+        return chosen.projection_dim
+
+    def momentum_at(self, epoch: float) -> float:
+        """Rises to 1."""
+        return rising_momentum(self.config.slotcon.momentum, epoch / self.config.epochs)
+
+    def embed(self, pair: Pair) -> Slots:
+        """Run both networks on both views; a view by the student meets the other by the teacher."""
+        views = (pair.query_BCHW, pair.key_BCHW)
+        students = [self._group(x, "") for x in views]
+        with torch.no_grad():
+            teachers = [self._group(x, "key_") for x in views]
+        region_VB4, overlaps_B = common_region(pair.boxes_VB4, pair.flips_VB)
+
+        def direction(a: int, b: int) -> Direction:
+            student_BKhw = align(students[a].scores_BKhw, region_VB4[a], pair.flips_VB[a])
+            teacher_BKhw = align(teachers[b].scores_BKhw, region_VB4[b], pair.flips_VB[b])
+            return Direction(student_BKhw, teacher_BKhw, *self._contrast(students[a], teachers[b]))
+
+        key = teachers[1]
+        keys = Keys(
+            gather(F.normalize(key.g_BG, dim=1)), gather(key.z_Bd), gather(pair.row_B), gather(pair.boxes_VB4[1])
+        )
+        mean_K = mean(torch.cat([view.scores_BKhw for view in teachers]).mean((0, 2, 3)))
+        both = (direction(0, 1), direction(1, 0))
+        return Slots(students[0].g_BG, students[0].z_Bd, key.z_Bd, keys, pair.epoch, both, overlaps_B, mean_K)
+
+    def _group(self, x_BCHW: Tensor, prefix: str) -> View:
+        """A view by the student, or (``key_``) by the teacher."""
+        backbone, projector = (self.get_submodule(f"{prefix}{name}") for name in ("backbone", "projector"))
+        prototypes_Kd = self.get_parameter(f"{prefix}prototypes.weight")
+        map_BGhw = self.map_of(backbone, x_BCHW)
+        x_Bdhw = at_least_float32(projector(map_BGhw))
+        with torch.autocast(x_Bdhw.device.type, enabled=False):
+            slots = pool_slots(x_Bdhw, prototypes_Kd, self.config.slotcon.teacher_temperature)
+        return View(at_least_float32(map_BGhw).mean((2, 3)), F.normalize(x_Bdhw.mean((2, 3)), dim=1), *slots)
+
+    def _contrast(self, student: View, teacher: View) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `slot_loss` needs of a direction."""
+        use_BK = in_use(teacher.scores_BKhw)
+        places = min(use_BK.shape[1], teacher.scores_BKhw[0, 0].numel())
+        packed_BM = use_BK.int().argsort(dim=1, descending=True, stable=True)[:, :places]
+        index_BMd = packed_BM[:, :, None].expand(-1, -1, teacher.slots_BKd.shape[2])
+        valid_BM = (use_BK & in_use(student.scores_BKhw)).gather(1, packed_BM)
+        q_BMd = at_least_float32(self.predictor(student.slots_BKd.gather(1, index_BMd), valid_BM))
+        k_BMd = F.normalize(teacher.slots_BKd.gather(1, index_BMd), dim=2)
+        return F.normalize(q_BMd, dim=2), valid_BM, gather(k_BMd), gather(use_BK.gather(1, packed_BM))
+
+    def losses(self, e: Slots) -> dict[str, Tensor]:
+        """``lambda_g grouping + (1 - lambda_g) slots``, each the sum of both directions."""
+        chosen, first = self.config.slotcon, rank() * len(e.g_query_BG)
+        centre_K11 = self.centre_K[:, None, None]
+        temperatures = chosen.student_temperature, chosen.teacher_temperature
+        grouping, slots = (e.mean_K.new_zeros(()) for _ in range(2))
+        for d in e.directions:
+            grouping = grouping + grouping_loss(
+                d.student_BKhw, d.teacher_BKhw - centre_K11, e.overlaps_B, *temperatures
+            )
+            slots = slots + slot_loss(d.q_BMd, d.valid_BM, d.k_NMd, d.use_NM, first, chosen.slot_temperature)
+        loss = chosen.weight * grouping + (1 - chosen.weight) * slots
+        return {"loss": loss, "grouping": grouping, "slots": slots}
+
+    @torch.no_grad()
+    def finish_step(self, finite: Tensor) -> None:
+        """As every method; the centre follows the teacher's scores."""
+        if self.embedded is not None:
+            moved_K = self.embedded.mean_K.lerp(self.centre_K, self.config.slotcon.centre_momentum)
+            self.centre_K.copy_(torch.where(finite, moved_K, self.centre_K))
+        super().finish_step(finite)
