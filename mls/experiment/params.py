@@ -135,7 +135,7 @@ class Densecl(Section):
     its authors' values there on COCO: queue_size 65536, momentum 0.999, projection_dim 128."""
 
     weight: Share = 0.5
-    """lambda: ``(1 - lambda)`` of the global and lambda of the dense InfoNCE [paper, Eq. 3 and Table 5]."""
+    """lambda: ``(1 - lambda)`` of the global and lambda of the dense InfoNCE [paper, Eq. 3]."""
 
 
 class Byol(Section):

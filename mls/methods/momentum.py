@@ -40,7 +40,7 @@ def update_key_encoder(online: nn.Module, key: nn.Module, momentum: float, finit
 def rising_momentum(base: float, progress: float) -> float:
     """Return m of BYOL and SlotCon: half a cosine from ``base`` at the training's begin to 1 at its end.
 
-    ``1 - (1 - base) (cos(pi progress) + 1) / 2`` (https://arxiv.org/abs/2006.07733, appendix C.1).
+    ``1 - (1 - base) (cos(pi progress) + 1) / 2`` (arXiv 2006.07733, section 3.3).
 
     Args:
         base: m of the first step.
