@@ -76,6 +76,8 @@ class Method(nn.Module, Generic[E]):
     """Modules that the key encoder has too (``key_<name>``), as moving averages."""
     negatives: ClassVar[bool] = True
     """Whether the loss reads the dictionary."""
+    exported: ClassVar[str] = "backbone"
+    """Which backbone is the result: the online one, or the moving average's (``key_backbone``)."""
 
     key_backbone: nn.Module
     key_projector: nn.Module

@@ -125,6 +125,7 @@ class SlotCon(Method[Slots]):
 
     followed = ("backbone", "projector", "prototypes")
     negatives = False
+    exported = "key_backbone"  # as its authors transfer it
     centre_K: Tensor
     """Moving mean of `Slots.mean_K`."""
 

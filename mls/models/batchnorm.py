@@ -165,10 +165,16 @@ class RunningStatistics:
         if buffers:
             torch._foreach_copy_(buffers, list(parts))
 
+    def _counts(self) -> list[Tensor]:
+        return [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
+
+    def counts(self) -> Tensor:
+        """Return how many batches each norm has seen, a copy; of a module without batch norm an empty vector."""
+        counts = self._counts()
+        return torch.stack(counts) if counts else torch.empty(0)
+
     @torch.no_grad()
-    def uncount(self, finite: Tensor) -> None:
-        """Where ``finite`` (bool scalar) is false, take the last batch out of each norm's count again."""
-        counts = [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
-        if counts:
-            # Without alpha torch would take the tensor for a number, and read it on the host.
-            torch._foreach_add_(counts, finite.long() - 1, alpha=1)
+    def uncount(self, finite: Tensor, before: Tensor) -> None:
+        """Where ``finite`` (bool scalar) is false, go back to the counts ``before`` (of `counts`)."""
+        if counts := self._counts():
+            torch._foreach_copy_(counts, list(torch.where(finite, torch.stack(counts), before).unbind()))

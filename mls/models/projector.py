@@ -21,15 +21,12 @@ def build_dense_projector(feature_dim: int, projection_dim: int) -> nn.Sequentia
 
 
 def build_byol_mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """BYOL's projector and predictor: Linear, batch norm, ReLU, Linear (arXiv 2006.07733, section 3.3).
-
-    The first layer has no bias, which batch norm would take out again.
-    """
+    """BYOL's projector and predictor: Linear, batch norm, ReLU, Linear without bias (arXiv 2006.07733, section 3.3)."""
     return nn.Sequential(
-        nn.Linear(in_dim, hidden_dim, bias=False),
+        nn.Linear(in_dim, hidden_dim),
         nn.BatchNorm1d(hidden_dim),
         nn.ReLU(),
-        nn.Linear(hidden_dim, out_dim),
+        nn.Linear(hidden_dim, out_dim, bias=False),
     )
 
 

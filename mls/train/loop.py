@@ -115,7 +115,7 @@ class Trainer:
         rate = learning_rate(self.step, self.views.steps, self.views.steps_per_epoch, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        before = self.statistics.read()
+        before, counts = self.statistics.read(), self.statistics.counts()
         with autocast(self.device, self.config.precision):
             losses = self.model(pair)
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +131,7 @@ class Trainer:
         masked_step(self.optimizer, finite)
         self.method.finish_step(finite)
         self.statistics.write(torch.where(finite, mean(self.statistics.read()), before))
-        self.statistics.uncount(finite)
+        self.statistics.uncount(finite, counts)
         self.step += 1
         self.losses, self.names = list(losses), list(values)
         self.window.add(self.names[:-2], told_V[:-2], finite)

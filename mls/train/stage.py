@@ -61,7 +61,7 @@ def run(context: Context) -> None:
         last = {k: v for row in trainer.curves.rows for k, v in row.items() if not math.isnan(v)}
         metrics = {k: v for k, v in last.items() if k not in ("step", "epoch", "lr")}
         metrics |= {"steps": views.steps, "nonfinite_steps": trainer.nonfinite}
-        backbone = trainer.method.backbone
+        backbone = trainer.method.get_submodule(trainer.method.exported)
     elif config.method == "weights":
         backbone = load_weights(config, context.log)
     elif config.method == "imagenet":
