@@ -4,7 +4,7 @@
     query_BCHW = align(query_BCHW, region_VB4[0], flips_VB[0])     # cell (i, j) of both now shows
     key_BCHW = align(key_BCHW, region_VB4[1], flips_VB[1])         # the same place of the image
 
-This is the inverse augmentation of SlotCon (arXiv 2205.15288, section 3.2): maps of two views are brought onto what
+This is the inverse augmentation of SlotCon (arXiv 2205.15288, section 3.1): maps of two views are brought onto what
 both show. Nothing waits for the device.
 
 Shapes: V = 2 views, B images, C channels, H x W cells of a map.
@@ -20,7 +20,7 @@ from torchvision.ops import roi_align
 def common_region(boxes_VB4: Tensor, flips_VB: Tensor) -> tuple[Tensor, Tensor]:
     """Return where the intersection of both crops lies in each view, as the network sees it.
 
-    SlotCon, arXiv 2205.15288, section 3.2.
+    SlotCon, arXiv 2205.15288, section 3.1.
 
     Args:
         boxes_VB4: int64 top, left, height, width of each crop, pixels of the stored image.
@@ -48,7 +48,7 @@ def align(maps_BCHW: Tensor, region_B4: Tensor, flip_B: Tensor) -> Tensor:
     """Bring maps of a view onto a region of it, mirrored back: (B, C, H, W), differentiable in the maps.
 
     Bilinear, one sample in the middle of each cell of the result; what lies within half a cell of the view's edge
-    takes the edge's value. SlotCon, arXiv 2205.15288, section 3.2.
+    takes the edge's value. SlotCon, arXiv 2205.15288, section 3.1.
 
     Args:
         maps_BCHW: of the view as the network sees it; 16 bit ones are computed, and returned, in float32, since

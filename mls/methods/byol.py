@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.methods.dictionary import Keys
-from mls.methods.method import Embedded, Method, Pair, at_least_float32
+from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import rising_momentum
 from mls.models.projector import build_byol_mlp
 from mls.train.distributed import gather
@@ -64,7 +63,7 @@ class BYOL(Method[Predicted]):
         """Run both networks on both views, each view with batch statistics of its own."""
         (g_query_BG, p_query_Bd), (_, p_key_Bd) = (self._predict(x) for x in (pair.query_BCHW, pair.key_BCHW))
         (_, target_query_Bd), (g_BG, z_Bd) = (self._target(x) for x in (pair.query_BCHW, pair.key_BCHW))
-        keys = Keys(gather(F.normalize(g_BG, dim=1)), gather(z_Bd), gather(pair.row_B), gather(pair.boxes_VB4[1]))
+        keys = keys_of(pair, gather(g_BG), gather(z_Bd))
         return Predicted(g_query_BG, p_query_Bd, z_Bd, keys, pair.epoch, p_key_Bd, target_query_Bd)
 
     def _predict(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mls.experiment.params import Pretrain
-from mls.methods.dictionary import Keys
-from mls.methods.method import Embedded, Method, Pair, at_least_float32
+from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.moco import info_nce
 from mls.methods.momentum import shuffled
 from mls.models.projector import build_dense_projector, build_projector
-from mls.train.distributed import gather, own
+from mls.train.distributed import own
 
 
 @torch.no_grad()
@@ -66,8 +65,8 @@ class DenseEmbedded(Embedded):
     map_key_BGS: Tensor
     dense_query_BdS: Tensor
     dense_key_BdS: Tensor
-    dense_N: Tensor
-    """(N, d): the pooled dense projections of the global batch's keys, L2-normalised, as they will be enqueued."""
+    dense_Nd: Tensor
+    """The pooled dense projections of the global batch's keys, L2-normalised, as they will be enqueued."""
 
 
 class DenseCL(Method[DenseEmbedded]):
@@ -93,18 +92,18 @@ class DenseCL(Method[DenseEmbedded]):
         """Run both encoders to their maps, and both projectors on them."""
         map_query_BGS, z_query_Bd, dense_query_BdS = self._encode(pair.query_BCHW, "")
         map_NGS, z_Nd, dense_NdS = shuffled(lambda x: self._encode(x, "key_"), pair.key_BCHW, pair.key_order_N)
-        g_NG, z_Nd = map_NGS.mean(2), F.normalize(z_Nd, dim=1)
+        z_Nd = F.normalize(z_Nd, dim=1)
         return DenseEmbedded(
-            map_query_BGS.mean(2),
-            F.normalize(z_query_Bd, dim=1),
-            own(z_Nd),
-            Keys(F.normalize(g_NG, dim=1), z_Nd, gather(pair.row_B), gather(pair.boxes_VB4[1])),
-            pair.epoch,
-            map_query_BGS.detach(),
-            own(map_NGS),
-            F.normalize(dense_query_BdS, dim=1),
-            own(F.normalize(dense_NdS, dim=1)),
-            F.normalize(dense_NdS.mean(2), dim=1),
+            g_query_BG=map_query_BGS.mean(2),
+            z_query_Bd=F.normalize(z_query_Bd, dim=1),
+            z_key_Bd=own(z_Nd),
+            keys=keys_of(pair, map_NGS.mean(2), z_Nd),
+            epoch=pair.epoch,
+            map_query_BGS=map_query_BGS.detach(),
+            map_key_BGS=own(map_NGS),
+            dense_query_BdS=F.normalize(dense_query_BdS, dim=1),
+            dense_key_BdS=own(F.normalize(dense_NdS, dim=1)),
+            dense_Nd=F.normalize(dense_NdS.mean(2), dim=1),
         )
 
     def _encode(self, x_BCHW: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,5 +129,5 @@ class DenseCL(Method[DenseEmbedded]):
     def finish_step(self, finite: Tensor) -> None:
         """As every method; the dense dictionary moves with the other."""
         if self.embedded is not None:
-            self.dictionary.write(self.dense_Dd, self.embedded.dense_N, finite)
+            self.dictionary.write(self.dense_Dd, self.embedded.dense_Nd, finite)
         super().finish_step(finite)

@@ -152,7 +152,8 @@ class CollapseWatch:
             self.collapsed = True
             return (
                 f"{values}: the embeddings have collapsed, different images get nearly the same embedding; "
-                "try a lower optimizer.lr or mls.weight, a longer mls.warmup_epochs, or a higher moco.momentum"
+                "try a lower optimizer.lr; where the method reads them, a lower mls.weight, a longer mls.warmup_epochs "
+                "or a higher moco.momentum"
             )
         if self.collapsed and filled >= self.FULL and mean < self.RECOVERED_MEAN and std > self.RECOVERED_STD:
             self.collapsed = False

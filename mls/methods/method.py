@@ -21,13 +21,14 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mls.experiment.params import Pretrain
 from mls.methods.dictionary import Dictionary, Keys
 from mls.methods.momentum import update_key_encoder
 from mls.models.backbone import build_backbone, feature_dims, last_map
 from mls.models.batchnorm import split_batch_norm
-from mls.train.distributed import world
+from mls.train.distributed import gather, world
 
 
 class Pair(NamedTuple):
@@ -145,6 +146,11 @@ class Method(nn.Module, Generic[E]):
             update_key_encoder(getattr(self, name), getattr(self, f"key_{name}"), momentum, finite)
         self.dictionary.enqueue(self.embedded.keys, finite)
         self.embedded = None
+
+
+def keys_of(pair: Pair, g_NG: Tensor, z_Nd: Tensor) -> Keys:
+    """Return the keys of the global batch from features of any scale and L2-normalised projections of it."""
+    return Keys(F.normalize(g_NG, dim=1), z_Nd, gather(pair.row_B), gather(pair.boxes_VB4[1]))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

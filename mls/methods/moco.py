@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.methods.dictionary import Keys
-from mls.methods.method import Embedded, Method, Pair, at_least_float32
+from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import shuffled
 from mls.models.projector import build_projector
-from mls.train.distributed import gather, own
+from mls.train.distributed import own
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -54,12 +53,11 @@ class MoCo(Method[Embedded]):
         z_query_Bd = self.projector(g_query_BG)
         g_NG, z_Nd = shuffled(self._encode_keys, pair.key_BCHW, pair.key_order_N)
         z_Nd = F.normalize(z_Nd, dim=1)
-        keys = Keys(F.normalize(g_NG, dim=1), z_Nd, gather(pair.row_B), gather(pair.boxes_VB4[1]))
         return Embedded(
             at_least_float32(g_query_BG),
             F.normalize(at_least_float32(z_query_Bd), dim=1),
             own(z_Nd),
-            keys,
+            keys_of(pair, g_NG, z_Nd),
             pair.epoch,
         )
 

@@ -2,7 +2,7 @@
 
 Where two views show the same place, student and teacher must group it alike. Each prototype pools its cells to a slot;
 slots in use in both views are contrasted with those of all images. At most S prototypes are in use in an image, one a
-cell: its slots are packed into M = min(K, S) places, those that the teacher uses first, and no step waits for a count.
+cell: its slots are packed into M = min(K, S) places, those that the teacher uses first, so that none has to be counted.
 
 Shapes: V = 2 views, B images of this rank, N of the global batch, K prototypes, M packed slots, S = h x w cells, G
 backbone and d embedding dimensions, C channels, H x W pixels.
@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from mls.data.geometry import align, common_region
 from mls.experiment.params import Pretrain
-from mls.methods.dictionary import Keys
-from mls.methods.method import Embedded, Method, Pair, at_least_float32
+from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import rising_momentum
 from mls.models.projector import SlotPredictor, build_pixel_projector
 from mls.train.distributed import gather, mean, per_rank, rank
@@ -56,10 +55,8 @@ def grouping_loss(
     Args:
         student_BKhw: scores.
         teacher_BKhw: scores of the same places, centred, without gradient.
-        counts_B: bool; the views of the others have nothing in common.
-
-    Returns:
-        A scalar: the mean over the cells, and over the images that count on all ranks (each has its part of it).
+        counts_B: bool; the views of the others have nothing in common. The loss is the mean of these, on all ranks
+            (each has its part of it).
     """
     log_q_BKhw = (student_BKhw / student_temperature).log_softmax(1)
     p_BKhw = (teacher_BKhw / teacher_temperature).softmax(1)
@@ -72,14 +69,11 @@ def slot_loss(q_BMd: Tensor, valid_BM: Tensor, k_NMd: Tensor, use_NM: Tensor, fi
 
     Args:
         q_BMd: predictions, L2-normalised; the positive is the key of the same image and place.
-        valid_BM: bool, which count: in use in both views.
+        valid_BM: bool, which count: in use in both views. The loss is the mean of these, on all ranks.
         k_NMd: keys of the global batch, L2-normalised, without gradient.
         use_NM: bool, which keys there are: in use in the teacher's view.
         first: place of this rank's first image in the global batch.
         temperature: tau > 0.
-
-    Returns:
-        A scalar: the mean over the valid slots of all ranks (each has its part of it).
     """
     logits = q_BMd.flatten(0, 1) @ k_NMd.flatten(0, 1).T / temperature
     logits = logits.masked_fill(~use_NM.flatten(), -torch.inf)
@@ -99,7 +93,7 @@ class View(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """A view by the student and the other by the teacher: what `grouping_loss` and `slot_loss` take."""
+    """A view by the student, the other by the teacher: what `grouping_loss` and `slot_loss` take."""
 
     student_BKhw: Tensor
     teacher_BKhw: Tensor
@@ -111,13 +105,11 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Slots(Embedded):
-    """What a pair gives besides."""
+    """What a pair gives besides; the means are the teacher's scores over all cells of both views and all ranks."""
 
     directions: tuple[Direction, Direction]
     overlaps_B: Tensor
-    """Whether the views have a region in common."""
     mean_K: Tensor
-    """Mean score of each prototype by the teacher, over all cells of both views and all ranks."""
 
 
 class SlotCon(Method[Slots]):
@@ -127,7 +119,6 @@ class SlotCon(Method[Slots]):
     negatives = False
     exported = "key_backbone"  # as its authors transfer it
     centre_K: Tensor
-    """Moving mean of `Slots.mean_K`."""
 
     def __init__(self, config: Pretrain) -> None:
         super().__init__(config)
@@ -147,10 +138,9 @@ class SlotCon(Method[Slots]):
 
     def embed(self, pair: Pair) -> Slots:
         """Run both networks on both views; a view by the student meets the other by the teacher."""
-        views = (pair.query_BCHW, pair.key_BCHW)
-        students = [self._group(x, "") for x in views]
+        students = [self._group(x, "") for x in (pair.query_BCHW, pair.key_BCHW)]
         with torch.no_grad():
-            teachers = [self._group(x, "key_") for x in views]
+            teachers = [self._group(x, "key_") for x in (pair.query_BCHW, pair.key_BCHW)]
         region_VB4, overlaps_B = common_region(pair.boxes_VB4, pair.flips_VB)
 
         def direction(a: int, b: int) -> Direction:
@@ -158,13 +148,16 @@ class SlotCon(Method[Slots]):
             teacher_BKhw = align(teachers[b].scores_BKhw, region_VB4[b], pair.flips_VB[b])
             return Direction(student_BKhw, teacher_BKhw, *self._contrast(students[a], teachers[b]))
 
-        key = teachers[1]
-        keys = Keys(
-            gather(F.normalize(key.g_BG, dim=1)), gather(key.z_Bd), gather(pair.row_B), gather(pair.boxes_VB4[1])
+        return Slots(
+            g_query_BG=students[0].g_BG,
+            z_query_Bd=students[0].z_Bd,
+            z_key_Bd=teachers[1].z_Bd,
+            keys=keys_of(pair, gather(teachers[1].g_BG), gather(teachers[1].z_Bd)),
+            epoch=pair.epoch,
+            directions=(direction(0, 1), direction(1, 0)),
+            overlaps_B=overlaps_B,
+            mean_K=mean(torch.cat([view.scores_BKhw for view in teachers]).mean((0, 2, 3))),
         )
-        mean_K = mean(torch.cat([view.scores_BKhw for view in teachers]).mean((0, 2, 3)))
-        both = (direction(0, 1), direction(1, 0))
-        return Slots(students[0].g_BG, students[0].z_Bd, key.z_Bd, keys, pair.epoch, both, overlaps_B, mean_K)
 
     def _group(self, x_BCHW: Tensor, prefix: str) -> View:
         """A view by the student, or (``key_``) by the teacher."""
@@ -179,8 +172,7 @@ class SlotCon(Method[Slots]):
     def _contrast(self, student: View, teacher: View) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `slot_loss` needs of a direction."""
         use_BK = in_use(teacher.scores_BKhw)
-        places = min(use_BK.shape[1], teacher.scores_BKhw[0, 0].numel())
-        packed_BM = use_BK.int().argsort(dim=1, descending=True, stable=True)[:, :places]
+        packed_BM = use_BK.int().argsort(dim=1, descending=True, stable=True)[:, : teacher.scores_BKhw[0, 0].numel()]
         index_BMd = packed_BM[:, :, None].expand(-1, -1, teacher.slots_BKd.shape[2])
         valid_BM = (use_BK & in_use(student.scores_BKhw)).gather(1, packed_BM)
         q_BMd = at_least_float32(self.predictor(student.slots_BKd.gather(1, index_BMd), valid_BM))
@@ -190,20 +182,18 @@ class SlotCon(Method[Slots]):
     def losses(self, e: Slots) -> dict[str, Tensor]:
         """``lambda_g grouping + (1 - lambda_g) slots``, each the sum of both directions."""
         chosen, first = self.config.slotcon, rank() * len(e.g_query_BG)
-        centre_K11 = self.centre_K[:, None, None]
         temperatures = chosen.student_temperature, chosen.teacher_temperature
         grouping, slots = (e.mean_K.new_zeros(()) for _ in range(2))
         for d in e.directions:
-            grouping = grouping + grouping_loss(
-                d.student_BKhw, d.teacher_BKhw - centre_K11, e.overlaps_B, *temperatures
-            )
+            centred_BKhw = d.teacher_BKhw - self.centre_K[:, None, None]
+            grouping = grouping + grouping_loss(d.student_BKhw, centred_BKhw, e.overlaps_B, *temperatures)
             slots = slots + slot_loss(d.q_BMd, d.valid_BM, d.k_NMd, d.use_NM, first, chosen.slot_temperature)
         loss = chosen.weight * grouping + (1 - chosen.weight) * slots
         return {"loss": loss, "grouping": grouping, "slots": slots}
 
     @torch.no_grad()
     def finish_step(self, finite: Tensor) -> None:
-        """As every method; the centre follows the teacher's scores."""
+        """As every method; the centre is a moving average of the teacher's scores."""
         if self.embedded is not None:
             moved_K = self.embedded.mean_K.lerp(self.centre_K, self.config.slotcon.centre_momentum)
             self.centre_K.copy_(torch.where(finite, moved_K, self.centre_K))

@@ -28,10 +28,10 @@ def build(kind: type[Method[Any]], chosen: Pretrain | None = None, seed: int = 0
     return kind(chosen or config()).train()
 
 
-def pair(size: int = 4, epoch: float = 0.0, order: torch.Tensor | None = None, seed: int = 0) -> Pair:
-    """Random views of images 100, 101, ..."""
+def pair(size: int = 4, epoch: float = 0.0, order: torch.Tensor | None = None, seed: int = 0, side: int = 16) -> Pair:
+    """Random views of images 100, 101, ...; the last map of 16 x 16 pixels has one cell, that of 48 x 48 has 9."""
     generator = torch.Generator().manual_seed(seed)
-    views = torch.randn(2, size, 3, 16, 16, generator=generator)
+    views = torch.randn(2, size, 3, side, side, generator=generator)
     rows = torch.arange(100, 100 + size)
     flips = torch.zeros(2, size, dtype=torch.bool)
     return Pair(views[0], views[1], rows, rows[:, None].repeat(2, 1, 4), flips, order, epoch)
@@ -40,3 +40,13 @@ def pair(size: int = 4, epoch: float = 0.0, order: torch.Tensor | None = None, s
 def unit(*shape: int) -> torch.Tensor:
     """Random directions, float64."""
     return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=1)
+
+
+def doubled(views: Pair) -> Pair:
+    """The same views in float64."""
+    return views._replace(query_BCHW=views.query_BCHW.double(), key_BCHW=views.key_BCHW.double())
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Of the parameters that have one, by name."""
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}

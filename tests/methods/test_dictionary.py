@@ -65,3 +65,22 @@ def test_a_snapshot_is_what_enqueueing_gives_and_changes_nothing() -> None:
     assert torch.equal(d.g_DG, before)
     d.enqueue(keys(4, 3), TRUE)
     assert torch.equal(g, d.g_DG) and torch.equal(z, d.z_Dd)
+
+
+def test_what_is_written_besides_lies_in_the_dictionarys_order() -> None:
+    """Before each enqueueing; it wraps, and of more keys than entries the last stay."""
+    d, beside = Dictionary(5, 3, 2), torch.full((5, 1), float(RANDOM))
+    for first, count in ((0, 3), (3, 4), (7, 8), (15, 2)):
+        new = keys(first, count)
+        pointer = int(d.pointer)
+        d.write(beside, new.row_N[:, None].double(), TRUE)
+        assert int(d.pointer) == pointer, "it moves with the enqueueing alone"
+        d.enqueue(new, TRUE)
+        assert beside[:, 0].tolist() == numbers(d)
+    assert beside.dtype == torch.float32
+
+
+def test_nothing_is_written_after_a_step_that_is_not_finite() -> None:
+    d, beside = Dictionary(5, 3, 2), torch.arange(10.0).view(5, 2)
+    d.write(beside, torch.full((3, 2), torch.nan), FALSE)
+    assert torch.equal(beside, torch.arange(10.0).view(5, 2))

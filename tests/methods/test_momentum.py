@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mls.methods.momentum import key_order, shuffled, update_key_encoder
+from mls.methods.momentum import key_order, rising_momentum, shuffled, update_key_encoder
 from mls.models.batchnorm import split_batch_norm
 
 
@@ -23,6 +23,26 @@ def test_it_stays_where_it_is_after_a_step_that_is_not_finite() -> None:
     before = key.weight.clone()
     update_key_encoder(online, key, 0.9, torch.tensor(False))
     assert torch.equal(key.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("base", "progress", "expected"),
+    [
+        (0.99, 0.0, 0.99),
+        (0.99, 0.5, 0.995),
+        (0.99, 1.0, 1.0),
+        (0.996, 1 / 3, 0.997),  # cos(pi / 3) = 1/2: three quarters of the way are left
+        (0.996, 2 / 3, 0.999),
+        (0.0, 0.5, 0.5),
+    ],
+)
+def test_momentum_rises_by_half_a_cosine(base: float, progress: float, expected: float) -> None:
+    assert rising_momentum(base, progress) == pytest.approx(expected, abs=1e-15)
+
+
+def test_momentum_never_falls() -> None:
+    course = [rising_momentum(0.9, step / 100) for step in range(101)]
+    assert course == sorted(course) and course[1] - course[0] < course[50] - course[49]
 
 
 def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_step() -> None:

@@ -13,17 +13,43 @@ from typing import Any
 import pytest
 import torch
 
-from mls.experiment.params import Pretrain
+from mls.experiment.params import Byol, Densecl, Pretrain, Slotcon
+from mls.methods.byol import BYOL
+from mls.methods.densecl import DenseCL
+from mls.methods.method import Method, Pair
 from mls.methods.mls import MLS
-from mls.methods.moco import MoCo, Pair
+from mls.methods.moco import MoCo
 from mls.methods.momentum import key_order
+from mls.methods.slotcon import SlotCon
 from mls.train.optimizer import build_optimizer, masked_step
 from tests.methods.support import TRUE, config
 
 FILE = Path(__file__).with_name("pinned_losses.json")
 STEPS, BATCH, EPOCH = 50, 6, 10
+BOXES_VB4 = torch.tensor(
+    [  # the last two have nothing in common
+        [[0, 0, 16, 16], [0, 0, 8, 8], [2, 4, 10, 12], [0, 8, 16, 8], [4, 4, 8, 8], [0, 0, 8, 16]],
+        [[0, 0, 16, 16], [4, 2, 12, 10], [0, 0, 16, 8], [2, 0, 10, 12], [0, 6, 16, 10], [8, 0, 8, 16]],
+    ]
+)
+FLIPS_VB = torch.tensor([[0, 1, 0, 1, 0, 0], [0, 0, 1, 1, 1, 0]], dtype=torch.bool)
 
-VARIANTS: dict[str, tuple[type[MoCo], Pretrain]] = {
+
+def densecl(moco: dict[str, Any] | None = None, **chosen: Any) -> tuple[type[Method[Any]], Pretrain]:
+    return DenseCL, config(moco).model_copy(update={"epochs": 5, "densecl": Densecl(**chosen)})
+
+
+def byol(moco: dict[str, Any] | None = None, **chosen: Any) -> tuple[type[Method[Any]], Pretrain]:
+    own = Byol(**{"momentum": 0.9, "hidden_dim": 16, "projection_dim": 8, **chosen})
+    return BYOL, config(moco).model_copy(update={"epochs": 5, "byol": own})
+
+
+def slotcon(moco: dict[str, Any] | None = None, **chosen: Any) -> tuple[type[Method[Any]], Pretrain]:
+    own = Slotcon(**{"prototypes": 6, "momentum": 0.9, "hidden_dim": 16, "projection_dim": 8, **chosen})
+    return SlotCon, config(moco).model_copy(update={"epochs": 5, "slotcon": own})
+
+
+VARIANTS: dict[str, tuple[type[Method[Any]], Pretrain]] = {
     "moco": (MoCo, config()),
     "moco bn_splits 2": (MoCo, config({"bn_splits": 2})),
     "moco queue_size 31": (MoCo, config({"queue_size": 31})),
@@ -57,10 +83,33 @@ VARIANTS: dict[str, tuple[type[MoCo], Pretrain]] = {
             update={"optimizer": Pretrain().optimizer.model_copy(update={"name": "adamw", "lr": 1e-3})}
         ),
     ),
+    "densecl": densecl(),
+    "densecl weight 0.9": densecl(weight=0.9),
+    "densecl bn_splits 2": densecl({"bn_splits": 2}),
+    "densecl queue_size 31": densecl({"queue_size": 31}),
+    "densecl temperature 0.5": densecl({"temperature": 0.5}),
+    "densecl momentum 0.5": densecl({"momentum": 0.5}),
+    "densecl projection_dim 5": densecl({"projection_dim": 5}),
+    "byol": byol(),
+    "byol bn_splits 2": byol({"bn_splits": 2}),
+    "byol momentum 0.5": byol(momentum=0.5),
+    "byol hidden_dim 12": byol(hidden_dim=12),
+    "byol projection_dim 5": byol(projection_dim=5),
+    "slotcon": slotcon(),
+    "slotcon bn_splits 2": slotcon({"bn_splits": 2}),
+    "slotcon prototypes 4": slotcon(prototypes=4),
+    "slotcon momentum 0.5": slotcon(momentum=0.5),
+    "slotcon hidden_dim 12": slotcon(hidden_dim=12),
+    "slotcon projection_dim 5": slotcon(projection_dim=5),
+    "slotcon student_temperature 0.3": slotcon(student_temperature=0.3),
+    "slotcon teacher_temperature 0.2": slotcon(teacher_temperature=0.2),
+    "slotcon slot_temperature 0.5": slotcon(slot_temperature=0.5),
+    "slotcon centre_momentum 0.5": slotcon(centre_momentum=0.5),
+    "slotcon weight 0.2": slotcon(weight=0.2),
 }
 
 
-def losses_of(kind: type[MoCo], chosen: Pretrain) -> list[float]:
+def losses_of(kind: type[Method[Any]], chosen: Pretrain) -> list[float]:
     """The loss of each step, on images that come again every 10 steps with new noise."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -68,7 +117,8 @@ def losses_of(kind: type[MoCo], chosen: Pretrain) -> list[float]:
     try:
         method = kind(chosen).train()
         generator = torch.Generator().manual_seed(1)
-        images = torch.randn(EPOCH, BATCH, 3, 16, 16, generator=generator)
+        side = 16 if issubclass(kind, MoCo) else 32  # maps of 1 and of 2 x 2 cells
+        images = torch.randn(EPOCH, BATCH, 3, side, side, generator=generator)
         parameters = [p for p in method.parameters() if p.requires_grad]
         lr = min(chosen.optimizer.lr, 0.03)
         optimizer = build_optimizer(parameters, chosen.optimizer.model_copy(update={"lr": lr}))
@@ -78,7 +128,7 @@ def losses_of(kind: type[MoCo], chosen: Pretrain) -> list[float]:
             order = key_order(0, step, BATCH) if chosen.moco.bn_splits > 1 else None
             rows = torch.arange(BATCH)
             optimizer.zero_grad()
-            loss = method(Pair(query, key, rows, rows[:, None].repeat(1, 4), order, step / EPOCH))["loss"]
+            loss = method(Pair(query, key, rows, BOXES_VB4, FLIPS_VB, order, step / EPOCH))["loss"]
             loss.backward()
             masked_step(optimizer, TRUE)
             method.finish_step(TRUE)

@@ -1,15 +1,29 @@
-"""Split batch norm is plain batch norm on each group; running statistics are one vector."""
+"""Split batch norm is plain batch norm on each group, the masked one on what counts; running statistics are one vector.
+
+python -m tests.models.test_batchnorm FOLDER RANK        # one of two ranks of the test of synced statistics
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from mls.models.batchnorm import RunningStatistics, SplitBatchNorm2d, split_batch_norm
+from mls.models.batchnorm import (
+    MaskedBatchNorm,
+    RunningStatistics,
+    SplitBatchNorm1d,
+    SplitBatchNorm2d,
+    split_batch_norm,
+)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -66,6 +80,24 @@ def test_equals_the_network_on_each_group(splits: int) -> None:
         assert not torch.allclose(value, statistics(plain)[name])
     assert int(split.state_dict()["1.num_batches_tracked"]) == 1
     assert not torch.allclose(expected, plain(x_BCHW))  # groups matter for these images
+
+
+@pytest.mark.parametrize("splits", [2, 4])
+def test_vectors_too_are_normalised_by_group(splits: int) -> None:
+    plain = nn.BatchNorm1d(3).double()
+    nn.init.uniform_(plain.weight)
+    split, copies = copy.deepcopy(plain), [copy.deepcopy(plain) for _ in range(splits)]
+    split_batch_norm(split, splits)
+    assert isinstance(split, SplitBatchNorm1d)
+    x_BC = torch.randn(8, 3, dtype=torch.float64) * torch.arange(1, 9)[:, None]
+    expected = torch.cat([net(x) for net, x in zip(copies, x_BC.chunk(splits), strict=True)])
+    torch.testing.assert_close(split(x_BC), expected, rtol=0, atol=1e-12)
+    for name, value in statistics(split).items():
+        average = torch.stack([statistics(net)[name] for net in copies]).mean(0)
+        torch.testing.assert_close(value, average, rtol=0, atol=1e-12)
+    assert not torch.allclose(expected, plain(x_BC))
+    with pytest.raises(ValueError, match="expected 2D or 3D"):
+        split(torch.randn(8, 3, 2, 2))
 
 
 def test_ranks_that_average_agree_with_one_device() -> None:
@@ -214,12 +246,121 @@ def test_a_module_without_batch_norm() -> None:
         running.write(torch.zeros(1))
 
 
-def test_a_batch_that_does_not_count_is_taken_out_of_the_count() -> None:
+def test_batches_that_do_not_count_are_taken_out_of_the_count() -> None:
+    """However often a step runs a norm."""
     net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(3))
     running = RunningStatistics(net)
-    for norm in running.norms:
-        norm.num_batches_tracked.add_(4)  # type: ignore[union-attr]
-    running.uncount(torch.tensor(True))
-    assert [int(norm.num_batches_tracked) for norm in running.norms] == [4, 4]  # type: ignore[arg-type]
-    running.uncount(torch.tensor(False))
-    assert [int(norm.num_batches_tracked) for norm in running.norms] == [3, 3]  # type: ignore[arg-type]
+    before = running.counts()
+    for norm, seen in zip(running.norms, (1, 2), strict=True):
+        norm.num_batches_tracked.add_(seen)  # type: ignore[union-attr]
+    running.uncount(torch.tensor(True), before)
+    assert running.counts().tolist() == [1, 2]
+    running.uncount(torch.tensor(False), before)
+    assert running.counts().tolist() == [0, 0]
+
+
+# ------------------------------------------------------------------------------------ masked batch norm
+
+IMAGES, PLACES, CHANNELS = 6, 5, 3
+VALID_BM = torch.tensor([[c == "x" for c in row] for row in ("x..x.", ".....", "xxxxx", ".x.x.", "..x.x", "x....")])
+"""Of any third or half of the images two vectors at least count."""
+
+
+def masked(splits: int = 1) -> MaskedBatchNorm:
+    """With weights that are not 1 and 0, in float64."""
+    torch.manual_seed(2)
+    norm = MaskedBatchNorm(CHANNELS).double()
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    if splits > 1:
+        split_batch_norm(norm, splits)
+    return norm
+
+
+def vectors() -> tuple[Tensor, Tensor]:
+    """Of each image with a mean and scale of its own, and as many weights of a loss."""
+    generator = torch.Generator().manual_seed(4)
+    x_BMC, weight_BMC = torch.randn(2, IMAGES, PLACES, CHANNELS, generator=generator, dtype=torch.float64)
+    return x_BMC * torch.arange(1, 7).view(-1, 1, 1) + torch.arange(6).view(-1, 1, 1), weight_BMC
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3])
+@pytest.mark.parametrize("everything", [False, True])
+def test_masked_is_plain_batch_norm_of_what_counts(splits: int, everything: bool) -> None:
+    (x_BMC, weight_BMC), norm = vectors(), masked(splits)
+    valid_BM = torch.ones_like(VALID_BM) if everything else VALID_BM
+    leaf, expected_leaf = x_BMC.clone().requires_grad_(), x_BMC.clone().requires_grad_()
+    found = norm(leaf, valid_BM)
+    (found * weight_BMC)[valid_BM].sum().backward()
+
+    plain = nn.BatchNorm1d(CHANNELS).double()
+    plain.load_state_dict(norm.state_dict(), strict=False)
+    groups = zip(expected_leaf.chunk(splits), valid_BM.chunk(splits), strict=True)
+    expected = torch.cat([plain(x[valid]) for x, valid in groups])
+    (expected * weight_BMC[valid_BM]).sum().backward()
+
+    close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+    close(found[valid_BM], expected)
+    close(leaf.grad, expected_leaf.grad)
+    close(norm.weight.grad, plain.weight.grad)
+    close(norm.bias.grad, plain.bias.grad)
+    if not everything:
+        other = torch.where(valid_BM[:, :, None], x_BMC, 1e6)
+        assert torch.equal(norm(other, valid_BM)[valid_BM], found[valid_BM]), "what does not count is not seen"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_group_with_less_than_two_vectors_gets_the_bias(count: int) -> None:
+    (x_BMC, weight_BMC), norm = vectors(), masked(2)
+    valid_BM = VALID_BM.clone()
+    valid_BM[:3] = False
+    valid_BM[1, :count] = True
+    leaf = x_BMC.clone().requires_grad_()
+    found = norm(leaf, valid_BM)
+    assert torch.allclose(found[:3], norm.bias) and found.isfinite().all()
+    (found * weight_BMC).sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (leaf, norm.weight, norm.bias))
+    assert leaf.grad is not None
+    assert torch.count_nonzero(leaf.grad[:3]) == 0 and leaf.grad[3:].abs().sum() > 0
+
+
+def test_masked_keeps_the_dtype_and_computes_in_float32() -> None:
+    (x_BMC, _), norm = vectors(), masked().float()
+    half_BMC = x_BMC.bfloat16() + 300  # in bf16 a variance about this mean would be lost
+    found, exact = norm(half_BMC, VALID_BM), norm(half_BMC.float(), VALID_BM)
+    assert found.dtype == torch.bfloat16 and exact.dtype == torch.float32
+    assert torch.equal(found, exact.bfloat16())
+
+
+def synced(folder: Path, rank: int) -> None:
+    """One of two ranks, with half of the images each: outputs and gradients into a file."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    (x_BMC, weight_BMC), norm = vectors(), masked()
+    half = slice(3 * rank, 3 * rank + 3)
+    leaf = x_BMC[half].clone().requires_grad_()
+    found = norm(leaf, VALID_BM[half])
+    (found * weight_BMC[half]).sum().backward()
+    torch.save([found.detach(), leaf.grad, norm.weight.grad, norm.bias.grad], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_on_two_ranks_the_statistics_are_those_of_all(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.models.test_batchnorm", str(tmp_path)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank)], cwd=root, env=environment) for rank in (0, 1)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    (x_BMC, weight_BMC), norm = vectors(), masked()
+    leaf = x_BMC.clone().requires_grad_()
+    found = norm(leaf, VALID_BM)
+    (found * weight_BMC).sum().backward()
+    close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+    close(torch.cat([part[0] for part in parts]), found.detach())
+    close(torch.cat([part[1] for part in parts]), leaf.grad)
+    close(parts[0][2] + parts[1][2], norm.weight.grad)
+    close(parts[0][3] + parts[1][3], norm.bias.grad)
+
+
+if __name__ == "__main__":
+    synced(Path(sys.argv[1]), int(sys.argv[2]))
