@@ -33,11 +33,26 @@ SMALL: dict[str, Any] = {
     "tables": {"main": {"columns": ["linear.mAP"]}},
     "execution": {"threads": 1, "workers": 0, "checkpoint_every": 2},
 }
+PEERS: dict[str, Any] = {
+    "densecl": {"method": "densecl", "augment": {"crop": 32}},
+    "byol": {"method": "byol", "byol": {"momentum": 0.9, "hidden_dim": 16, "projection_dim": 8}},
+    "slotcon": {
+        "method": "slotcon",
+        "augment": {"crop": 32},
+        "slotcon": {"prototypes": 6, "momentum": 0.9, "hidden_dim": 16, "projection_dim": 8},
+    },
+}
+"""Runs of the methods to compare with; of a view of 32 pixels the map has 2 x 2 cells."""
 
 
 def small(**changes: Any) -> dict[str, Any]:
     """The small experiment with some top-level keys replaced."""
     return {**SMALL, **changes}
+
+
+def with_peers(**changes: Any) -> dict[str, Any]:
+    """The small experiment with a run of every method, and some top-level keys replaced."""
+    return small(runs={**SMALL["runs"], **PEERS}, **changes)
 
 
 def plan_of(raw: dict[str, Any], lock: dict[str, Any] | None = None) -> Plan:

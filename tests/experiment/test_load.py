@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mls.experiment.load import IMAGENET, ExperimentError, check, load, parse_yaml
-from tests.conftest import small
+from tests.conftest import PEERS, small
 
 
 def problems_of(raw: dict[str, object]) -> str:
@@ -31,7 +31,8 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
         "datasets.scenes.test: Input should be a valid integer (is 'many')",
         "pretrain.epochs: Input should be greater than or equal to 1 (is 0)",
         "runs.mls.mls.topkk: unknown key; did you mean 'topk'?",
-        "runs.moco.method: Input should be 'mls', 'moco', 'none', 'weights' or 'imagenet' (is 'mocoo')",
+        "runs.moco.method: Input should be 'mls', 'moco', 'densecl', 'byol', 'slotcon', 'none', 'weights' "
+        "or 'imagenet' (is 'mocoo')",
         "tables.main.rows: 'ml' is not in runs; did you mean 'mls'?",
         "tables.main.columns: 'linear.AP': task 'linear' gives mAP, top1, val",
         "tables.main.columns: 'lin.mAP': no probe or transfer task 'lin'; did you mean 'linear'?",
@@ -94,6 +95,53 @@ def test_choices_that_can_go_together() -> None:
     assert loaded.runs["truth"].mls.label_space == "truth"
 
 
+@pytest.mark.parametrize("method", ["mls", "moco", *PEERS])
+def test_every_method_that_trains_is_checked_alike(method: str) -> None:
+    runs = {
+        "groups": {"method": method, "moco": {"bn_splits": 3}},
+        "ones": {"method": method, "moco": {"bn_splits": 8}},
+        "warm": {"method": method, "optimizer": {"warmup_epochs": 3}},
+        "nowhere": {"method": method, "dataset": "sceness"},
+    }
+    text = problems_of(small(runs=runs))
+    for line in (
+        "runs.groups.moco.bn_splits: 3 groups do not divide batch_size 8",
+        "runs.ones.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1",
+        "runs.warm.optimizer.warmup_epochs: takes all 3 epochs; none are left for the cosine",
+        "runs.nowhere.dataset: 'sceness' is not in datasets; did you mean 'scenes'?",
+    ):
+        assert line in text, line
+    unread = {"topk": 21, "warmup_epochs": 4}  # of MLS alone
+    if method != "mls":
+        check(small(runs={"a": {"method": method, "mls": unread}}), Path("x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"method": "slotcn"}, "method: Input should be 'mls', 'moco', 'densecl', 'byol', 'slotcon', 'none'"),
+        ({"byol": {"hiden_dim": 8}}, "byol.hiden_dim: unknown key; did you mean 'hidden_dim'?"),
+        ({"byol": {"prototypes": 8}}, "byol.prototypes: unknown key; known: momentum, hidden_dim, projection_dim"),
+        ({"slotcon": {"temperature": 0.1}}, "slotcon.temperature: unknown key; did you mean 'slot_temperature'?"),
+        ({"densecl": {"weight": 1.1}}, "densecl.weight: Input should be less than or equal to 1 (is 1.1)"),
+        ({"densecl": {"weight": -0.1}}, "densecl.weight: Input should be greater than or equal to 0 (is -0.1)"),
+        ({"byol": {"momentum": 1.0}}, "byol.momentum: Input should be less than 1 (is 1.0)"),
+        ({"byol": {"projection_dim": 0}}, "byol.projection_dim: Input should be greater than or equal to 1 (is 0)"),
+        ({"slotcon": {"prototypes": 0}}, "slotcon.prototypes: Input should be greater than or equal to 1 (is 0)"),
+        ({"slotcon": {"prototypes": 2.5}}, "slotcon.prototypes: Input should be a valid integer"),
+        ({"slotcon": {"momentum": 1}}, "slotcon.momentum: Input should be less than 1 (is 1)"),
+        ({"slotcon": {"student_temperature": 0}}, "slotcon.student_temperature: Input should be greater than 0 (is 0)"),
+        ({"slotcon": {"centre_momentum": 1.5}}, "slotcon.centre_momentum: Input should be less than or equal to 1"),
+        ({"slotcon": {"weight": float("nan")}}, "slotcon.weight: Input should be"),
+        ({"byol": 3}, "byol: Input should be"),
+    ],
+)
+def test_a_methods_own_values_are_checked(run: dict[str, object], message: str) -> None:
+    text = problems_of(small(runs={"a": run}))
+    assert f"runs.a.{message}" in text and "1 problem(s)" in text
+    check(small(runs=PEERS), Path("x.yaml"))
+
+
 def linear(columns: list[str], **task: object) -> dict[str, object]:
     probe = {"linear": {"kind": "linear", "dataset": "scenes", **task}}
     return small(probe=probe, tables={"main": {"columns": columns}})
@@ -131,6 +179,31 @@ def test_a_hue_turns_by_half_a_circle_at_most() -> None:
     raw = copy.deepcopy(small())
     raw["pretrain"]["augment"]["jitter"] = [0.4, 0.4, 0.4, 0.6]
     assert "pretrain.augment.jitter: Value error, the last, hue, is 0.6; 0.5 is the most" in problems_of(raw)
+
+
+@pytest.mark.parametrize("key", ["blur_p", "solarize_p"])
+@pytest.mark.parametrize("value", [[1.0], [1.0, 2.0], [0.1, 0.2, 0.3], [0.1, "x"], [], "x", -0.1, 1.5, True, None, {}])
+def test_a_share_of_each_view_is_one_number_or_two(key: str, value: object) -> None:
+    raw = copy.deepcopy(small())
+    raw["pretrain"]["augment"][key] = value
+    text = problems_of(raw)
+    allowed = "a number from 0 to 1, or a list of two: of the first view and of the second"
+    assert f"pretrain.augment.{key}: Value error, {allowed} (is {value!r})" in text
+    assert "1 problem(s)" in text
+
+
+def test_equal_shares_of_both_views_are_one_share() -> None:
+    runs = {"one": {"augment": {"blur_p": 0.1}}, "two": {"augment": {"blur_p": [0.1, 0.1]}}}
+    byol = {"augment": {"blur_p": [1, 0.1], "solarize_p": [0.0, 0.2]}}
+    loaded = check(small(runs={**runs, "byol": byol}), Path("x.yaml"))
+    assert loaded.runs["one"] == loaded.runs["two"]
+    assert loaded.runs["byol"].augment.blur_p == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_the_overlap_is_a_share(value: float) -> None:
+    text = problems_of(small(runs={"a": {"augment": {"overlap": value}}}))
+    assert "runs.a.augment.overlap: Input should be" in text
 
 
 @pytest.mark.parametrize(

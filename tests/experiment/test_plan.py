@@ -9,8 +9,10 @@ import pytest
 
 from mls.errors import MlsError
 from mls.experiment import identity
-from mls.experiment.plan import Plan, experiment_files, plan_file
-from tests.conftest import SMALL, plan_of, small
+from mls.experiment.identity import METHOD_READS
+from mls.experiment.params import Moco, Slotcon
+from mls.experiment.plan import Plan, experiment_files, payload, plan_file
+from tests.conftest import PEERS, SMALL, plan_of, small
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = experiment_files(ROOT)
@@ -45,6 +47,48 @@ def test_another_methods_block_and_execution_change_nothing() -> None:
     assert id_of(base, "pretrain", "moco-v2") == id_of(other, "pretrain", "moco-v2")
     assert id_of(base, "pretrain", "random") == id_of(other, "pretrain", "random")
     assert id_of(base, "pretrain", "mls") != id_of(other, "pretrain", "mls")
+
+
+READ_BY_ALL = ({"epochs": 4}, {"moco": {"queue_size": 24}}, {"moco": {"bn_splits": 4}}, {"augment": {"overlap": 0.1}})
+OF_MOCO = ({"moco": {"temperature": 0.1}}, {"moco": {"momentum": 0.5}}, {"moco": {"projection_dim": 4}})
+READ = {
+    "densecl": (*READ_BY_ALL, *OF_MOCO, {"densecl": {"weight": 0.3}}),
+    "byol": (*READ_BY_ALL, *({"byol": {key: value}} for key, value in (("momentum", 0.5), ("hidden_dim", 8)))),
+    "slotcon": (*READ_BY_ALL, {"slotcon": {"prototypes": 4}}, {"slotcon": {"teacher_temperature": 0.04}}),
+}
+OTHERS = ({"mls": {"topk": 7}}, {"densecl": {"weight": 0.2}}, {"byol": {"momentum": 0.7}}, {"slotcon": {"weight": 0.1}})
+UNREAD = {
+    run: tuple(change for change in (*OTHERS, *(() if run == "densecl" else OF_MOCO)) if run not in change)
+    for run in PEERS
+}
+
+
+@pytest.mark.parametrize(("changes", "matter"), [(READ, True), (UNREAD, False)])
+@pytest.mark.parametrize("run", PEERS)
+def test_a_method_is_named_by_what_it_reads_alone(run: str, changes: dict[str, Any], matter: bool) -> None:
+    base = id_of(plan_of(small(runs=PEERS)), "pretrain", run)
+    for change in changes[run]:
+        merged = {
+            key: {**PEERS[run].get(key, {}), **value} if isinstance(value, dict) else value
+            for key, value in change.items()
+        }
+        other = plan_of(small(runs={run: {**PEERS[run], **merged}}))
+        assert (id_of(other, "pretrain", run) != base) == matter, change
+
+
+def test_params_json_tells_what_a_method_reads() -> None:
+    plan = plan_of(small(runs=PEERS))
+    engine = {name for name in METHOD_READS["moco"] if name not in ("moco", "resident")}
+    found = {}
+    for run in PEERS:
+        (job,) = plan.find("pretrain", run)
+        found[run] = payload(job)["resolved"]
+        assert found[run].keys() == engine | {"moco", run}
+    assert found["byol"]["moco"] == found["slotcon"]["moco"] == {"queue_size": 20, "bn_splits": 2}
+    assert found["densecl"]["moco"].keys() == set(Moco.model_fields)
+    assert found["densecl"]["densecl"] == {"weight": 0.5}
+    assert found["byol"]["byol"] == {"momentum": 0.9, "hidden_dim": 16, "projection_dim": 8}
+    assert found["slotcon"]["slotcon"].keys() == set(Slotcon.model_fields)
 
 
 def test_a_value_written_out_that_equals_the_default_changes_nothing() -> None:

@@ -24,7 +24,7 @@ from mls.experiment.stage import run_stage
 from mls.experiment.status import job_state
 from mls.train.checkpoint import load_resumable
 from mls.train.stage import check_ranks
-from tests.conftest import SMALL, small
+from tests.conftest import PEERS, SMALL, small, with_peers
 from tests.train import two_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,9 @@ def make_data(plan: Plan) -> None:
     run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
 
 
-@pytest.mark.parametrize(("run", "splits"), [("mls", 2), ("mls", 4), ("moco-v2", 2)])
+@pytest.mark.parametrize(
+    ("run", "splits"), [("mls", 2), ("mls", 4), ("moco-v2", 2), *((run, 2) for run in PEERS), ("slotcon", 4)]
+)
 def test_two_ranks_equal_one_with_the_same_groups(in_tmp: Path, run: str, splits: int) -> None:
     """With 2 groups each rank's batch norm is plain; with 4 each computes two groups."""
     make_data(two_ranks.plan(splits))
@@ -62,13 +64,15 @@ def test_two_ranks_equal_one_with_the_same_groups(in_tmp: Path, run: str, splits
     assert abs(other["losses"][1][0] - one["losses"][1][0]) > 1e-4, "the groups do matter"
 
 
-def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(in_tmp: Path) -> None:
+@pytest.mark.parametrize("run", ["mls", *PEERS])
+def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(in_tmp: Path, run: str) -> None:
     make_data(two_ranks.plan(2))
-    one, two = two_ranks.trace("mls", 2, 6, 3), on_two_ranks("mls", 2, 6, 3)
+    one, two = two_ranks.trace(run, 2, 6, 3), on_two_ranks(run, 2, 6, 3)
     assert (one["nonfinite"], two["nonfinite"]) == (1, 1)
+    assert one["changed"] == two["changed"] == []
     for name, value in one["last"].items():
         close(value, two["last"][name], 1e-7, name)
-    untouched = two_ranks.trace("mls", 2, 6)
+    untouched = two_ranks.trace(run, 2, 6)
     assert not torch.equal(untouched["last"]["backbone.conv1.weight"], one["last"]["backbone.conv1.weight"])
 
 
@@ -78,11 +82,11 @@ def close(a: torch.Tensor, b: torch.Tensor, most: float, what: str) -> None:
     assert apart <= most * max(1.0, float(a.double().abs().max()) if a.numel() else 1.0), f"{what}: {apart}"
 
 
-@pytest.mark.parametrize(("run", "checkpoint_every"), [("mls", 50), ("moco-v2", 1)])
+@pytest.mark.parametrize(("run", "checkpoint_every"), [("mls", 50), ("moco-v2", 1), ("slotcon", 50)])
 def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_every: int) -> None:
     """Stopped by SIGTERM to one rank in the middle and run again, against an undisturbed run of two ranks."""
     execution = {**SMALL["execution"], "checkpoint_every": checkpoint_every}
-    plan = written(small(pretrain={**SMALL["pretrain"], "epochs": 60}, execution=execution))
+    plan = written(with_peers(pretrain={**SMALL["pretrain"], "epochs": 60}, execution=execution))
     make_data(plan)
     (job,) = plan.find("pretrain", run)
     first = start(run)

@@ -1,4 +1,4 @@
-"""A drill: one small pretraining is killed (kill -9) ten times at random moments and ends with the same bytes."""
+"""A drill: a small pretraining is killed (kill -9) many times at random moments and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from mls.experiment.artifact import VOLATILE, open_artifact
 from mls.experiment.plan import plan_file
 from mls.experiment.status import job_state
-from tests.conftest import SMALL, small
+from tests.conftest import SMALL, with_peers
 
 ROOT = Path(__file__).parents[2]
-KILLS = 10
-COMMAND = [sys.executable, "-m", "mls", "pretrain", "mls", "-e", "small.yaml"]
+MLS = [sys.executable, "-m", "mls"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLS_PLAIN": "1"}
 
 
-def test_ten_kills_change_nothing(in_tmp: Path) -> None:
+@pytest.mark.parametrize(("run", "kills"), [("mls", 10), ("slotcon", 3)])
+def test_kills_change_nothing(in_tmp: Path, run: str, kills: int) -> None:
     execution = {**SMALL["execution"], "checkpoint_every": 7}
     with Path("small.yaml").open("w") as file:
-        YAML().dump(small(pretrain={**SMALL["pretrain"], "epochs": 150}, execution=execution), file)
+        YAML().dump(with_peers(pretrain={**SMALL["pretrain"], "epochs": 15 * kills}, execution=execution), file)
     plan = plan_file(Path("small.yaml"))
-    (job,) = plan.find("pretrain", "mls")
-    subprocess.run([sys.executable, "-m", "mls", "data", "scenes", "-e", "small.yaml"], env=ENVIRONMENT, check=True)
-    subprocess.run(COMMAND, env=ENVIRONMENT, check=True, timeout=300)
+    (job,) = plan.find("pretrain", run)
+    command = [*MLS, "pretrain", run, "-e", "small.yaml"]
+    subprocess.run([*MLS, "data", "scenes", "-e", "small.yaml"], env=ENVIRONMENT, check=True)
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=300)
     expected = {file.name: file.read_bytes() for file in job.path.iterdir() if file.name not in VOLATILE}
     job.path.rename("undisturbed")
     (job.work / "artifact.json").unlink()
 
     moments = random.Random(0)
     steps = []
-    for kill in range(KILLS):
+    for kill in range(kills):
         before = newest(job.work)
-        running = subprocess.Popen(COMMAND, env=ENVIRONMENT, stderr=subprocess.PIPE)
+        running = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
         while newest(job.work) == before:  # it goes on from where the last one was killed
             assert running.poll() is None, f"kill {kill}: it ended by itself: {running.communicate()[1].decode()}"
             time.sleep(0.01)
@@ -48,7 +50,7 @@ def test_ten_kills_change_nothing(in_tmp: Path) -> None:
         assert job_state(job) == "resumable"
         steps.append(newest(job.work))
     assert steps == sorted(set(steps)), "each life got further"
-    subprocess.run(COMMAND, env=ENVIRONMENT, check=True, timeout=300)
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=300)
     open_artifact(job.path, deep=True)
     assert {file.name: file.read_bytes() for file in job.path.iterdir() if file.name not in VOLATILE} == expected
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mls.data.stage
 import mls.train.stage
@@ -19,10 +21,11 @@ from mls.experiment.artifact import VOLATILE, open_artifact
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage
 from mls.experiment.status import job_state
-from mls.methods.moco import MoCo, Pair
+from mls.methods.method import Method, Pair
+from mls.methods.moco import MoCo
 from mls.train import loop
 from mls.train.checkpoint import load_resumable
-from tests.conftest import SMALL, plan_of, small
+from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
 
 
 def job_of(plan: Plan, run: str) -> Job:
@@ -43,20 +46,23 @@ def remove(job: Job) -> None:
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, how: signal.Signals = signal.SIGTERM) -> None:
     """Send a signal to this process when a step is done."""
-    original = MoCo.finish_step
+    original = Method.finish_step
     count = iter(range(1, 100))
 
-    def finish(self: MoCo, finite: torch.Tensor) -> None:
+    def finish(self: Method[Any], finite: torch.Tensor) -> None:
         original(self, finite)
         if next(count) == step:
             os.kill(os.getpid(), how)
 
-    monkeypatch.setattr(MoCo, "finish_step", finish)
+    monkeypatch.setattr(Method, "finish_step", finish)
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])  # in mid-epoch, and at an epoch's end
-@pytest.mark.parametrize("run", ["mls", "moco-v2"])
+@pytest.mark.parametrize(
+    ("run", "step"),  # in mid-epoch, and at an epoch's end
+    [*((run, step) for run in ("mls", "moco-v2") for step in (1, 4, 6)), *((run, 4) for run in PEERS)],
+)
 def test_resume_equals_an_undisturbed_run(plan: Plan, run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(with_peers())
     job = job_of(plan, run)
     run_stage(plan, job, mls.train.stage.run)
     expected = contents(job)
@@ -116,12 +122,30 @@ def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert contents(job) == expected
 
 
+@pytest.mark.parametrize(("run", "part"), [("mls", "backbone"), ("byol", "backbone"), ("slotcon", "key_backbone")])
+def test_the_result_is_the_network_that_its_authors_transfer(plan: Plan, run: str, part: str) -> None:
+    job = job_of(plan_of(with_peers()), run)
+    run_stage(plan_of(with_peers()), job, mls.train.stage.run)
+    state = torch.load(job.path / "checkpoint.pt", weights_only=True)["method"]
+    found = load_file(job.path / "backbone.safetensors")
+    assert found["conv1.weight"].equal(state[f"{part}.conv1.weight"])
+    assert not state["backbone.conv1.weight"].equal(state["key_backbone.conv1.weight"])
+
+
+OWN = {
+    "densecl": ("dense_Dd", "key_dense_projector.0.weight"),
+    "byol": ("predictor.0.weight", "key_projector.1.running_mean"),
+    "slotcon": ("centre_K", "key_prototypes.weight", "predictor.norms.0.weight"),
+}
+"""What a method keeps that the others do not: it must be in the state, and change."""
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> None:
     """Make the loss, or only the gradient, not a number at some steps."""
-    original = MoCo.forward
+    original = Method.forward
     calls = iter(range(100))
 
-    def poisoned(self: MoCo, pair: Pair) -> dict[str, torch.Tensor]:
+    def poisoned(self: Method[Any], pair: Pair) -> dict[str, torch.Tensor]:
         losses = original(self, pair)
         if next(calls) not in steps:
             return losses
@@ -131,15 +155,23 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> N
         zero = weight - weight.detach()
         return {**losses, "loss": losses["loss"] + zero.abs().sqrt()}  # 0, with the slope of a root at 0
 
-    monkeypatch.setattr(MoCo, "forward", poisoned)
+    monkeypatch.setattr(Method, "forward", poisoned)
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-@pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.parametrize(
+    ("run", "how", "step"),
+    [
+        *(("moco-v2", how, step) for how in ("loss", "gradient") for step in (0, 4)),
+        ("densecl", "loss", 0),
+        ("byol", "gradient", 4),
+        ("slotcon", "loss", 4),
+        ("slotcon", "gradient", 0),
+    ],
+)
 def test_a_step_that_is_not_finite_changes_nothing(
-    plan: Plan, how: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan: Plan, run: str, how: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights, optimiser, key encoder, dictionary and running statistics after it are those before it."""
+    """Weights, optimiser, key encoder, all that the method keeps and running statistics after it are those before."""
     poison(monkeypatch, step, how=how)
     states: list[dict[str, torch.Tensor]] = []
     original = loop.Trainer._train_step
@@ -157,9 +189,12 @@ def test_a_step_that_is_not_finite_changes_nothing(
         states.append(snapshot())
 
     monkeypatch.setattr(loop.Trainer, "_train_step", watched)
-    job = job_of(plan, "moco-v2")
+    plan = plan_of(with_peers())
+    job = job_of(plan, run)
     run_stage(plan, job, mls.train.stage.run)
     assert len(states) == 10 and any(name.startswith("optimizer") for name in states[0])
+    for name in OWN.get(run, ()):
+        assert not torch.equal(states[0][f"method.{name}"], states[-1][f"method.{name}"]), name
     for i in range(9):
         same = all(torch.equal(states[i][name], value) for name, value in states[i + 1].items())
         assert same == (i == step), f"step {i}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,39 @@ from mls.data.store import Store
 from mls.experiment.plan import Plan
 from mls.experiment.stage import Context, run_stage
 from mls.methods.method import Pair
-from mls.methods.mls import MLS
 from mls.methods.moco import MoCo
 from mls.train import loop
 from mls.train.runtime import set_up
-from tests.conftest import SMALL, plan_of, small
+from mls.train.stage import METHODS
+from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
 from tests.train.test_loop import job_of
+
+READS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+)
 
 
 class HostReads(TorchDispatchMode):
-    """Names what reads a tensor's value on the host: on a GPU each would wait for it."""
+    """Names what reads a tensor's value, or the size of a result, on the host: on a GPU each would wait for it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in READS or (
+            func is torch.ops.aten.index.Tensor and any(i.dtype == torch.bool for i in args[1] if i is not None)
+        ):
             self.found.append(traceback.format_stack(limit=6)[0])
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_no_step_reads_a_value_on_the_host(plan: Plan, optimizer: str) -> None:
-    trainer = trainer_of(plan_of(small(pretrain={**SMALL["pretrain"], "optimizer": {"name": optimizer, "lr": 0.01}})))
+@pytest.mark.parametrize(("run", "optimizer"), [("mls", "sgd"), ("mls", "adamw"), *((run, "sgd") for run in PEERS)])
+def test_no_step_reads_a_value_on_the_host(plan: Plan, run: str, optimizer: str) -> None:
+    pretrain = {**SMALL["pretrain"], "optimizer": {"name": optimizer, "lr": 0.01}}
+    trainer = trainer_of(plan_of(with_peers(pretrain=pretrain)), run)
     steps = [trainer.views[0], trainer.views[1]]
     for batch in steps:
         with HostReads() as reads:
@@ -49,8 +59,9 @@ def test_no_step_reads_a_value_on_the_host(plan: Plan, optimizer: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_the_gpu(plan: Plan) -> None:
-    trainer = trainer_of(plan_of(small(execution={**SMALL["execution"], "device": "cuda"})))
+@pytest.mark.parametrize("run", ["mls", *PEERS])
+def test_no_step_waits_for_the_gpu(plan: Plan, run: str) -> None:
+    trainer = trainer_of(plan_of(with_peers(execution={**SMALL["execution"], "device": "cuda"})), run)
     steps = [trainer.views[i] for i in range(4)]
     trainer._train_step(steps[0])
     torch.cuda.set_sync_debug_mode("error")
@@ -61,18 +72,26 @@ def test_no_step_waits_for_the_gpu(plan: Plan) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compiled_encoders_train_as_eager_ones(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("run", ["mls", *PEERS])
+def test_compiled_encoders_train_as_eager_ones(plan: Plan, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the backend that only captures: the same losses, and the same names in the state."""
-    original = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="eager"))
+    captured: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        captured.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     trainers = [
-        trainer_of(plan_of(small(pretrain={**SMALL["pretrain"], "compile": chosen}))) for chosen in (False, True)
+        trainer_of(plan_of(with_peers(pretrain={**SMALL["pretrain"], "compile": chosen})), run)
+        for chosen in (False, True)
     ]
     for trainer in trainers:
         for step in range(2):
             trainer._train_step(trainer.views[step])
     eager, compiled = (trainer.window.means() for trainer in trainers)
     assert compiled == pytest.approx(eager, rel=1e-4, nan_ok=True)
+    assert captured, "the encoders did run compiled"
     assert trainers[0].method.state_dict().keys() == trainers[1].method.state_dict().keys()
 
 
@@ -87,13 +106,14 @@ def test_layouts_agree(plan: Plan) -> None:
     assert trainers[1].method.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def trainer_of(plan: Plan) -> loop.Trainer:
+def trainer_of(plan: Plan, run: str = "mls") -> loop.Trainer:
     """A trainer before its first step."""
-    job = job_of(plan, "mls")
+    job = job_of(plan, run)
     execution = plan.loaded.experiment.execution
     device = set_up(execution, 0)
     views = TwoViews(Store(plan.stage("data")[0].path), job.config, 0)
-    return loop.Trainer(Context(job, "mls", Path("out"), job.work, execution, {}, plan), MLS(job.config), views, device)
+    context = Context(job, run, Path("out"), job.work, execution, {}, plan)
+    return loop.Trainer(context, METHODS[job.config.method](job.config), views, device)
 
 
 def test_the_log_explains_a_rising_loss_and_a_large_dictionary(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,25 +16,26 @@ from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
 from mls.experiment.plan import Plan
 from mls.experiment.stage import Context
-from mls.methods.moco import MoCo
+from mls.methods.method import Method
 from mls.train.distributed import process_group, rank, world
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up
 from mls.train.stage import METHODS
-from tests.conftest import SMALL, plan_of, small
+from tests.conftest import SMALL, plan_of, with_peers
 
 
 def plan(splits: int) -> Plan:
     """8 epochs of 3 steps of 16 images; batch norm in some groups (of 4 at least: of 2 the gradients explode)."""
     data = {"scenes": {**SMALL["datasets"]["scenes"], "train": 48}}
     moco = {**SMALL["pretrain"]["moco"], "bn_splits": splits}
-    return plan_of(small(datasets=data, pretrain={**SMALL["pretrain"], "epochs": 8, "batch_size": 16, "moco": moco}))
+    pretrain = {**SMALL["pretrain"], "epochs": 8, "batch_size": 16, "moco": moco}
+    return plan_of(with_peers(datasets=data, pretrain=pretrain))
 
 
 def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, Any]:
     """Train; return each step's losses, and after the first step gradients, dictionary and all else.
 
-    At the step ``poisoned`` the last rank's loss is not a number.
+    At the step ``poisoned`` the last rank's loss is not a number; ``changed`` names what it changed all the same.
     """
     chosen = plan(splits)
     (job,) = chosen.find("pretrain", run)
@@ -57,9 +58,13 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
         method.losses = losses  # type: ignore[method-assign]
         found: dict[str, Any] = {"losses": [], "world": world()}
         for batch in batches(views, 0, 0):
+            before = snapshot(method)
             trainer._train_step(batch)
+            if trainer.step == poisoned + 1:
+                found["changed"] = [n for n, value in snapshot(method).items() if not torch.equal(value, before[n])]
             means = trainer.window.means()
-            found["losses"].append([means[k] for k in ("loss", "info_nce", "accuracy", "grad_norm")])
+            terms = trainer.names[: trainer.names.index("accuracy")]
+            found["losses"].append([means[k] for k in (*terms, "accuracy", "grad_norm")])
             if trainer.step == 1:
                 found["gradients"] = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
                 found["state"] = snapshot(method)
@@ -72,7 +77,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
     raise AssertionError("more steps asked for than there are")
 
 
-def snapshot(method: MoCo) -> dict[str, torch.Tensor]:
+def snapshot(method: Method[Any]) -> dict[str, torch.Tensor]:
     """Everything the method holds."""
     return {name: value.clone() for name, value in method.state_dict().items()}
 
