@@ -5,8 +5,8 @@ python benchmarks/peers.py experiments/paper-peers.yaml --generated 280 --batch 
 
 Each run is a process of its own, so that its peak memory is its own; the runs take turns, ``--rounds`` times, and
 times are compared within a round, since the machine may be shared. A step is the real engine's, fed by its loader,
-diagnostics and all. Lines are added to benchmarks/results/peers.csv: images a second (median), time an image and peak
-memory, the first run's being 1.
+diagnostics and all (where loading may be the limit, take many more steps than a few times its workers). Lines are added
+to benchmarks/results/peers.csv: images a second (median), time an image and peak memory, the first run's being 1.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +31,7 @@ from mls.data.loader import TwoViews, batches
 from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
 from mls.experiment.load import TRAINED, check, read_yaml
-from mls.experiment.plan import Job, Plan, make_plan, read_lock
+from mls.experiment.plan import Plan, make_plan, read_lock
 from mls.experiment.provenance import code
 from mls.experiment.stage import Context
 from mls.train.loop import Trainer
@@ -53,14 +54,31 @@ def main() -> None:
     args = parser.parse_args()
     runs = [label for label, run in planned(args).loaded.runs.items() if run.method in TRAINED]
     found: dict[str, list[tuple[float, float]]] = {run: [] for run in runs}
+    pictures = tempfile.TemporaryDirectory() if args.generated else None
+    args.pictures = Path(pictures.name) if pictures else None
+    if args.pictures:
+        apart(draw, args)
     for number in range(args.rounds):
         for run in runs:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                found[run].append(alone.submit(measure, args, run).result())
+            found[run].append(apart(measure, args, run))
             print(
                 f"round {number}  {run:12} {found[run][-1][0]:.3f} s an image, {found[run][-1][1]:.0f} MiB", flush=True
             )
     write([line(args, run, found[run], found[runs[0]]) for run in runs])
+
+
+def apart(function: Callable[..., Any], *arguments: object) -> Any:
+    """What a function returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        return alone.submit(function, *arguments).result()
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Make the store of generated pictures."""
+    plan = planned(args)
+    (source,) = plan.stage("data")
+    execution = plan.loaded.experiment.execution
+    mls.data.stage.run(Context(source, "scenes", args.pictures, args.pictures, execution, {}, plan))
 
 
 def planned(args: argparse.Namespace) -> Plan:
@@ -72,8 +90,6 @@ def planned(args: argparse.Namespace) -> Plan:
     if args.batch:
         for section in (raw["pretrain"], *raw["runs"].values()):
             section["batch_size"] = args.batch
-            queue = section.setdefault("moco", {}).get("queue_size", 4096)
-            section["moco"] = {**section["moco"], "queue_size": min(queue, 4 * args.batch)}
     return make_plan(check(raw, args.experiment), read_lock(Path("data.lock")))
 
 
@@ -84,7 +100,8 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
     execution = plan.loaded.experiment.execution
     device = set_up(execution, 0)
     with tempfile.TemporaryDirectory() as folder:
-        store = data(args, plan, job, Path(folder))
+        (source,) = plan.inputs(job)
+        store = Store(args.pictures or open_artifact(source.path).path)
         context = Context(job, run, Path(folder), Path(folder), execution, {}, plan)
         views = TwoViews(store, job.config, 0, threads=execution.threads)
         trainer = Trainer(context, METHODS[job.config.method](job.config), views, device)
@@ -99,15 +116,6 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
     return took, torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak
 
 
-def data(args: argparse.Namespace, plan: Plan, job: Job, folder: Path) -> Store:
-    """The run's store: its artifact, or generated pictures."""
-    (source,) = plan.inputs(job)
-    if not args.generated:
-        return Store(open_artifact(source.path).path)
-    mls.data.stage.run(Context(source, "scenes", folder, folder, plan.loaded.experiment.execution, {}, plan))
-    return Store(folder)
-
-
 def clock(device: torch.device) -> float:
     """Now, when the GPU has done what it was given."""
     if device.type == "cuda":
@@ -120,13 +128,14 @@ def line(args: argparse.Namespace, run: str, found: Any, first: Any) -> dict[str
     config = planned(args).find("pretrain", run)[0].config
     times, peaks = zip(*found, strict=True)
     ratios = [time / base for time, (base, _) in zip(times, first, strict=True)]
-    gpu = torch.cuda.is_available()
+    gpu = set_up(planned(args).loaded.experiment.execution, 0).type == "cuda"
     return {
         "experiment": args.experiment.stem,
         "run": run,
         "backbone": f"{config.backbone.name} x{config.backbone.width:g}",
         "crop": config.augment.crop,
         "batch": config.batch_size,
+        "queue": config.moco.queue_size,
         "images_per_s": f"{1 / statistics.median(times):.4g}",
         "time_of_first": f"{statistics.median(ratios):.2f}",
         "lowest": f"{min(ratios):.2f}",

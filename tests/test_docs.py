@@ -14,9 +14,10 @@ from tests.conftest import SMALL, plan_of, small
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("random:0", "moco-v2:0", "mls:0")
+PEERS = ("scenes-peers", "miml-peers", "peers-lr")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/peers.md"])
 def test_the_tables_of_a_page_are_the_published_ones(page: str) -> None:
     text = (ROOT / page).read_text()
     found = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
@@ -45,7 +46,7 @@ def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.Monk
 
 def test_the_published_results_are_those_of_the_committed_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels", "study-miml")
+    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels", "study-miml", *PEERS)
     for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in published)):
         plan = plan_file(Path(name))
         folder = ROOT / "results" / plan.loaded.experiment.experiment
@@ -67,8 +68,10 @@ def test_the_papers_experiments_use_its_literal_setting(monkeypatch: pytest.Monk
         assert (runs["mls"].moco, runs["mls"].epochs, runs["mls"].backbone.name) == (Moco(), 400, "resnet50"), name
 
 
-def test_the_switches_shown_in_the_docs_are_valid() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/method.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize(("page", "trainings"), [("method", 7), ("peers", 5)])
+def test_the_runs_shown_in_the_docs_are_valid(page: str, trainings: int) -> None:
+    """In method.md 4 runs, one of them in its own sweep of 4."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
     pretrain = {**SMALL["pretrain"], "moco": {"bn_splits": 2}, "mls": {}}
-    plan = plan_of(small(**parse_yaml(block, "docs/method.md"), pretrain=pretrain))
-    assert len(plan.stage("pretrain")) == 7, "4 runs, one of them in its own sweep of 4"
+    plan = plan_of(small(**parse_yaml(block, page), pretrain=pretrain))
+    assert len(plan.stage("pretrain")) == trainings

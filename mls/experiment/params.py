@@ -140,7 +140,7 @@ class Densecl(Section):
 
 class Byol(Section):
     """BYOL (arXiv 2006.07733), on COCO as ORL trains it (arXiv 2106.11952, its code). Of ``moco`` it reads
-    ``bn_splits``, and ``queue_size`` for the log's dictionary alone."""
+    ``bn_splits`` (its authors' batch norm is over the whole batch: 1), and ``queue_size`` for the log alone."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """m at the beginning; half a cosine takes it to 1 at the end [ORL on COCO; the paper: 0.996 for 1000 epochs]."""
