@@ -29,6 +29,19 @@ def processes(clone: Clone) -> dict[int, str]:
     return found
 
 
+def trainers(clone: Clone) -> list[int]:
+    """Trainings alive in the clone."""
+    return [pid for pid, line in processes(clone).items() if CHILD in line]
+
+
+def wait_until_gone(clone: Clone, seconds: float = 60) -> None:
+    """Wait until no training lives: of a killed group the leader can be reaped before the others have died."""
+    end = time.monotonic() + seconds
+    while survivors := trainers(clone):
+        assert time.monotonic() < end, f"{survivors} live {seconds} s after the kill"
+        time.sleep(0.02)
+
+
 def wait_for(clone: Clone, what: str, pattern: str, seconds: float = 120) -> None:
     """Wait until a file that matches appears."""
     end = time.monotonic() + seconds
@@ -50,24 +63,22 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
     command = ("dvc", "repro") if victim in ("dvc", "group") else ("snakemake",)
     started = training.start(*command)
     wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
-    running = processes(training)
     if victim == "group":
         os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-        assert not any(CHILD in line for line in processes(training).values()), "nobody survives"
+        wait_until_gone(training)
     elif victim == "trainer":
-        trainers = [pid for pid, line in running.items() if CHILD in line]
-        assert trainers
-        for pid in trainers:
+        killed = trainers(training)
+        assert killed
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
     elif victim == "snakemake":
         started.kill()
     else:
-        (pid,) = (pid for pid, line in running.items() if "dvc repro" in line)
+        (pid,) = (pid for pid, line in processes(training).items() if "dvc repro" in line)
         os.kill(pid, signal.SIGKILL)
     started.wait()
     if victim == "snakemake":
-        assert any(CHILD in line for line in processes(training).values()), "its child runs on"
+        assert trainers(training), "its child runs on"
     training.run(*command)
     assert training.digests() == finished.digests()
     assert training.planned() == {}
