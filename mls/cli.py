@@ -4,6 +4,7 @@
     mls status                       what of an experiment is done, running, failed or missing
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
+    mls score linear/mls             a probe's metrics, recomputed from its predictions; or: mls score FILE
     mls data pin coco-tiny           write the digest of a source's files into data.lock
     mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
@@ -31,6 +32,7 @@ from mls.experiment.plan import DATA_LOCK, experiment_files, plan_file
 STAGE_MODULES = {
     "data": "mls.data.stage",
     "pretrain": "mls.train.stage",
+    "features": "mls.probe.extract",
     "probe": "mls.probe.stage",
     "transfer": "mls.transfer.stage",
     "tables": "mls.report.stage",
@@ -162,6 +164,21 @@ def show(args: argparse.Namespace) -> None:
     print(show_tables(plan_file(args.experiment)))
 
 
+def score(args: argparse.Namespace) -> None:
+    """Print a probe's metrics, recomputed from its predictions (a label, an id, or a predictions.parquet)."""
+    from mls.probe.score import print_score
+
+    if args.target.endswith(".parquet"):
+        return print_score(Path(args.target))
+    from mls.experiment.artifact import open_artifact
+
+    plan = plan_file(args.experiment)
+    for job in plan.find("probe", args.target):
+        print(f"{plan.name(job)}\n", flush=True)
+        print_score(open_artifact(job.path).file("predictions.parquet"))
+    return None
+
+
 def draw(args: argparse.Namespace) -> None:
     """Draw the paper's Figures 3 and 4 of finished pretrainings; print the files."""
     from mls.report.neighbour_figures import draw_neighbours
@@ -200,6 +217,7 @@ def parser() -> argparse.ArgumentParser:
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
     for name, function in (("status", status), ("verify", verify), ("publish", publish), ("show", show)):
         add(name, function)
+    add("score", score).add_argument("target", help="probe: label or id; or a predictions.parquet")
     sub = add("draw", draw)
     sub.add_argument("target", help="pretraining: label or id")
     sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="default: drawn/<id>/")

@@ -4,6 +4,7 @@
     rows = store.split("train")                 # row numbers
     image_CHW = store.decode(int(rows[0]))      # uint8 RGB
     target_NC = store.labels(rows)              # bool
+    ignored_NC = store.ignored(rows)            # bool: VOC's "only difficult ones"
     mask_HW = store.mask(int(rows[0]))          # uint8 class indices, 255 = ignore; where store.has_masks
 
 | file | what |
@@ -170,6 +171,14 @@ class Store:
         """Return the classes of some rows: bool (N, C)."""
         return self._labels[np.asarray(rows, dtype=np.int64)]
 
+    def ignored(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Return the classes that count neither for nor against some rows: bool (N, C).
+
+        An image's classes that only ``difficult`` annotations have: VOC's classification benchmark leaves the image
+        out of such a class's evaluation (0 in its ``<class>_<set>.txt``). Other sources have none.
+        """
+        return self._ignored[np.asarray(rows, dtype=np.int64)]
+
     def name(self, row: int) -> str:
         """Path of an image relative to its source's root, or its generated name."""
         name: str = self._names[row].as_py()
@@ -205,6 +214,17 @@ class Store:
         rows = np.repeat(np.arange(len(self)), classes.value_lengths().to_numpy())
         target_NC[rows, classes.flatten().to_numpy()] = True
         return target_NC
+
+    @cached_property
+    def _ignored(self) -> NDArray[np.bool_]:
+        target_NC = np.zeros((len(self), len(self.classes)), dtype=bool)
+        with (self.path / "annotations.json").open("rb") as file:
+            for line in file:  # one annotation a line: COCO's 860,000, none of them difficult, are not parsed
+                if b'"difficult": ' in line:
+                    annotation = json.loads(line.strip().rstrip(b","))
+                    if annotation["difficult"]:
+                        target_NC[annotation["image_id"], annotation["category_id"] - 1] = True
+        return target_NC & ~self._labels
 
     @cached_property
     def _masks(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

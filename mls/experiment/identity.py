@@ -18,19 +18,19 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from mls.experiment.datasets import LocalDataset
+from mls.experiment.tasks import TASKS
 
-STAGES = ("data", "pretrain", "probe", "transfer", "tables")
+STAGES = ("data", "pretrain", "features", "probe", "transfer", "tables")
 
-STAGE_VERSIONS = {"data": 1, "pretrain": 2, "probe": 1, "transfer": 1, "tables": 2}
+STAGE_VERSIONS = {"data": 1, "pretrain": 2, "features": 1, "probe": 2, "transfer": 1, "tables": 3}
 """Raise a stage's number when the same params would now give other results (a further column of the log is none).
 Snakemake does not see edits to ``mls/*.py``; this is what it sees."""
 
 NOT_IDENTITY = {
     ("Weights", "file"),  # a path of one machine; the sha256 beside it identifies the weights
     ("Pretrain", "dataset"),  # the ids of the inputs say which data
-    ("LinearProbe", "dataset"),
-    ("InstanceTransfer", "dataset"),
-    ("InstanceTransfer", "trials"),  # how often, not what; each trial is an input-equal job of its own
+    *((section.__name__, "dataset") for section in TASKS),
+    *((section.__name__, "trials") for section in TASKS),  # how often, not what; each trial is a job of its own
     *((section.__name__, "root") for section in get_args(LocalDataset)),  # a path of one machine
     *((section.__name__, "max_excluded") for section in get_args(LocalDataset)),  # stops, or changes nothing
     ("CocoSubset", "ids"),  # a path too; the plan puts the ids themselves in

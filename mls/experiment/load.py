@@ -20,7 +20,9 @@ from ruamel.yaml.error import YAMLError
 
 from mls.errors import MlsError
 from mls.experiment.datasets import ClassificationDataset
-from mls.experiment.params import METRICS, Experiment, Pretrain
+from mls.experiment.params import Experiment, Pretrain
+from mls.experiment.tasks import metrics_of
+from mls.report.paper import problems as problems_of_paper
 
 TRAINED = ("mls", "moco", "densecl", "byol", "slotcon")
 """Methods that train, and therefore read a dataset."""
@@ -194,6 +196,8 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
             source = str(_mapping(datasets.get(str(dataset))).get("source"))
             if _mapping(task).get("kind") == "instance" and source in WITHOUT_MASKS:
                 yield f"{section}.{name}.dataset: {dataset!r} has {WITHOUT_MASKS[source]} for kind 'instance'"
+            if _mapping(task).get("low_shot") and source in SINGLE_LABEL:
+                yield f"{section}.{name}.low_shot: {dataset!r} has one label an image; low-shot SVMs need several"
             if dataset is not None and str(dataset) not in datasets:
                 yield f"{section}.{name}.dataset: {dataset!r} is not in datasets{_nearest(dataset, datasets)}"
     yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)
@@ -206,11 +210,11 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
         rows = list(runs) if rows is None else _list(rows)
         if isinstance(baseline, str) and baseline not in rows:
             yield f"tables.{table}.baseline: {baseline!r} is not a row of this table{_nearest(baseline, rows)}"
+        paper = _mapping(_mapping(body).get("paper"))
+        yield from problems_of_paper(f"tables.{table}.paper", paper, map(str, rows), _nearest)
         for column in _list(_mapping(body).get("columns")):
             task, _, metric = str(column).partition(".")
-            known = METRICS.get(str(_mapping(tasks.get(task)).get("kind")), ())
-            if _mapping(tasks.get(task)).get("test") is False:
-                known = ("val",)
+            known = metrics_of(_mapping(tasks.get(task)))
             if task not in tasks:
                 yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{_nearest(task, tasks)}"
             elif known and metric not in known:

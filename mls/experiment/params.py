@@ -2,7 +2,8 @@
 
 One experiment is one file. Defaults are the paper's recipe (MLS, ICCV 2023; shown as [paper]) or,
 where the paper is silent, its lineage's (MoCo-v2 on COCO as in DenseCL and ORL; [lineage]).
-``params.yaml`` and ``experiments/*.yaml`` override them for small machines.
+``params.yaml`` and ``experiments/*.yaml`` override them for small machines. What backbones are judged by is in
+``mls.experiment.tasks``, the views of an image in ``mls.experiment.views``, data sets in ``mls.experiment.datasets``.
 Reading and checking a file is in ``mls.experiment.load``; what runs follows in ``mls.experiment.plan``.
 """
 
@@ -13,7 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mls.experiment.datasets import Dataset
-from mls.experiment.section import Ascending, Count, HalfACircle, Name, Positive, Section, Share, Shares
+from mls.experiment.section import Count, Name, Positive, Section, Share
+from mls.experiment.tasks import ProbeTask, TransferTask
+from mls.experiment.views import Augment
 
 # ------------------------------------------------------------------------------------- pretraining
 
@@ -26,38 +29,6 @@ class Backbone(Section):
     """Multiplies every channel count; 1.0 is torchvision's network."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """``imagenet``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 2 alone, for images <= 96 px."""
-
-
-class Augment(Section):
-    """MoCo-v2's two views [lineage: DenseCL and ORL on COCO]; with other values those of BYOL and SlotCon.
-
-    A key of type ``Shares`` takes one share of the images for both views, or a list of two: of the first view (query)
-    and of the second (key).
-    """
-
-    crop: Annotated[int, Field(ge=16)] = 224
-    """Side of a view, pixels."""
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2), Ascending] = [0.2, 1.0]
-    """Least and greatest area of a crop, as a share of the image."""
-    jitter: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4), HalfACircle] = [
-        0.4,
-        0.4,
-        0.4,
-        0.1,
-    ]
-    """Strength of brightness, contrast, saturation and hue (a share of its circle, 0.5 at most)."""
-    jitter_p: Share = 0.8
-    gray_p: Share = 0.2
-    blur_p: Shares = 0.5
-    """[BYOL, arXiv 2006.07733, appendix B, and SlotCon: 1.0 and 0.1]"""
-    blur_sigma: Annotated[list[Positive], Field(min_length=2, max_length=2), Ascending] = [0.1, 2.0]
-    """Range of the Gaussian's standard deviation, pixels of the view."""
-    solarize_p: Shares = 0.0
-    """Pixels of at least 0.5 are inverted, after the blur [BYOL and SlotCon: 0.0 and 0.2]."""
-    flip_p: Share = 0.5
-    overlap: Share = 0.0
-    """Least share of the second crop's area that lies within the first. A crop below it is drawn anew, 10 times at
-    most; if none will do, the first drawn stays [SlotCon, arXiv 2205.15288, and its code: 0.01, 10 tries]."""
 
 
 class Optimizer(Section):
@@ -220,69 +191,16 @@ class Pretrain(Section):
     imagenet: Imagenet = Imagenet()
 
 
-# --------------------------------------------------------------------------------- probe, transfer
-
-
-class LinearProbe(Section):
-    """A linear classifier on frozen, globally pooled features.
-
-    Multi-label sets: one L2-regularised logistic regression per class, mAP. Single-label sets:
-    softmax regression, top-1. The strength is chosen on val; test is read once.
-    """
-
-    kind: Literal["linear"]
-    dataset: Name
-    image_size: Annotated[int, Field(ge=16)] = 224
-    """Images are resized so that this square is covered, then centre-cropped to it, pixels."""
-    strengths: Annotated[list[Positive], Field(min_length=1)] = [0.01, 0.1, 1.0, 10.0, 100.0]
-    """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
-    test: bool = True
-    """Whether test is read. Without it ``val`` is all there is: for choosing between settings."""
-
-
-class InstanceTransfer(Section):
-    """Detection and instance segmentation: Mask R-CNN with FPN on the pretrained ResNet."""
-
-    kind: Literal["instance"]
-    backend: Literal["torchvision"] = "torchvision"
-    dataset: Name
-    trials: Count = 1
-    """Repeats of this task with other seeds, on the same pretrained backbone."""
-    image_size: Annotated[int, Field(ge=32)] = 800
-    """Shorter side in training and testing, pixels (longer side: at most 5/3 of it)."""
-    epochs: Positive = 12.0
-    """Passes over train; fractions are allowed."""
-    batch_size: Count = 16
-    lr: Positive = 0.02
-    """For this batch size; never rescaled."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6667, 0.8889]
-    """Where the learning rate is divided by 10, as shares of the schedule [60k and 80k of 90k]."""
-    fpn_channels: Count = 256
-    head_channels: Count = 1024
-    """Width of the box head's two layers; the mask head has ``fpn_channels``."""
-    rois: Count = 512
-    """Regions sampled per image to train the heads."""
-    proposals: Count = 1000
-    """Proposals kept per image after non-maximum suppression (testing; twice that in training)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the backbone and FPN (autocast); heads and losses are float32."""
-
-
-ProbeTask = LinearProbe
-TransferTask = InstanceTransfer
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "linear": ("mAP", "top1", "val"),
-    "instance": tuple(
-        f"{target}_{ap}" for target in ("box", "mask") for ap in ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    ),
-}
-"""Per task kind: what its ``metrics.json`` may hold and a table column may name."""
-
 # ----------------------------------------------------------------------------- tables, execution
+
+
+class Paper(Section):
+    """Numbers of the paper, printed to the right of the measured ones: never bold, averaged or subtracted."""
+
+    table: str
+    """Its number in the paper, in quotes; ``mls.report.paper`` holds the numbers."""
+    rows: dict[str, str] = {}
+    """Row of this table -> row of the paper's; those of the paper that none claims follow as rows of their own."""
 
 
 class Table(Section):
@@ -293,6 +211,8 @@ class Table(Section):
     columns: Annotated[list[str], Field(min_length=1)]
     baseline: str | None = None
     """A row; every other row's difference from it is printed too, paired by seed."""
+    paper: Paper | None = None
+    """Which table of the paper stands beside it."""
 
 
 class Execution(Section):

@@ -16,7 +16,8 @@ from mls.errors import MlsError
 from mls.experiment.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
 from mls.experiment.load import TRAINED, Loaded, load, parse_yaml
-from mls.experiment.params import Pretrain, ProbeTask, TransferTask
+from mls.experiment.params import Pretrain
+from mls.experiment.tasks import Features, FrozenProbe, ProbeTask, TransferTask
 
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
@@ -150,9 +151,11 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] =
             cells[run][task] = []
             for seed, upstream in zip(experiment.seeds, jobs, strict=True):
                 for trial in range(getattr(task_config, "trials", 1)):
-                    suffix = f".{trial}" if trial else ""
-                    job = _task_job(stage, task_config, trial, source, upstream)
-                    plan.add(job, f"{task}/{run}:{seed}{suffix}")
+                    label = f"{task}/{run}:{seed}" + (f".{trial}" if trial else "")
+                    images = source
+                    if isinstance(task_config, Features):
+                        images = plan.add(_features_job(task_config, source, upstream), label)
+                    job = plan.add(_task_job(stage, task_config, trial, images, upstream), label)
                     cells[run][task].append(Cell(upstream.id, job.id))
     plan.tables = plan.add(_tables_job(plan, cells), experiment.experiment)
     plan.jobs = dict(sorted(plan.jobs.items(), key=lambda item: STAGES.index(item[1].stage)))
@@ -222,11 +225,18 @@ def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
     return Job("pretrain", config, params, {"data": source.id} if source else {}, seed)
 
 
-def _task_job(stage: str, config: ProbeTask | TransferTask, trial: int, data: Job, pretrain: Job) -> Job:
+def _features_job(task: FrozenProbe, data: Job, pretrain: Job) -> Job:
+    """The features that a probe reads: of its params those that belong to every probe of frozen features."""
+    config = Features.model_validate({name: getattr(task, name) for name in Features.model_fields})
+    return Job("features", config, essence(config), {"data": data.id, "pretrain": pretrain.id})
+
+
+def _task_job(stage: str, config: ProbeTask | TransferTask, trial: int, images: Job, pretrain: Job) -> Job:
+    """A probe or transfer; ``images`` is the data set or, for a probe of frozen features, its features."""
     params = essence(config)
-    if isinstance(config, TransferTask):
+    if not isinstance(config, Features):
         params["trial"] = trial
-    return Job(stage, config, params, {"data": data.id, "pretrain": pretrain.id}, trial)
+    return Job(stage, config, params, {images.stage: images.id, "pretrain": pretrain.id}, trial)
 
 
 def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
@@ -243,6 +253,8 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
         }
         if table.baseline is not None:
             tables[name]["baseline"] = table.baseline
+        if table.paper is not None:
+            tables[name]["paper"] = table.paper.model_dump()
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
     params = {"experiment": plan.loaded.experiment.experiment, "tables": tables, "runs": runs}

@@ -26,6 +26,8 @@ LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
 }
 BASE_PLANES = (64, 128, 256, 512)
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+"""The four stages, C2-C5 of a feature pyramid, by torchvision's names."""
 
 
 def build_backbone(config: Backbone) -> ResNet:
@@ -58,12 +60,15 @@ def feature_dims(config: Backbone) -> list[int]:
     return [max(8, round(p * config.width / 8) * 8) * block.expansion for p in BASE_PLANES]
 
 
-def feature_maps(backbone: ResNet, images_BCHW: Tensor) -> OrderedDict[str, Tensor]:
-    """Return the outputs of the four stages, keyed ``"0"`` to ``"3"`` (as torchvision's FPN expects)."""
+def feature_maps(backbone: ResNet, images_BCHW: Tensor, last: str = LAYERS[-1]) -> OrderedDict[str, Tensor]:
+    """Return the outputs of the four stages, keyed ``"0"`` to ``"3"`` (as torchvision's FPN expects).
+
+    Stages after ``last`` are not computed.
+    """
     x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(images_BCHW))))
     maps: OrderedDict[str, Tensor] = OrderedDict()
-    for i in range(4):
-        x = getattr(backbone, f"layer{i + 1}")(x)
+    for i, layer in enumerate(LAYERS[: LAYERS.index(last) + 1]):
+        x = getattr(backbone, layer)(x)
         maps[str(i)] = x
     return maps
 

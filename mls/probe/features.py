@@ -1,14 +1,18 @@
 """Frozen, globally pooled features of a store's images.
 
-    features_ND = extract(backbone, store, store.split("train"), image_size=224, device=device)
+    features_ND = extract(backbone, store, store.split("train"), Features(image_size=224), device=device)
+
+The next images are decoded while the backbone is at work on the last.
 
 Shape legend: N images, D features, B images of a batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,62 +23,113 @@ from torchvision.transforms.v2 import functional
 
 from mls.data.augment import MEAN, STD
 from mls.data.store import Store
+from mls.experiment.tasks import Features
+from mls.models.backbone import LAYERS, channels_last, feature_maps
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
+from mls.train.runtime import autocast
 
 BATCH = 64
+AHEAD = 2
+"""Batches that are prepared ahead."""
 
 
 def extract(
     backbone: ResNet,
     store: Store,
     rows: Sequence[int] | NDArray[np.int64],
-    image_size: int,
+    config: Features,
     device: torch.device,
     *,
     workers: int = 0,
     name: str = "features",
 ) -> NDArray[np.float32]:
-    """Return the pooled features of some images, float32 (N, D), computed in float32.
+    """Return the pooled features of some images, float32 (N, D).
 
-    The backbone is put in evaluation mode and moved to ``device``; nothing of it is changed.
+    The backbone is put in evaluation mode, moved to ``device`` and laid out for it; its values are not changed.
 
     Args:
         backbone: a ResNet without its classifier.
         store: holds the images.
         rows: which images.
-        image_size: see `prepare`.
+        config: size of the images, stage of the backbone, precision.
         device: where the backbone runs.
-        workers: threads that prepare images (0: none beside the caller); no effect on the result.
+        workers: threads that prepare images (0: one); no effect on the result.
         name: of the progress bar.
 
     Raises:
         Interrupted: a signal came; there is nothing to resume, features take minutes at most.
+        MlsError: names the image that does not decode.
     """
     backbone.eval().to(device)
-    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    channels_last(backbone)
     parts: list[NDArray[np.float32]] = []
-    with (
-        ThreadPoolExecutor(max(1, workers)) as pool,
-        torch.inference_mode(),
-        InterruptGuard() as guard,
-        Bar(name, len(rows)) as bar,
-    ):
-        for start in range(0, len(rows), BATCH):
+    batches = prepared(store, rows, config.image_size, config.resize, config.fit, workers)
+    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows)) as bar:
+        for images_BCHW in batches:
             guard.stop_if_asked(lambda: None)
-            chunk = [int(row) for row in rows[start : start + BATCH]]
-            prepared = pool.map(lambda row: prepare(store.decode(row), image_size), chunk)
-            images_BCHW = torch.stack(list(prepared)).to(device).float() / 255
-            parts.append(backbone((images_BCHW - mean_C11) / std_C11).float().cpu().numpy())
-            bar.advance(len(chunk), count=len(chunk))
+            with autocast(device, config.precision):
+                pooled_BD = pool(backbone, normalise(images_BCHW, device), config.layer)
+            parts.append(pooled_BD.float().cpu().numpy())
+            bar.advance(len(images_BCHW), count=len(images_BCHW))
     return np.concatenate(parts)
 
 
-def prepare(image_CHW: Tensor, side: int) -> Tensor:
-    """Resize so that a square of ``side`` pixels is just covered (bilinear, antialiased), then crop its middle.
+def pool(backbone: ResNet, images_BCHW: Tensor, layer: str) -> Tensor:
+    """Return the output of one of the four stages, averaged over all places (B, D)."""
+    if layer == LAYERS[-1]:
+        pooled_BD: Tensor = backbone(images_BCHW)
+        return pooled_BD
+    return feature_maps(backbone, images_BCHW, layer)[str(LAYERS.index(layer))].mean(dim=(2, 3))
 
-    uint8 (3, H, W) in, uint8 (3, side, side) out; the aspect ratio is kept.
+
+def normalise(images_BCHW: Tensor, device: torch.device) -> Tensor:
+    """Move uint8 images to the device and normalise them as in pretraining: float32, channels last."""
+    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    images_BCHW = images_BCHW.to(device, non_blocking=True).float().div_(255).sub_(mean_C11).div_(std_C11)
+    return images_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def prepared(
+    store: Store,
+    rows: Sequence[int] | NDArray[np.int64],
+    side: int,
+    resize: int | None,
+    fit: Literal["crop", "squash"],
+    workers: int,
+) -> Iterator[Tensor]:
+    """Yield images as `prepare` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
+
+    def load(row: int) -> Tensor:
+        return prepare(store.decode(row), side, resize, fit)
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        ahead: deque[list[Future[Tensor]]] = deque()
+        try:
+            for start in range(0, len(rows), BATCH):
+                ahead.append([pool.submit(load, int(row)) for row in rows[start : start + BATCH]])
+                if len(ahead) > AHEAD:
+                    yield torch.stack([future.result() for future in ahead.popleft()])
+            while ahead:
+                yield torch.stack([future.result() for future in ahead.popleft()])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def prepare(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
+    """Make an image a square (bilinear, antialiased).
+
+    Args:
+        image_CHW: uint8 (3, H, W).
+        side: of the square, pixels.
+        resize: shorter side before the middle is cut out (default: ``side``, which just covers it).
+        fit: ``crop`` keeps the aspect ratio; ``squash`` does not.
+
+    Returns:
+        uint8 (3, side, side).
     """
-    image_CHW = functional.resize(image_CHW, [side], antialias=True)
+    if fit == "squash":
+        return functional.resize(image_CHW, [side, side], antialias=True).contiguous()
+    image_CHW = functional.resize(image_CHW, [resize or side], antialias=True)
     cropped: Tensor = functional.center_crop(image_CHW, [side, side]).contiguous()
     return cropped

@@ -1,128 +1,236 @@
-"""The probe stage: features of a frozen backbone, a linear classifier on them, its score on test (or val).
+"""The probe stage: a classifier on a backbone, its score on test (or, with ``test: false``, on val).
 
     python -m mls probe linear/mls:0
 
-Writes ``metrics.json`` (percent) and ``predictions.parquet`` (the judged images' logits: columns ``image``, the row of
-the data artifact; ``name``; ``split``; ``score:<class>``). Test is read once, after the strength is chosen on val;
-with ``test: false`` it is never read, and val is what is written.
+| kind | trained on | chosen by | reads |
+|---|---|---|---|
+| ``linear``, ``knn`` | train | val | features |
+| ``svm`` | train and val | cross-validation | features |
+| ``retrieval`` | - | - | features |
+| ``finetune``, ``sgd`` | train and val | - (the last epoch) | images |
+
+With ``test: false`` train is all that is trained on, and val is judged. Test is read once, when everything is chosen.
+
+Writes ``metrics.json`` (percent) and ``predictions.parquet``, from which the metrics can be computed anew (``mls
+score``; see ``mls.probe.judge``; of retrieval, see ``mls.probe.retrieval``); ``finetune`` and ``sgd`` also
+``curves.csv`` and ``timing.csv``.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from mls.data.store import Store
-from mls.errors import MlsError
-from mls.experiment.params import Backbone, LinearProbe
+from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
+from mls.experiment.tasks import (
+    FinetuneProbe,
+    FrozenProbe,
+    KnnProbe,
+    LinearProbe,
+    ProbeTask,
+    RetrievalProbe,
+    SgdProbe,
+    SvmProbe,
+    TrainedProbe,
+)
+from mls.files import write_csv, write_json
 from mls.models.backbone import load_backbone
-from mls.probe.features import extract
-from mls.probe.linear import Fitted, check_finite, fit
-from mls.probe.metrics import Scores, average_precisions, top1
-from mls.train.runtime import set_up, workers_of
+from mls.probe import knn, linear, retrieval, svm
+from mls.probe.feature_set import FeatureSet, Images
+from mls.probe.finetune import train_and_score
+from mls.probe.judge import Judged, summarise, write_predictions
+from mls.probe.metrics import Scores
+from mls.train.runtime import set_up
 
-SEED = 1000
-"""Nothing here draws random numbers; this fixes the state of every generator all the same."""
+FIRST_SEED = 1000
+"""Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task; only training on images has any."""
+
+Facts = dict[str, Any]
+"""What ``metrics.json`` says beside the metrics: how the classifier came about."""
 
 
 def run(context: Context) -> None:
     """Make a probe artifact.
 
     Raises:
-        MlsError: a split without images, features that are not finite, or a dataset without labels.
-        Interrupted: a signal came; there is nothing to save.
+        MlsError: a split without images, or labels that nothing can be learned from or judged by.
+        DeterministicError: the training diverged.
+        Interrupted: a signal came; what is trained on images saves its state, the rest starts again.
     """
-    task: LinearProbe = context.job.config
-    device = set_up(context.execution, SEED)
-    store = Store(context.inputs["data"].path)
-    pretrain = context.inputs["pretrain"]
-    config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
-    backbone = load_backbone(config, pretrain.file("backbone.safetensors"))
-    splits = ("train", "val", "test") if task.test else ("train", "val")
-    rows = {split: store.split(split) for split in splits}
-    empty = [split for split, found in rows.items() if not len(found)]
-    if empty:
-        raise MlsError(
-            f"the linear probe needs images of {', '.join(splits)}; this dataset has no {' and no '.join(empty)}"
-        )
-
-    def features(split: str) -> np.ndarray:
-        return extract(
-            backbone,
-            store,
-            rows[split],
-            task.image_size,
-            device,
-            workers=workers_of(context.execution, device),
-            name=f"probe {context.label}: {split}",
-        )
-
-    val_ND = features("val")
-    fitted = fit(
-        features("train"),
-        store.labels(rows["train"]),
-        val_ND,
-        store.labels(rows["val"]),
-        strengths=task.strengths,
-        multi_label=store.multi_label,
-        names=store.classes,
-        threads=context.execution.threads,
-    )
-    if fitted.unconverged:
-        context.log(f"{fitted.unconverged} fits stopped at the limit of iterations before they converged")
-    judged = splits[-1]
-    judged_ND = features("test") if task.test else val_ND
-    check_finite(judged_ND, judged)
-    scores_NC = fitted.scores(judged_ND)
-    metrics = summarise(fitted, scores_NC, store.labels(rows[judged]), store, judged)
-    metrics |= {f"n_{split}": len(found) for split, found in rows.items()}
-    text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False)
-    (context.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    write_predictions(store, judged, rows[judged], scores_NC, context.out / "predictions.parquet")
-
-
-def summarise(fitted: Fitted, scores_NC: Scores, truth_NC: np.ndarray, store: Store, split: str) -> dict[str, Any]:
-    """Return the content of ``metrics.json``, in percent.
-
-    ``per_class`` is average precision, also for single-label sets; None, and listed in ``undefined_classes``, where
-    the split has no positive image of the class. mAP is the mean of the others; mAP and top-1 are of test alone.
-    """
-    per_class_C = average_precisions(scores_NC, truth_NC)
-    defined_C = ~np.isnan(per_class_C)
-    if store.multi_label:
-        if not defined_C.any():
-            raise MlsError(f"the {split} split of this dataset has no positive image of any class")
-        headline = {"mAP": 100 * float(per_class_C[defined_C].mean())}
+    task: ProbeTask = context.job.config
+    if isinstance(task, RetrievalProbe):
+        metrics = rank(context, task)
     else:
-        headline = {"top1": 100 * top1(scores_NC, truth_NC)}
-    return {
-        **(headline if split == "test" else {}),
-        "val": 100 * fitted.value,
-        "strength": fitted.strength,
-        "candidates": {f"{strength:g}": 100 * value for strength, value in fitted.candidates.items()},
-        "per_class": {
-            name: 100 * float(value) if defined else None
-            for name, value, defined in zip(store.classes, per_class_C, defined_C, strict=True)
-        },
-        "undefined_classes": [name for name, defined in zip(store.classes, defined_C, strict=True) if not defined],
+        if isinstance(task, FinetuneProbe | SgdProbe):
+            judged, facts = train_on_images(context, task)
+        else:
+            judged, facts = fit_on_features(context, task)
+        metrics = facts | summarise(judged)
+        write_predictions(judged, context.out / "predictions.parquet")
+    write_json(metrics, context.out / "metrics.json", indent=1)
+
+
+def fit_on_features(context: Context, task: LinearProbe | SvmProbe | KnnProbe) -> tuple[Judged, Facts]:
+    """Fit a classifier on frozen features and score the judged split with it."""
+    features = FeatureSet(context.inputs["features"].path)
+    judged_split = "test" if task.test else "val"
+    train, val, judged = (features.images(split) for split in ("train", "val", judged_split))
+    threads = context.execution.threads
+    facts: Facts = {"n_train": len(train.names), "n_val": len(val.names)}
+    if isinstance(task, LinearProbe):
+        logistic = linear.fit(
+            train.features_ND,
+            train.truth_NC,
+            val.features_ND,
+            val.truth_NC,
+            strengths=task.strengths,
+            multi_label=features.multi_label,
+            names=features.classes,
+            threads=threads,
+            train_ignored_NC=train.ignored_NC,
+            val_ignored_MC=val.ignored_NC,
+        )
+        facts |= {
+            "val": 100 * logistic.value,
+            "strength": logistic.strength,
+            "candidates": percent(logistic.candidates),
+            "untrained_classes": logistic.untrained,
+            "unconverged_fits": logistic.unconverged,
+        }
+        scores_NC = logistic.scores(judged.features_ND)
+    elif isinstance(task, KnnProbe):
+        votes = knn.fit(
+            train.features_ND,
+            train.truth_NC,
+            val.features_ND,
+            val.truth_NC,
+            ks=task.ks,
+            temperature=task.temperature,
+            multi_label=features.multi_label,
+            names=features.classes,
+            val_ignored_MC=val.ignored_NC,
+            threads=threads,
+        )
+        facts |= {
+            "val": 100 * votes.value,
+            "k": votes.k,
+            "candidates": percent(votes.candidates),
+            "untrained_classes": votes.untrained,
+        }
+        scores_NC = votes.scores(judged.features_ND)
+    else:
+        scores_NC, found = fit_svm(task, features, judged, threads)
+        facts |= found
+    if unconverged := facts.get("unconverged_fits"):
+        context.log(f"{unconverged} fits stopped at the limit of iterations before they converged")
+    return judge(task, features, judged, judged_split, scores_NC), facts
+
+
+def fit_svm(task: SvmProbe, features: FeatureSet, judged: Images, threads: int) -> tuple[Scores, Facts]:
+    """Fit SVMs on all that is not judged; also the low-shot ones, where some are wanted."""
+    known = features.images("train", "val") if task.test else features.images("train")
+    fitted = svm.fit(
+        known.features_ND,
+        known.truth_NC,
+        costs=task.costs,
+        folds=task.folds,
+        names=features.classes,
+        multi_label=features.multi_label,
+        threads=threads,
+    )
+    facts: Facts = {
+        "costs": fitted.costs,
+        "cross_validation": {name: percent(found) for name, found in fitted.cross_validation.items()},
         "untrained_classes": fitted.untrained,
+        "not_cross_validated": fitted.not_cross_validated,
         "unconverged_fits": fitted.unconverged,
     }
+    if task.low_shot:
+        train, val = features.images("train"), features.images("val")
+        facts |= svm.low_shot(
+            *((part.features_ND, part.truth_NC, part.ignored_NC) for part in (train, val, judged)),
+            ks=task.low_shot,
+            samples=task.samples,
+            costs=task.costs,
+            names=features.classes,
+            seed=FIRST_SEED,
+            threads=threads,
+        )
+    return fitted.scores(judged.features_ND), facts
 
 
-def write_predictions(store: Store, split: str, rows: np.ndarray, scores_NC: Scores, path: Path) -> None:
-    """Write the logits of a split's images, one float32 column per class."""
-    columns: dict[str, pa.Array] = {
-        "image": pa.array(rows, pa.int64()),
-        "name": pa.array([store.name(int(row)) for row in rows], pa.string()),
-        "split": pa.array([split] * len(rows), pa.string()),
-    }
-    for index, name in enumerate(store.classes):
-        columns[f"score:{name}"] = pa.array(scores_NC[:, index], pa.float32())
-    pq.write_table(pa.table(columns), path)
+def judge(task: FrozenProbe, features: FeatureSet, judged: Images, split: str, scores_NC: Scores) -> Judged:
+    """Put scores beside what is true of their images."""
+    return Judged(
+        rows_N=judged.rows_N,
+        names=judged.names,
+        split=split,
+        classes=features.classes,
+        multi_label=features.multi_label,
+        truth_NC=judged.truth_NC,
+        ignored_NC=judged.ignored_NC,
+        scores_NC=scores_NC,
+        decided=isinstance(task, LinearProbe),  # logits: 0 means even odds
+    )
+
+
+def rank(context: Context, task: RetrievalProbe) -> Facts:
+    """Rank train images for each judged one; write the rankings' values and return the metrics."""
+    features = FeatureSet(context.inputs["features"].path)
+    split = "test" if task.test else "val"
+    gallery, queries = features.images("train"), features.images(split)
+    found = retrieval.retrieve(
+        gallery.features_ND,
+        gallery.truth_NC,
+        gallery.ignored_NC,
+        queries.features_ND,
+        queries.truth_NC,
+        precision_at=task.precision_at,
+        names=features.classes,
+        threads=context.execution.threads,
+    )
+    retrieval.write_ranking(found, queries.rows_N, queries.names, split, context.out / "predictions.parquet")
+    return retrieval.summarise(found, split) | {"n_train": len(gallery.names), f"n_{split}": len(queries.names)}
+
+
+def train_on_images(context: Context, task: TrainedProbe) -> tuple[Judged, Facts]:
+    """Train a classifier, and the backbone with kind ``finetune``, on images; score the judged split."""
+    seed = FIRST_SEED + context.job.seed
+    device = set_up(context.execution, seed)
+    store = Store(context.inputs["data"].path)
+    pretrain = context.inputs["pretrain"]
+    layout = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
+    outcome = train_and_score(
+        task,
+        store,
+        load_backbone(layout, pretrain.file("backbone.safetensors")),
+        seed=seed,
+        device=device,
+        execution=context.execution,
+        work=context.work,
+        log=context.log,
+        name=f"probe {context.label}",
+    )
+    write_csv(outcome.history.curves, context.out / "curves.csv")
+    write_csv(outcome.history.timing, context.out / "timing.csv")
+    write_json({"seed": seed, "total_steps": outcome.steps}, context.out / "derived.json")
+    rows = outcome.rows_N
+    judged = Judged(
+        rows_N=rows,
+        names=[store.name(int(row)) for row in rows],
+        split=outcome.split,
+        classes=store.classes,
+        multi_label=store.multi_label,
+        truth_NC=store.labels(rows),
+        ignored_NC=store.ignored(rows),
+        scores_NC=outcome.scores_NC,
+        decided=True,
+    )
+    return judged, {"n_train": outcome.train_images, "untrained_classes": outcome.untrained}
+
+
+def percent(shares: Mapping[Any, float]) -> dict[str, float]:
+    """Candidates and their values as JSON has them."""
+    return {f"{candidate:g}": 100 * share for candidate, share in shares.items()}

@@ -8,15 +8,12 @@ Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id``
 
 from __future__ import annotations
 
-import csv
-import json
-from pathlib import Path
-from typing import Any
-
 from mls.data.store import Store
 from mls.errors import MlsError
-from mls.experiment.params import Backbone, InstanceTransfer
+from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
+from mls.experiment.tasks import InstanceTransfer
+from mls.files import write_csv, write_json
 from mls.train.runtime import set_up
 from mls.transfer.evaluate import predict, score
 from mls.transfer.torchvision import build_detector
@@ -68,19 +65,3 @@ def run(context: Context) -> None:
     write_json(metrics, context.out / "metrics.json", indent=1)
     derived = {"seed": seed, "total_steps": total_steps(task, len(samples)), "train_images": len(samples)}
     write_json(derived, context.out / "derived.json")
-
-
-def write_csv(rows: list[dict[str, float]], path: Path) -> None:
-    """Write rows of numbers; floats with six significant digits."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-
-
-def write_json(value: Any, path: Path, indent: int | None = None) -> None:
-    """Write JSON with sorted keys; a NaN is an error."""
-    separators = None if indent else (",", ":")
-    text = json.dumps(value, indent=indent, separators=separators, sort_keys=True, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")

@@ -25,7 +25,8 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from mls.experiment.params import Backbone, InstanceTransfer
+from mls.experiment.params import Backbone
+from mls.experiment.tasks import InstanceTransfer
 from mls.models.backbone import feature_dims, feature_maps, load_backbone
 from mls.train.runtime import autocast
 

@@ -29,7 +29,8 @@ from torchvision.models.detection import MaskRCNN
 
 from mls.data.store import Store
 from mls.errors import DeterministicError, MlsError
-from mls.experiment.params import Execution, InstanceTransfer
+from mls.experiment.params import Execution
+from mls.experiment.tasks import InstanceTransfer
 from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mls.data import augment
 from mls.data.augment import DRAWS, MEAN, RATIO, STD, ColourAugment, blur, crop, crop_boxes, draw, flips, shared_area
-from mls.experiment.params import Augment
+from mls.experiment.views import Augment
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from mls.data.geometry import align, common_region
 from mls.data.loader import TwoViews
 from mls.data.store import Store
 from mls.data.writer import Record, write_store
-from mls.experiment.params import Augment, Pretrain
+from mls.experiment.params import Pretrain
+from mls.experiment.views import Augment
 
 SIZES = [(240, 200), (97, 180), (200, 70), (256, 256), (64, 48), (130, 131), (256, 90), (80, 80)]
 SIDE = 32

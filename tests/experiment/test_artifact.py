@@ -186,9 +186,9 @@ def test_an_input_whose_seal_a_second_workflow_just_deleted_is_adopted(plan: Pla
     run_stage(plan, plan.stage("data")[0], write)
     run_stage(plan, job, write)
     (job.path / "artifact.json").unlink()
-    (probe,) = plan.find("probe", "linear/random")
-    run_stage(plan, probe, write)
-    assert job_state(job) == job_state(probe) == "done"
+    (features,) = plan.find("features", "linear/random")
+    run_stage(plan, features, write)
+    assert job_state(job) == job_state(features) == "done"
 
 
 def test_other_code_tries_a_recorded_failure_again(plan: Plan, job: Job) -> None:
@@ -199,9 +199,9 @@ def test_other_code_tries_a_recorded_failure_again(plan: Plan, job: Job) -> None
 
 
 def test_a_missing_input_is_named(plan: Plan) -> None:
-    (probe,) = plan.find("probe", "linear/random")
+    (features,) = plan.find("features", "linear/random")
     with pytest.raises(MlsError, match=r"needs data scenes \[\w+\]: artifacts/data/\w+ is missing"):
-        run_stage(plan, probe, write)
+        run_stage(plan, features, write)
 
 
 def test_a_second_process_waits_and_finds_it_done(plan: Plan, job: Job) -> None:

@@ -34,7 +34,7 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
         "runs.moco.method: Input should be 'mls', 'moco', 'densecl', 'byol', 'slotcon', 'none', 'weights' "
         "or 'imagenet' (is 'mocoo')",
         "tables.main.rows: 'ml' is not in runs; did you mean 'mls'?",
-        "tables.main.columns: 'linear.AP': task 'linear' gives mAP, top1, val",
+        "tables.main.columns: 'linear.AP': task 'linear' gives mAP, mAP_11, mAP_envelope, top1, CP",
         "tables.main.columns: 'lin.mAP': no probe or transfer task 'lin'; did you mean 'linear'?",
     ):
         assert line in text, line

@@ -38,7 +38,7 @@ def test_ids_of_the_micro_experiment_are_pinned(monkeypatch: pytest.MonkeyPatch)
     """A changed id means that nobody's artifacts are found again: raise a stage version, knowingly."""
     monkeypatch.chdir(ROOT)
     plan = plan_file(Path("experiments/micro.yaml"))
-    assert {label: job.id for job in plan.jobs.values() for label in plan.labels[job.id]} == PINNED
+    assert {f"{job.stage} {label}": job.id for job in plan.jobs.values() for label in plan.labels[job.id]} == PINNED
 
 
 def test_another_methods_block_and_execution_change_nothing() -> None:
@@ -143,6 +143,27 @@ def test_a_stage_version_changes_that_stage_and_what_follows(monkeypatch: pytest
     assert gone == {"probe", "tables"}
 
 
+def test_features_are_shared_by_all_probes_that_read_equal_ones() -> None:
+    probe = {
+        "linear": {"kind": "linear", "dataset": "scenes", "image_size": 32},
+        "knn": {"kind": "knn", "dataset": "scenes", "image_size": 32, "ks": [5]},
+        "other": {"kind": "linear", "dataset": "scenes", "image_size": 32, "strengths": [1.0]},
+        "early": {"kind": "linear", "dataset": "scenes", "image_size": 32, "layer": "layer3"},
+        "tuned": {"kind": "finetune", "dataset": "scenes", "trials": 2},
+    }
+    plan = plan_of(small(runs={"mls": {}}, probe=probe))
+    assert [sorted(plan.labels[job.id]) for job in plan.stage("features")] == [
+        ["knn/mls:0", "linear/mls:0", "other/mls:0"],
+        ["early/mls:0"],
+    ]
+    (read,) = plan.find("features", "knn/mls")
+    (knn,) = plan.find("probe", "knn/mls")
+    assert plan.inputs(knn) == [read, *plan.find("pretrain", "mls")]
+    trials = plan.find("probe", "tuned/mls:0") + plan.find("probe", "tuned/mls:0.1")
+    assert len({job.id for job in trials}) == 2 and {job.seed for job in trials} == {0, 1}
+    assert all("data" in job.inputs and "features" not in job.inputs for job in trials)
+
+
 def test_a_local_source_needs_its_digest() -> None:
     raw = small(datasets={"scenes": {"source": "folder"}})
     with pytest.raises(MlsError, match="mls data pin scenes"):
@@ -157,15 +178,27 @@ def test_an_unknown_target_names_the_known_ones() -> None:
 
 
 PINNED = {
-    "scenes": "d20ecc2b65",
-    "random:0": "07cf188556",
-    "moco-v2:0": "af84c60694",
-    "mls:0": "9951ab318f",
-    "linear/random:0": "b822894f75",
-    "linear/moco-v2:0": "7d4ad0a5f1",
-    "linear/mls:0": "5e17792474",
-    "detect/random:0": "dfab7573ab",
-    "detect/moco-v2:0": "284de9d407",
-    "detect/mls:0": "8bafd756d6",
-    "micro": "257017c7a2",
+    "data scenes": "d20ecc2b65",
+    "pretrain random:0": "07cf188556",
+    "pretrain moco-v2:0": "af84c60694",
+    "pretrain mls:0": "9951ab318f",
+    "features linear/random:0": "b671518b99",
+    "features svm/random:0": "b671518b99",
+    "features linear/moco-v2:0": "fd575eda28",
+    "features svm/moco-v2:0": "fd575eda28",
+    "features linear/mls:0": "d4568b9dce",
+    "features svm/mls:0": "d4568b9dce",
+    "probe linear/random:0": "11689bd848",
+    "probe linear/moco-v2:0": "4aa648f7c8",
+    "probe linear/mls:0": "d79ad8bec1",
+    "probe svm/random:0": "af91346296",
+    "probe svm/moco-v2:0": "43b832dda4",
+    "probe svm/mls:0": "46f499f9fc",
+    "probe tuned/random:0": "5d80f198e0",
+    "probe tuned/moco-v2:0": "7666c5d729",
+    "probe tuned/mls:0": "d35b60ab70",
+    "transfer detect/random:0": "dfab7573ab",
+    "transfer detect/moco-v2:0": "284de9d407",
+    "transfer detect/mls:0": "8bafd756d6",
+    "tables micro": "d97ee63719",
 }

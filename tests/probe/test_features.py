@@ -14,6 +14,7 @@ from mls.data.augment import MEAN, STD
 from mls.data.store import Store
 from mls.data.writer import Record, write_store
 from mls.experiment.params import Backbone
+from mls.experiment.tasks import Features
 from mls.models.backbone import build_backbone
 from mls.probe.features import extract, prepare
 
@@ -39,7 +40,7 @@ def test_features_are_the_frozen_backbones(store: Store) -> None:
     net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
     net.train()(torch.rand(8, 3, 24, 24))  # running statistics away from their start
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    features = extract(net, store, store.split("train"), 24, CPU)
+    features = extract(net, store, store.split("train"), Features(image_size=24), CPU)
     assert features.shape == (70, 64) and features.dtype == np.float32
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
@@ -61,7 +62,8 @@ def test_threads_change_nothing(store: Store) -> None:
     torch.manual_seed(0)
     net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
     rows = store.split("train")[::-1]
-    assert np.array_equal(extract(net, store, rows, 16, CPU), extract(net, store, rows, 16, CPU, workers=3))
+    config = Features(image_size=16)
+    assert np.array_equal(extract(net, store, rows, config, CPU), extract(net, store, rows, config, CPU, workers=3))
 
 
 def test_prepare_covers_then_crops_the_middle() -> None:
@@ -70,5 +72,9 @@ def test_prepare_covers_then_crops_the_middle() -> None:
     assert torch.equal(prepare(image, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
     assert prepare(image, 24).shape == (3, 24, 24)  # enlarged
     assert prepare(torch.zeros(3, 50, 41, dtype=torch.uint8), 16).shape == (3, 16, 16)
+    assert torch.equal(prepare(image, 8, resize=10), image[:, 1:9, 11:19])
+    assert prepare(image, 8, fit="squash").float().mean(dim=(0, 1)).tolist() == pytest.approx(
+        [0, 0, 0, 200, 200, 0, 0, 0], abs=140
+    )
     square = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
     assert torch.equal(prepare(square, 16), square)

@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 
 from mls.data.store import Store
 from mls.data.writer import Record, write_store
-from mls.experiment.params import Backbone, Execution, InstanceTransfer
+from mls.experiment.params import Backbone, Execution
+from mls.experiment.tasks import InstanceTransfer
 from mls.models.backbone import build_backbone, save_backbone
 
 CLASSES = ["red", "green", "blue"]

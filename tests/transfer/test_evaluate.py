@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 
 from mls.data.store import Store
 from mls.experiment.artifact import Artifact
-from mls.experiment.params import METRICS, Backbone, Execution, InstanceTransfer
+from mls.experiment.params import Backbone, Execution
+from mls.experiment.tasks import METRICS, InstanceTransfer
 from mls.transfer import stage
 from mls.transfer.evaluate import score, to_coco
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mls.errors import MlsError
-from mls.experiment.params import Backbone, InstanceTransfer
+from mls.experiment.params import Backbone
+from mls.experiment.tasks import InstanceTransfer
 from mls.models.backbone import feature_maps
 from mls.transfer.torchvision import anchor_sizes, build_detector
 

@@ -14,7 +14,8 @@ from torch import Tensor
 import mls.transfer.train as module
 from mls.data.store import Store
 from mls.errors import DeterministicError, Interrupted, MlsError
-from mls.experiment.params import Backbone, Execution, InstanceTransfer
+from mls.experiment.params import Backbone, Execution
+from mls.experiment.tasks import InstanceTransfer
 from mls.train.runtime import set_up
 from mls.transfer.torchvision import build_detector
 from mls.transfer.train import History, Samples, learning_rate, plan_batch, total_steps, train

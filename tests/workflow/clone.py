@@ -72,7 +72,7 @@ class Clone:
         return {
             name: count
             for name, count in found.items()
-            if name not in ("all", "data", "pretrain", "probe", "transfer", "tables")
+            if name not in ("all", "data", "pretrain", "features", "probe", "transfer", "tables")
         }
 
     def edit(self, **changes: Any) -> None:

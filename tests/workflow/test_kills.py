@@ -53,7 +53,7 @@ def wait_for(clone: Clone, what: str, pattern: str, seconds: float = 120) -> Non
 @pytest.fixture
 def training(pulled: Clone) -> Clone:
     """A clone with data, whose three runs have yet to be trained, long enough to be killed."""
-    for stage in ("pretrain", "probe", "transfer", "tables"):
+    for stage in ("pretrain", "features", "probe", "transfer", "tables"):
         subprocess.run(["rm", "-r", str(pulled.path / "artifacts" / stage)], check=True)
     return pulled
 

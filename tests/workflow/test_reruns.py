@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from mls.experiment.identity import STAGES
 from tests.workflow.clone import Clone
 
 pytestmark = pytest.mark.xdist_group("reruns")
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.xdist_group("reruns")
 EVERYTHING = {
     "data_artifact": 1,
     "pretrain_artifact": 3,
-    "probe_artifact": 3,
+    "features_artifact": 3,
+    "probe_artifact": 9,
     "transfer_artifact": 3,
     "tables_artifact": 1,
     "publish": 1,
@@ -112,8 +114,8 @@ def test_dvc_repro_follows_a_changed_param_after_a_direct_run(original: Clone) -
 def test_a_raised_stage_version_is_planned_by_both(pulled: Clone) -> None:
     file = pulled.path / "mls" / "experiment" / "identity.py"
     text = file.read_text()
-    assert '"probe": 1' in text
-    file.write_text(text.replace('"probe": 1', '"probe": 2'))
+    assert '"probe": 2' in text
+    file.write_text(text.replace('"probe": 2', '"probe": 3'))
     assert pulled.planned() == {"probe_artifact": 3, "tables_artifact": 1, "publish": 1}
     status = pulled.run("dvc", "status")
     assert "probe:" in status and "mls" in status
@@ -165,7 +167,7 @@ def test_photos_are_no_output_of_dvc(pulled: Clone) -> None:
         for stage in YAML().load((pulled.path / "dvc.yaml").read_text())["stages"].values()
         for out in stage["outs"][0]
     }
-    assert tracked == {f"artifacts/{stage}" for stage in ("data", "pretrain", "probe", "transfer", "tables")}
+    assert tracked == {f"artifacts/{stage}" for stage in STAGES}
     assert len(list(pulled.path.glob("artifacts/data/*/images.bin"))) == 1, "only the generated scenes"
 
 

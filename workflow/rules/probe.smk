@@ -1,4 +1,4 @@
-# Frozen features, judged.
+# Backbones judged: classifiers on their features, or fine-tuned.
 
 
 rule probe:

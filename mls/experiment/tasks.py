@@ -1,0 +1,285 @@
+"""The schema of the ``probe`` and ``transfer`` blocks: what a backbone is judged by, one section a kind.
+
+    probe:
+      linear: {kind: linear, dataset: scenes}            # on frozen features
+      svm: {kind: svm, dataset: voc07, fit: squash}      # on the same features, extracted once
+      tuned: {kind: finetune, dataset: voc07}            # end to end
+    transfer:
+      detect: {kind: instance, dataset: scenes}
+
+Protocols and where they come from: docs/classification.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from mls.experiment.section import Count, Name, Positive, Section, Share
+from mls.experiment.views import Augment
+
+# ----------------------------------------------------------------------------- probes of frozen features
+
+
+class Features(Section):
+    """Frozen, globally pooled features of a data set; probes that name equal ones share one artifact."""
+
+    image_size: Annotated[int, Field(ge=16)] = 224
+    """Side of the square that the backbone sees, pixels."""
+    resize: Annotated[int, Field(ge=16)] | None = None
+    """Shorter side that images are resized to before the square is cut out of their middle, pixels; default:
+    ``image_size`` [256 before 224 is usual for ImageNet]."""
+    fit: Literal["crop", "squash"] = "crop"
+    """``crop``: as above; ``squash``: resized to the square, whatever the aspect ratio [VISSL's VOC07 protocol]."""
+    layer: Literal["layer1", "layer2", "layer3", "layer4"] = "layer4"
+    """The stage of the ResNet whose output is averaged over all places."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone (autocast); features are kept as float32."""
+    test: bool = True
+    """Whether test is read. Without it val is judged: for choosing between settings."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.resize is not None and (self.fit == "squash" or self.resize < self.image_size):
+            raise ValueError(f"resize goes with fit 'crop', and is at least image_size ({self.image_size})")
+        return self
+
+
+class LinearProbe(Features):
+    """A linear classifier on frozen features, by L-BFGS.
+
+    Multi-label sets: one L2-regularised logistic regression per class, mAP. Single-label sets:
+    softmax regression, top-1. The strength is chosen on val; test is read once.
+    """
+
+    kind: Literal["linear"]
+    dataset: Name
+    strengths: Annotated[list[Positive], Field(min_length=1)] = [0.01, 0.1, 1.0, 10.0, 100.0]
+    """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
+
+
+class SvmProbe(Features):
+    """One linear SVM per class [Goyal et al., arXiv 1905.01235, and VISSL's VOC07 protocol], by LIBLINEAR.
+
+    Trained on train and val together (VOC's trainval); each class's cost has the best average precision in
+    cross-validation there. With ``test: false`` trained on train alone, val is judged.
+    """
+
+    kind: Literal["svm"]
+    dataset: Name
+    costs: Annotated[list[Positive], Field(min_length=1)] = [
+        0.01,
+        0.1,
+        1.0,
+        2.0,
+        5.0,
+        10.0,
+        15.0,
+        20.0,
+        50.0,
+        100.0,
+        1000.0,
+    ]
+    """Candidates for C [VISSL]."""
+    folds: Annotated[int, Field(ge=2)] = 3
+    """Of the cross-validation [VISSL]."""
+    low_shot: Annotated[list[Count], Field(max_length=20)] = []
+    """Further SVMs on k positives and k x (classes - 1) negatives of each class, drawn ``samples`` times
+    [1, 2, 4, 8, 16, 32, 64, 96]; multi-label sets only."""
+    samples: Count = 5
+    """Independent draws for each k [VISSL]."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        if self.low_shot and not self.test:
+            raise ValueError("low_shot is judged on test, which test: false leaves alone")
+        return self
+
+
+class KnnProbe(Features):
+    """Weighted k-nearest-neighbour classification by cosine [Wu et al., arXiv 1805.01978].
+
+    Train images vote, val chooses k.
+    """
+
+    kind: Literal["knn"]
+    dataset: Name
+    ks: Annotated[list[Count], Field(min_length=1)] = [10, 20, 100, 200]
+    """Candidates for k [10, 20, 100 and 200 as DINO's]."""
+    temperature: Positive = 0.07
+    """A vote weighs exp(cosine / this)."""
+
+
+class RetrievalProbe(Features):
+    """Label-wise retrieval: train images ranked by cosine to each test image, judged label by label. No choices."""
+
+    kind: Literal["retrieval"]
+    dataset: Name
+    precision_at: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
+    """Ks of precision@k."""
+
+
+# --------------------------------------------------------------------------------- trained on images
+
+
+class TrainAugment(Augment):
+    """Views of what is trained on labels: torchvision's random resized crop and flip, no change of colour."""
+
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.08, 1.0]
+    jitter_p: Share = 0.0
+    gray_p: Share = 0.0
+    blur_p: Share = 0.0
+
+
+class Trained(Section):
+    """What ``finetune`` and ``sgd`` share: a linear classifier on the pooled feature, trained on images by SGD.
+
+    Multi-label sets: binary cross-entropy, mAP. Single-label sets: cross-entropy, top-1. Trained on train and val
+    together, since nothing is chosen by val; the last epoch is judged. With ``test: false`` trained on train alone,
+    val is judged: for choosing between settings.
+    """
+
+    dataset: Name
+    trials: Count = 1
+    """Repeats of this task with other seeds, on the same pretrained backbone."""
+    augment: TrainAugment = TrainAugment()
+    """``crop`` is the side of the square in training and in testing: 224 or 448."""
+    resize: Annotated[int, Field(ge=16)] | None = None
+    """As of `Features`, when testing [256 beside a crop of 224]."""
+    fit: Literal["crop", "squash"] = "crop"
+    """As of `Features`, when testing."""
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: Positive
+    """For this batch size; never rescaled."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "step"] = "cosine"
+    """To zero over all steps; or divided by 10 at ``steps``."""
+    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.3333, 0.6667]
+    """Of schedule ``step``, as shares of all epochs."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """The learning rate rises linearly from 0 over so many epochs first."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone (autocast); classifier and loss are float32."""
+    test: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.resize is not None and (self.fit == "squash" or self.resize < self.augment.crop):
+            raise ValueError(f"resize goes with fit 'crop', and is at least augment.crop ({self.augment.crop})")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs takes all {self.epochs} epochs")
+        return self
+
+
+class FinetuneProbe(Trained):
+    """Backbone and classifier trained end to end.
+
+    Defaults: 120 epochs [paper]; the rest is its lineage's [S3L's scripts for the seven sets: batch 64, weight decay
+    5e-4, learning rates from 0.001 to 0.1]; the paper states none of it.
+    """
+
+    kind: Literal["finetune"]
+    epochs: Count = 120
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Positive = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    classifier_lr: Positive = 1.0
+    """The classifier's learning rate, in units of ``lr`` [10 in CSRA]."""
+    batchnorm: Literal["train", "frozen"] = "train"
+    """``frozen``: statistics stay the pretrained ones while weights are trained [S3L on VOC07]."""
+
+
+class SgdProbe(Trained):
+    """The classifier alone, trained on augmented images before a frozen backbone.
+
+    Defaults: MoCo's on ImageNet [arXiv 1911.05722: 100 epochs, lr 30 for batch 256, divided at 60 and 80]. The other
+    usual one, of 28 epochs [ORL, OpenSelfSup]: lr 0.01, nesterov, weight decay 1e-4, steps [8/28, 16/28, 24/28].
+    """
+
+    kind: Literal["sgd"]
+    epochs: Count = 100
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    lr: Positive = 30.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "step"] = "step"
+    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6, 0.8]
+
+
+class InstanceTransfer(Section):
+    """Detection and instance segmentation: Mask R-CNN with FPN on the pretrained ResNet."""
+
+    kind: Literal["instance"]
+    backend: Literal["torchvision"] = "torchvision"
+    dataset: Name
+    trials: Count = 1
+    """Repeats of this task with other seeds, on the same pretrained backbone."""
+    image_size: Annotated[int, Field(ge=32)] = 800
+    """Shorter side in training and testing, pixels (longer side: at most 5/3 of it)."""
+    epochs: Positive = 12.0
+    """Passes over train; fractions are allowed."""
+    batch_size: Count = 16
+    lr: Positive = 0.02
+    """For this batch size; never rescaled."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6667, 0.8889]
+    """Where the learning rate is divided by 10, as shares of the schedule [60k and 80k of 90k]."""
+    fpn_channels: Count = 256
+    head_channels: Count = 1024
+    """Width of the box head's two layers; the mask head has ``fpn_channels``."""
+    rois: Count = 512
+    """Regions sampled per image to train the heads."""
+    proposals: Count = 1000
+    """Proposals kept per image after non-maximum suppression (testing; twice that in training)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone and FPN (autocast); heads and losses are float32."""
+
+
+FrozenProbe = LinearProbe | SvmProbe | KnnProbe | RetrievalProbe
+"""Probes that read features, never images."""
+TrainedProbe = FinetuneProbe | SgdProbe
+"""Probes that train on images."""
+ProbeTask = Annotated[FrozenProbe | TrainedProbe, Field(discriminator="kind")]
+TransferTask = InstanceTransfer
+TASKS = (*get_args(FrozenProbe), *get_args(TrainedProbe), InstanceTransfer)
+
+CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
+"""Of every classifier: three definitions of mAP (see ``mls.probe.metrics``), or top-1."""
+DECIDED = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+"""Of classifiers whose logit 0 means even odds: precision, recall and F1 by class and over all."""
+METRICS: dict[str, tuple[str, ...]] = {
+    "linear": (*CLASSIFIED, *DECIDED, "val"),
+    "svm": CLASSIFIED,
+    "knn": (*CLASSIFIED, "val"),
+    "retrieval": ("mAP",),
+    "finetune": (*CLASSIFIED, *DECIDED),
+    "sgd": (*CLASSIFIED, *DECIDED),
+    "instance": tuple(
+        f"{target}_{ap}" for target in ("box", "mask") for ap in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    ),
+}
+"""Per task kind: what its ``metrics.json`` may hold and a table column may name, but for `metrics_of`'s additions.
+``val`` is the value on val by which the classifier was chosen."""
+
+
+def metrics_of(task: dict[str, Any]) -> tuple[str, ...]:
+    """Name the metrics of a task of an experiment file as it was read; none where its kind is unknown."""
+    if task.get("test") is False:
+        return ("val",)
+    kind = str(task.get("kind"))
+    added: list[str] = []
+    if kind == "svm":
+        added = [f"low_shot_{k}{end}" for k in _list(task.get("low_shot")) for end in ("", "_best_on_test")]
+    if kind == "retrieval":
+        default = RetrievalProbe.model_fields["precision_at"].default
+        added = [f"P@{k}" for k in _list(task.get("precision_at", default))]
+    return (*METRICS.get(kind, ()), *added)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,97 @@
+"""A small set of drawn images, and the features and probe stages run on it as `mls.experiment.stage` runs them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from pydantic import TypeAdapter
+
+from mls.data.store import Store
+from mls.data.writer import Record, write_store
+from mls.experiment.artifact import Artifact
+from mls.experiment.params import Backbone, Execution
+from mls.experiment.tasks import Features, ProbeTask
+from mls.models.backbone import build_backbone, save_backbone
+from mls.probe import extract, stage
+
+CLASSES = ["red", "blue", "rare", "unseen"]
+LAYOUT = Backbone(name="resnet18", width=0.125, stem="small")
+
+
+def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = False) -> Store:
+    """Squares of two colours, 24 train, 12 val and 12 test images of 32 pixels.
+
+    Of several labels an image, train alone has one image of "rare" and test alone one of "unseen", and test's second
+    image has a difficult object of the class that it does not show. Single-label sets have images of the two alone,
+    plain ones have no other class.
+    """
+    records = []
+    for split, count in (("train", 24), ("val", 12), ("test", 12)):
+        if split == without:
+            continue
+        for number in range(count):
+            kinds = [number % 2] if number % 3 or not multi_label else [0, 1]
+            image = Image.new("RGB", (32, 32), (120, 120, 120 + number))
+            for kind in kinds:
+                x = 3 + 16 * kind
+                ImageDraw.Draw(image).rectangle((x, 4 + number % 8, x + 9, 20), fill=((255, 0, 0), (0, 0, 255))[kind])
+            objects: list[dict[str, Any]] = []
+            odd = multi_label and not plain
+            if odd and number == 0 and split != "val":
+                kinds = sorted([*kinds, 2 if split == "train" else 3])
+            if odd and number == 1 and split == "test":
+                objects = [{"category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0, "difficult": 1}]
+                objects += [{**objects[0], "category_id": 2, "difficult": 0}]
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG")
+            records.append(Record(f"{split}/{number:03d}.jpg", split, buffer.getvalue(), 32, 32, kinds, objects))
+    out.mkdir(parents=True)
+    write_store(out, records, CLASSES[:2] if plain else CLASSES, multi_label, [])
+    return Store(out)
+
+
+def make_pretrain(folder: Path, poison: bool = False) -> Artifact:
+    """A random backbone as the pretrain stage leaves it; a poisoned one has features that are not finite."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    net = build_backbone(LAYOUT)
+    if poison:
+        net.layer4[1].bn2.weight.data[3] = float("nan")
+    save_backbone(net, folder / "backbone.safetensors")
+    (folder / "params.json").write_text(json.dumps({"resolved": {"backbone": LAYOUT.model_dump(mode="json")}}))
+    return Artifact(folder, {"files": {"backbone.safetensors": {}, "params.json": {}}})
+
+
+def run_probe(store: Store, folder: Path, poison: bool = False, **task: Any) -> dict[str, bytes]:
+    """Run the probe stage, and the features stage before it where the probe reads features; return the probe's files.
+
+    Features of ``image_size`` 32 are ``folder/features``.
+    """
+    config: Any = TypeAdapter(ProbeTask).validate_python({"dataset": "d", **task})
+    inputs = {"data": Artifact(store.path, {}), "pretrain": make_pretrain(folder / "pretrain", poison)}
+    if isinstance(config, Features):
+        features = Features(**{name: getattr(config, name) for name in Features.model_fields})
+        extract.run(context(features, folder / "features", inputs))
+        inputs["features"] = Artifact(folder / "features", {})
+    stage.run(context(config, folder / "out", inputs))
+    return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}
+
+
+def context(config: Any, out: Path, inputs: dict[str, Artifact]) -> Any:
+    """What the stage functions read of a context."""
+    out.mkdir(parents=True)
+    return SimpleNamespace(
+        job=SimpleNamespace(config=config, seed=0),
+        label="task/run:0",
+        out=out,
+        work=out.parent,
+        execution=Execution(threads=1, workers=1, device="cpu"),
+        inputs=inputs,
+        log=lambda message: None,
+    )
