@@ -1,25 +1,42 @@
-"""What a probe is judged by: average precision of each class, top-1 accuracy.
+"""What a probe is judged by: average precision of each class, top-1 accuracy, precision and recall of decisions.
 
-    per_class_C = average_precisions(scores_NC, truth_NC)     # NaN where a class has no positive
-    mean = mean_average_precision(scores_NC, truth_NC)        # over the classes that have one
+    per_class_C = average_precisions(scores_NC, truth_NC, ignored_NC)        # NaN where a class has no positive
+    mean = mean_average_precision(scores_NC, truth_NC, ignored_NC, "11")     # over the classes that have one
+    decisions(scores_NC, truth_NC, ignored_NC)["CF1"]
 
-Shape legend: N images, C classes. All values are shares from 0 to 1.
+Average precision has three definitions in the literature (`Kind`), and papers seldom say which is theirs. With P the
+precision and R the recall of the images down to a score:
+
+- ``area``: sum of (R_n - R_{n-1}) P_n over all points, without interpolation. scikit-learn's
+  ``average_precision_score``; without ties also that of ML-GCN and CSRA: the mean of P over the positives.
+- ``envelope``: the same with P_n replaced by the greatest precision at that recall or a higher one. VOC's
+  development kits from 2010 on (``VOCap.m``), and VISSL's SVM protocol.
+- ``11``: the mean of the greatest precision at recall >= t, over t = 0, 0.1 .. 1. VOC 2007's kit (``VOCevalcls.m``).
+
+Images with equal scores enter together in all three, so that their order is irrelevant. The kits (and VISSL, ML-GCN,
+CSRA) sort and let them enter one by one: there, the value depends on the order in which tied images happen to lie.
+
+An image is ignored for a class (VOC: all its objects of the class are ``difficult``) when it is to count neither for
+nor against: it is left out of that class, as the kits leave it out of true and of false positives.
+
+Shape legend: N images, C classes, K distinct scores. Scores are not NaN; they may be infinite. All values are shares
+from 0 to 1.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
 Truth = NDArray[np.bool_]
+Kind = Literal["area", "envelope", "11"]
 
 
-def average_precision(scores_N: Scores, truth_N: Truth) -> float:
-    """Area under the precision-recall curve, summed over all points without interpolation.
-
-    ``sum_n (R_n - R_{n-1}) P_n`` over the distinct scores, from the highest: what scikit-learn's
-    ``average_precision_score`` computes. Images with equal scores enter together, so their order is irrelevant.
+def average_precision(scores_N: Scores, truth_N: Truth, kind: Kind = "area") -> float:
+    """Average precision of one class; see the module for the three definitions.
 
     Returns:
         A share, or NaN where no image is positive: precision then has nothing to measure.
@@ -27,26 +44,92 @@ def average_precision(scores_N: Scores, truth_N: Truth) -> float:
     positives = int(truth_N.sum())
     if not positives:
         return float("nan")
-    order = np.argsort(-scores_N, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores_N[order])), len(order) - 1)
-    found = np.cumsum(truth_N[order])[ends]
-    precision = found / (ends + 1)
-    return float(np.sum(np.diff(found, prepend=0) * precision) / positives)
+    order_N, ends_K = ranking(scores_N)
+    found_K = np.cumsum(truth_N[order_N])[ends_K]
+    precision_K = found_K / (ends_K + 1)
+    if kind != "area":
+        precision_K = np.maximum.accumulate(precision_K[::-1])[::-1]
+    if kind == "11":
+        # Recall >= t in whole numbers: as fractions, 3 of 10 positives would miss t = 3 * 0.1 by rounding.
+        return float(precision_K[np.searchsorted(10 * found_K, positives * np.arange(11))].mean())
+    return float(np.sum(np.diff(found_K, prepend=0) * precision_K) / positives)
 
 
-def average_precisions(scores_NC: Scores, truth_NC: Truth) -> NDArray[np.float64]:
-    """Average precision of each class, float64 (C,); NaN where a class has no positive."""
-    pairs = zip(scores_NC.T, truth_NC.T, strict=True)
-    return np.array([average_precision(scores_N, truth_N) for scores_N, truth_N in pairs])
+def ranking(scores_N: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Order images from the highest score: int64 (N,); and the last place of each distinct score: int64 (K,)."""
+    order_N = np.argsort(-scores_N, kind="stable")
+    sorted_N = scores_N[order_N]
+    # compared, not subtracted: infinite scores can be equal too
+    return order_N, np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]), len(order_N) - 1)
 
 
-def mean_average_precision(scores_NC: Scores, truth_NC: Truth) -> float:
-    """Mean over the classes that have a positive; NaN where none has."""
-    values_C = average_precisions(scores_NC, truth_NC)
+def average_precisions(
+    scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, kind: Kind = "area"
+) -> NDArray[np.float64]:
+    """Average precision of each class, float64 (C,); NaN where a class has no positive.
+
+    Args:
+        scores_NC: higher for likelier.
+        truth_NC: what is so.
+        ignored_NC: pairs of image and class that don't count; default: none.
+        kind: the definition, see the module.
+    """
+    counts_NC = np.ones_like(truth_NC) if ignored_NC is None else ~ignored_NC
+    columns = zip(scores_NC.T, truth_NC.T, counts_NC.T, strict=True)
+    return np.array([average_precision(scores_N[c], truth_N[c], kind) for scores_N, truth_N, c in columns])
+
+
+def mean_average_precision(
+    scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, kind: Kind = "area"
+) -> float:
+    """Mean of `average_precisions` over the classes that have a positive; NaN where none has."""
+    values_C = average_precisions(scores_NC, truth_NC, ignored_NC, kind)
     defined = values_C[~np.isnan(values_C)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
+def decisions(scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None) -> dict[str, float]:
+    """Precision, recall and F1 of the decision "score > 0", as the multi-label literature has them [ML-GCN, CSRA].
+
+    CP and CR are the means of the classes' precisions and recalls, over the classes that have a positive; OP and OR
+    are of all decisions on all classes together. CF1 is the harmonic mean of CP and CR (not the mean of the classes'
+    F1s), OF1 that of OP and OR.
+
+    0/0: a class that is never predicted has precision 0; so has a classifier that never says yes; F1 is 0 where
+    precision and recall are. Where no class has a positive all six are NaN. The published evaluators differ in what
+    hardly shows: ML-GCN's says yes at 0 too, and both count a class that is never predicted as one wrong yes in OP.
+
+    Args:
+        scores_NC: logits.
+        truth_NC: what is so.
+        ignored_NC: pairs of image and class that don't count; default: none.
+
+    Returns:
+        ``CP``, ``CR``, ``CF1``, ``OP``, ``OR``, ``OF1``.
+    """
+    yes_NC = scores_NC > 0
+    if ignored_NC is not None:
+        yes_NC, truth_NC = yes_NC & ~ignored_NC, truth_NC & ~ignored_NC
+    right_C, yes_C, positives_C = (yes_NC & truth_NC).sum(axis=0), yes_NC.sum(axis=0), truth_NC.sum(axis=0)
+    judged = positives_C > 0
+    if not judged.any():
+        return dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), float("nan"))
+    values: dict[str, float] = {}
+    for letter, precision, recall in (
+        ("C", (right_C / np.maximum(yes_C, 1))[judged].mean(), (right_C[judged] / positives_C[judged]).mean()),
+        ("O", right_C.sum() / max(yes_C.sum(), 1), right_C.sum() / positives_C.sum()),
+    ):
+        f1 = 2 * precision * recall / (precision + recall) if recall else 0.0
+        values |= {f"{letter}P": float(precision), f"{letter}R": float(recall), f"{letter}F1": float(f1)}
+    return values
+
+
+def hits(scores_NC: Scores, truth_NC: Truth) -> Truth:
+    """Tell whose highest score is their class: bool (N,); of equal scores the first class counts."""
+    hits_N: Truth = scores_NC.argmax(axis=1) == truth_NC.argmax(axis=1)
+    return hits_N
+
+
 def top1(scores_NC: Scores, truth_NC: Truth) -> float:
-    """Share of images whose highest score is their class; of equal scores the first class counts."""
-    return float(np.mean(scores_NC.argmax(axis=1) == truth_NC.argmax(axis=1)))
+    """Share of images whose highest score is their class, see `hits`."""
+    return float(np.mean(hits(scores_NC, truth_NC)))

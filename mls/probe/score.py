@@ -1,0 +1,103 @@
+"""The metrics of a predictions file, computed anew: ``mls score FILE``.
+
+    print_score(Path("artifacts/probe/3f2a91c4d0/predictions.parquet"))
+
+Prints Markdown, and compares with the ``metrics.json`` beside the file where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mls.errors import MlsError
+from mls.probe.judge import read_predictions, summarise
+
+TOLERANCE = 1e-9
+"""Percent by which a recorded number may differ."""
+
+
+def print_score(path: Path) -> None:
+    """Print the metrics of a ``predictions.parquet`` with their intervals.
+
+    Raises:
+        MlsError: the file can't be judged, see `mls.probe.judge`; or the ``metrics.json`` beside it says something
+            else: names the first metric that differs, and both values.
+    """
+    judged = read_predictions(path)
+    metrics = summarise(judged)
+    print(as_markdown(metrics, judged.split))
+    beside = path.parent / "metrics.json"
+    if not beside.exists():
+        print(f"\nThere is no {beside.name} beside it to compare with.")
+        return
+    compare(metrics, beside)
+    print(f"\nAgrees with {beside}.")
+
+
+def as_markdown(metrics: dict[str, Any], split: str) -> str:
+    """Lay out `summarise`'s dictionary: a table of the whole, one of the classes, what the intervals mean."""
+    interval = metrics["interval"]
+    level = f"{100 * interval['level']:g} % interval"
+    whole = [(name, value, interval.get(name)) for name, value in metrics.items() if isinstance(value, float)]
+    classes = [(name, value, interval["per_class"][name]) for name, value in metrics["per_class"].items()]
+    undefined = ", ".join(metrics["undefined_classes"])
+    return "\n".join(
+        [
+            f"{metrics[f'n_{split}']:,} images of {split}, {len(classes)} classes, percent.",
+            "",
+            *_table(("metric", "value", level), whole),
+            "",
+            *_table(("class", "AP", level), classes),
+            "",
+            *([f"- Without a positive image, so without AP and left out of means: {undefined}."] if undefined else []),
+            f"- Intervals: {interval['covers']}, {interval['resamples']:,} bootstrap resamples of the images.",
+        ]
+    )
+
+
+def _table(header: tuple[str, str, str], rows: Sequence[tuple[str, float | None, list[float] | None]]) -> list[str]:
+    cells = [header]
+    for name, value, ends in rows:
+        shown = "" if ends is None else f"{ends[0]:.2f} .. {ends[1]:.2f}"
+        cells.append((name.replace("|", "\\|"), "-" if value is None else f"{value:.2f}", shown))
+    first, second, third = (max(len(line[i]) for line in cells) for i in range(3))
+    lines = [f"| {a.ljust(first)} | {b.rjust(second)} | {c.rjust(third)} |" for a, b, c in cells]
+    return [lines[0], f"|{'-' * (first + 2)}|{'-' * (second + 1)}:|{'-' * (third + 1)}:|", *lines[1:]]
+
+
+def compare(metrics: dict[str, Any], path: Path) -> None:
+    """Check that a ``metrics.json`` says what was computed; it may say more.
+
+    Raises:
+        MlsError: it is no JSON object, or a value is missing or differs by more than `TOLERANCE`.
+    """
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MlsError(f"{path} can't be read: {error}") from error
+    if not isinstance(recorded, dict):
+        raise MlsError(f"{path} is no JSON object")
+    if first := next(_differences("", metrics, recorded), None):
+        name, computed, found = first
+        raise MlsError(
+            f"{path} says {name} = {found}, its predictions say {computed}; one of the two files was changed: "
+            "make the probe again"
+        )
+
+
+def _differences(name: str, computed: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield path, computed and recorded value of each leaf that differs."""
+    if isinstance(computed, dict) and isinstance(found, dict):
+        for key, value in computed.items():
+            yield from _differences(f"{name}.{key}" if name else key, value, found.get(key, "nothing"))
+    elif isinstance(computed, list) and isinstance(found, list) and len(computed) == len(found):
+        for index, (value, other) in enumerate(zip(computed, found, strict=True)):
+            yield from _differences(f"{name}[{index}]", value, other)
+    elif isinstance(computed, float) and isinstance(found, float | int):
+        if not abs(computed - found) <= TOLERANCE:  # so that NaN differs
+            yield name, computed, found
+    elif computed != found:
+        yield name, computed, found

@@ -1,0 +1,110 @@
+"""``mls score FILE``: the table, and the comparison with what was recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mls.errors import MlsError
+from mls.probe.judge import summarise, write_predictions
+from mls.probe.score import print_score
+from tests.probe.test_judge import make
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """A predictions file without anything beside it."""
+    path = tmp_path / "predictions.parquet"
+    write_predictions(make(), path)
+    return path
+
+
+def record(path: Path, change: Callable[[dict[str, Any]], object] = lambda metrics: None) -> None:
+    """Write the metrics beside it, as a probe does, with what it adds of its own, and changed."""
+    metrics = {**summarise(make()), "val": 12.5, "strength": 1.0, "n_train": 100}
+    change(metrics)
+    path.with_name("metrics.json").write_text(json.dumps(metrics))
+
+
+def test_prints_a_table(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_score(predictions)
+    text = capsys.readouterr().out
+    metrics = summarise(make())
+    lines = text.splitlines()
+    assert lines[0] == "30 images of test, 4 classes, percent."
+    low, high = metrics["interval"]["mAP"]
+    rows = [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in lines if "|" in line]
+    assert ["metric", "value", "95 % interval"] in rows and ["class", "AP", "95 % interval"] in rows
+    assert ["mAP", f"{metrics['mAP']:.2f}", f"{low:.2f} .. {high:.2f}"] in rows
+    assert ["CF1", f"{metrics['CF1']:.2f}", ""] in rows
+    low, high = metrics["interval"]["per_class"]["fire | hydrant"]
+    assert ["fire / hydrant", f"{metrics['per_class']['fire | hydrant']:.2f}", f"{low:.2f} .. {high:.2f}"] in rows
+    assert ["rare", "-", ""] in rows
+    assert len({len(line) for line in lines if line.startswith("|")}) == 2, "two tables, each aligned"
+    assert "- Without a positive image, so without AP and left out of means: rare." in lines
+    assert "- Intervals: test sampling only, 1,000 bootstrap resamples of the images." in lines
+    assert lines[-1] == "There is no metrics.json beside it to compare with."
+
+
+def test_a_single_label_val(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_predictions(make(multi_label=False, split="val"), tmp_path / "p.parquet")
+    print_score(tmp_path / "p.parquet")
+    text = capsys.readouterr().out
+    assert "30 images of val" in text and "| val " in text and "val sampling only" in text and "mAP" not in text
+
+
+def test_agrees_with_what_was_recorded(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(predictions)
+    print_score(predictions)
+    assert f"Agrees with {predictions.with_name('metrics.json')}." in capsys.readouterr().out
+    record(predictions, lambda metrics: metrics.update(mAP=metrics["mAP"] + 5e-10))
+    print_score(predictions)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(mAP=m["mAP"] + 5e-9), r"says mAP = [\d.]+, its predictions say [\d.]+"),
+        (lambda m: m.update(CF1=float("nan")), "says CF1 = nan, its predictions say"),
+        (lambda m: m.pop("mAP_11"), "says mAP_11 = nothing"),
+        (lambda m: m.update(OP="12"), "says OP = 12"),
+        (lambda m: m["per_class"].update(person=50), r"says per_class.person = 50, its predictions say [\d.]+"),
+        (lambda m: m["per_class"].update(rare=0.0), r"says per_class.rare = 0.0, its predictions say None"),
+        (lambda m: m.update(per_class=None), "says per_class = None"),
+        (lambda m: m.update(undefined_classes=[]), r"says undefined_classes = \[\], its predictions say \['rare'\]"),
+        (lambda m: m.update(n_test=31), "says n_test = 31, its predictions say 30"),
+        (lambda m: m["interval"]["mAP"].__setitem__(1, 99.0), r"says interval.mAP\[1\] = 99.0"),
+        (lambda m: m["interval"].update(mAP=[1.0]), r"says interval.mAP = \[1.0\]"),
+    ],
+)
+def test_disagreement_is_an_error(
+    change: Callable[[dict[str, Any]], object], message: str, predictions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(predictions, change)
+    with pytest.raises(MlsError, match=message):
+        print_score(predictions)
+    out = capsys.readouterr().out
+    assert "| mAP " in out and "Agrees" not in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{", "can't be read"), (b"\xff", "can't be read"), (b"[]", "no JSON object")]
+)
+def test_damaged_metrics_are_an_error(content: bytes, message: str, predictions: Path) -> None:
+    predictions.with_name("metrics.json").write_bytes(content)
+    with pytest.raises(MlsError, match=message):
+        print_score(predictions)
+
+
+def test_what_holds_no_scores_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MlsError, match="does not exist; name a probe's predictions"):
+        print_score(tmp_path / "predictions.parquet")
+    pq.write_table(pa.table({"image": [0], "ap:person": [0.5]}), tmp_path / "predictions.parquet")
+    with pytest.raises(MlsError, match="holds no scores"):
+        print_score(tmp_path / "predictions.parquet")
