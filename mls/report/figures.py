@@ -85,9 +85,9 @@ def run_order(params: Mapping[str, Any]) -> list[str]:
 
 
 def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> dict[tuple[str, str], PerClass]:
-    """AP per class of every linear probe in a table: (task, split) -> row -> class -> mean over seeds, or NaN.
+    """AP per class of every classifier in a table: (task, split) -> row -> class -> mean over seeds, or NaN.
 
-    Single-label probes have no APs and are left out.
+    Retrieval judges queries, not classes: it is left out.
     """
     found: dict[tuple[str, str], PerClass] = {}
     for _, table in sorted(params["tables"].items()):
@@ -95,7 +95,9 @@ def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> d
             for task, pairs in row["tasks"].items():
                 read = [probes[one] for one in dict.fromkeys(one for _, one in pairs) if one in probes]
                 aps = [
-                    p.read_json("metrics.json").get("per_class") for p in read if p.seal["params"]["kind"] == "linear"
+                    p.read_json("metrics.json").get("per_class")
+                    for p in read
+                    if p.seal["params"]["kind"] != "retrieval"
                 ]
                 if aps and all(aps):
                     split = "test" if read[0].seal["params"].get("test", True) else "val"

@@ -2,35 +2,57 @@
 
     print(to_markdown(fill("classification", spec, metrics), "scenes"))
 
-CSV keeps percents at full precision; Markdown and LaTeX show one decimal.
+CSV keeps percents at full precision; Markdown and LaTeX show one decimal. Numbers of the paper stand to the right of
+what was measured, in columns called ``paper: <column>``; rows that it has alone are called ``<row> [paper]``.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
+from mls.report.paper import SOURCE, Beside, Number
 from mls.report.tables import Filled, FilledTable
 
 DASH = "–"  # noqa: RUF001 - an en dash, as typeset tables have it
-CSV_COLUMNS = ("row", "column", "mean", "half_width", "n", "of", "over", "values")
+CSV_COLUMNS = ("row", "column", "mean", "half_width", "n", "of", "over", "values", "low", "high", "source")
+MEASURED, PAPER, DOUBTFUL = "measured", "paper", "paper?"
+"""What ``source`` may be; ``paper?``: printed so in the paper, but implausible."""
 
 # --------------------------------------------------------------------------------------------- CSV
 
 
 def to_csv(table: FilledTable) -> str:
-    """One line per cell, percents at full precision; undefined ones have empty numbers."""
+    """One line per cell, percents at full precision; undefined ones have empty numbers.
+
+    ``low`` and ``high`` are there for a cell of one value that has an interval. After the measured cells come those of
+    the paper, with ``mean`` and ``source`` alone; what it does not report has no line.
+    """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
     for row, cells in table.all_cells.items():
         for column, c in cells.items():
-            s = c.summary
-            numbers = [repr(s.mean), "" if s.half_width is None else repr(s.half_width), s.n] if s else ["", "", 0]
-            writer.writerow([row, column, *numbers, c.of, c.over, ";".join(map(repr, c.values))])
+            line = {"row": row, "column": column, "n": 0, "of": c.of, "over": c.over, "source": MEASURED}
+            line["values"] = ";".join(map(repr, c.values))
+            if c.summary:
+                line |= {"mean": repr(c.summary.mean), "half_width": _exact(c.summary.half_width), "n": c.summary.n}
+            if c.interval:
+                line |= {"low": repr(c.interval.low), "high": repr(c.interval.high)}
+            writer.writerow(line)
+    if table.paper:
+        beside = {row: table.paper.of(row) for row in table.cells}
+        for row, numbers in (beside | table.paper.further).items():
+            for column, number in numbers.items():
+                line = {"row": row, "column": f"paper: {column}", "mean": repr(number.percent)}
+                writer.writerow(line | {"source": DOUBTFUL if number.doubtful else PAPER})
     return text.getvalue()
+
+
+def _exact(number: float | None) -> str:
+    return "" if number is None else repr(number)
 
 
 # ---------------------------------------------------------------------------------------- Markdown
@@ -39,12 +61,15 @@ def to_csv(table: FilledTable) -> str:
 def to_markdown(table: FilledTable, experiment: str) -> str:
     """A heading, an aligned pipe table and notes on what ± and n mean."""
     best = table.best()
-    lines = [["run", *table.columns, "n"]]
+    lines = [["run", *table.columns, "n", *(f"paper: {column}" for column in _paper_columns(table))]]
     for row, cells in table.cells.items():
         marked = [f"**{t}**" if (row, c) in best else t for c, t in ((c, _show(cell)) for c, cell in cells.items())]
-        lines.append([_markdown(row), *marked, _repeats(cells)])
+        lines.append([_markdown(row), *marked, _repeats(cells), *_beside(table, row)])
+    for row, shown in _further(table):
+        lines.append([_markdown(row), *shown])
     for row, cells in table.differences.items():
-        lines.append([_markdown(row), *(_show(cell, sign="+") for cell in cells.values()), _repeats(cells)])
+        plain = [_show(cell, sign="+") for cell in cells.values()]
+        lines.append([_markdown(row), *plain, _repeats(cells), *_beside(table, row)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [f"### {table.name}", "", f"Experiment `{experiment}`, percent.", "", _pipes(lines[0], widths)]
     text.append("|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
@@ -64,11 +89,12 @@ def _markdown(label: str) -> str:
 
 
 def _show(cell: Filled, sign: str = "") -> str:
-    """The mean and its interval; with ``sign="+"``, as a difference."""
+    """The mean and its interval, ± of several values or [] of one; with ``sign="+"``, as a difference."""
     if cell.summary is None:
         return DASH
     width = cell.summary.half_width
     text = f"{cell.summary.mean:{sign}.1f}" + ("" if width is None else f" ± {width:.1f}")
+    text += f" [{cell.interval.low:.1f}, {cell.interval.high:.1f}]" if cell.interval else ""
     return text + (f" ({cell.summary.n} of {cell.of})" if cell.summary.n < cell.of else "")
 
 
@@ -80,10 +106,32 @@ def _repeats(cells: Mapping[str, Filled]) -> str:
     return ", ".join(f"{task} {text}" for task, text in by_task.items())
 
 
+def _paper_columns(table: FilledTable) -> list[str]:
+    return list(table.paper.reported.columns) if table.paper else []
+
+
+def _reported(columns: Iterable[str], numbers: Mapping[str, Number]) -> list[str]:
+    """The paper's numbers, ``?`` behind implausible ones."""
+    found = (numbers.get(column) for column in columns)
+    return [f"{number.percent:.1f}{'?' * number.doubtful}" if number else DASH for number in found]
+
+
+def _beside(table: FilledTable, row: str) -> list[str]:
+    """The paper's cells of a measured row; none in a table without the paper."""
+    return _reported(_paper_columns(table), table.paper.of(row)) if table.paper else []
+
+
+def _further(table: FilledTable) -> Iterator[tuple[str, list[str]]]:
+    """The rows that only the paper has: label, and all cells after it."""
+    for row, numbers in table.paper.further.items() if table.paper else ():
+        yield row, [DASH] * (len(table.columns) + 1) + _reported(_paper_columns(table), numbers)
+
+
 def _notes(table: FilledTable) -> Iterator[str]:
     """What a reader needs for this table, and nothing about what it does not show."""
     measured = [c for row in table.cells.values() for c in row.values()]
     cells = [c for row in table.all_cells.values() for c in row.values()]
+    sampled = sorted({(c.interval.level, c.interval.covers) for c in measured if c.interval})
     averaged = {c.over for c in cells if c.summary and c.summary.n > 1}
     if averaged:
         yield "±: half the width of the 95 % t-interval of the mean over n."
@@ -93,7 +141,9 @@ def _notes(table: FilledTable) -> Iterator[str]:
     if "trials" in averaged:
         yield "n trials: one pretraining, the task trained n times; ± does not cover how pretrainings vary."
     if any(c.of == 1 for c in cells):
-        yield "n = 1: one value, so no interval."
+        yield "n = 1: one value, so no interval." if not sampled else "n = 1: one value, so no ±."
+    for level, covers in sampled:
+        yield f"[low, high]: {100 * level:g} % bootstrap interval over the images: {covers}, not how pretrainings vary."
     if any(c.summary and c.summary.n < c.of for c in cells):
         yield "(k of n): only k of the n planned repeats gave a value."
     if any(c.summary is None for c in measured):
@@ -104,6 +154,24 @@ def _notes(table: FilledTable) -> Iterator[str]:
         yield f"{DASH}, n 0: unequally many seeds, so no pairs."
     if table.best():
         yield "Bold: best of the column, before rounding."
+    if table.paper:
+        yield from _paper_notes(table.paper)
+
+
+def _paper_notes(paper: Beside) -> Iterator[str]:
+    """Where the paper's numbers come from, and why they are no comparison."""
+    reported = paper.reported
+    by_metric: dict[str, list[str]] = {}
+    for column, metric in reported.columns.items():
+        by_metric.setdefault(metric, []).append(column)
+    metrics = "; ".join(f"{metric} of {', '.join(columns)}" for metric, columns in by_metric.items())
+    yield (
+        f"paper: numbers of the paper ({SOURCE}, Table {paper.table}; {reported.pretraining}), not measured here: "
+        f"other data, model and scale, unless this experiment has the paper's. {metrics}."
+    )
+    yield f"{DASH} beside them: not reported, or not measured."
+    if any(number.doubtful for cells in reported.rows.values() for number in cells.values()):
+        yield f"?: printed so in the paper, but implausible: {reported.doubt}."
 
 
 # ------------------------------------------------------------------------------------------- LaTeX
@@ -128,27 +196,36 @@ def escape_tex(text: str) -> str:
 
 
 def to_latex(table: FilledTable, experiment: str) -> str:
-    """A floating booktabs table, one header row for tasks and one for metrics, ready for ``\\input``."""
+    """A floating booktabs table, one header row for tasks and one for metrics, ready for ``\\input``.
+
+    The paper's columns are a group of their own, behind ``n``.
+    """
     best = table.best()
-    groups = [
-        (task, [c.split(".", 1)[1] for c in g]) for task, g in groupby(table.columns, lambda c: c.split(".", 1)[0])
-    ]
-    header, rules, at = [""], [], 2
-    for task, names in groups:
-        header.append(rf"\multicolumn{{{len(names)}}}{{c}}{{{escape_tex(task)}}}")
-        rules.append(rf"\cmidrule(lr){{{at}-{at + len(names) - 1}}}")
+    groups = [("", ["run"])]
+    for task, columns in groupby(table.columns, lambda column: column.split(".", 1)[0]):
+        groups.append((escape_tex(task), [escape_tex(column.split(".", 1)[1]) for column in columns]))
+    groups.append(("", ["$n$"]))
+    if table.paper:
+        header = escape_tex(f"paper ({table.paper.reported.setting})")
+        groups.append((header, [escape_tex(column) for column in _paper_columns(table)]))
+    tops, rules, at = [], [], 1
+    for top, names in groups:
+        tops.append(rf"\multicolumn{{{len(names)}}}{{c}}{{{top}}}" if top else "")
+        rules += [rf"\cmidrule(lr){{{at}-{at + len(names) - 1}}}"] if top else []
         at += len(names)
-    lines = [" & ".join([*header, ""]), " & ".join(["run", *(escape_tex(n) for _, g in groups for n in g), "$n$"])]
     body = []
     for row, cells in table.cells.items():
         shown = [(column, escape_tex(_show(cell))) for column, cell in cells.items()]
         marked = [rf"\textbf{{{t}}}" if (row, column) in best else t for column, t in shown]
-        body.append(" & ".join([escape_tex(row), *marked, escape_tex(_repeats(cells))]) + r" \\")
+        body.append(_tex_line([escape_tex(row), *marked, *map(escape_tex, (_repeats(cells), *_beside(table, row)))]))
+    if further := list(_further(table)):
+        body.append(r"\midrule")
+    body += [_tex_line(map(escape_tex, (row, *shown))) for row, shown in further]
     if table.differences:
         body.append(r"\midrule")
     for row, cells in table.differences.items():
-        plain = [escape_tex(_show(cell, sign="+")) for cell in cells.values()]
-        body.append(" & ".join([escape_tex(row), *plain, escape_tex(_repeats(cells))]) + r" \\")
+        plain = (_show(cell, sign="+") for cell in cells.values())
+        body.append(_tex_line(map(escape_tex, (row, *plain, _repeats(cells), *_beside(table, row)))))
     caption = escape_tex(" ".join([f"{table.name} (experiment {experiment}), percent.", *_notes(table)]))
     return "\n".join(
         [
@@ -157,11 +234,11 @@ def to_latex(table: FilledTable, experiment: str) -> str:
             r"\centering",
             rf"\caption{{{caption}}}",
             rf"\label{{tab:{table.name}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l{'r' * len(_paper_columns(table))}}}",
             r"\toprule",
-            lines[0] + r" \\",
+            _tex_line(tops),
             " ".join(rules),
-            lines[1] + r" \\",
+            _tex_line(name for _, names in groups for name in names),
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -170,3 +247,7 @@ def to_latex(table: FilledTable, experiment: str) -> str:
             "",
         ]
     )
+
+
+def _tex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"

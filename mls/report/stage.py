@@ -6,6 +6,7 @@ mls tables scenes        # the experiment's name, or the artifact's id
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mls.errors import MlsError
@@ -41,7 +42,7 @@ def run(context: Context) -> None:
         (folder / f"{table.name}.md").write_text(to_markdown(table, experiment), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(to_latex(table, experiment), encoding="ascii")
     numbers = {table.name: to_metrics(table) for table in tables}
-    sources = provenance(context.job, experiment, tables)
+    sources = provenance(context.job, experiment, tables, tasks)
     for file, content in (("metrics.json", numbers), ("provenance.json", sources)):
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
         (context.out / file).write_text(text, encoding="utf-8")
@@ -80,11 +81,12 @@ def trace(table: str, spec: dict[str, Any], tasks: dict[str, Artifact], pretrain
                     )
 
 
-def provenance(job: Job, experiment: str, tables: list[FilledTable]) -> dict[str, Any]:
+def provenance(job: Job, experiment: str, tables: list[FilledTable], tasks: Mapping[str, Artifact]) -> dict[str, Any]:
     """Which artifacts each cell comes from, and every artifact this one stands on.
 
     ``cells``: table -> row -> column -> pretrain id -> ids of its probe or transfer artifacts.
-    ``artifacts``: stage -> ids; ``mls gc`` keeps what committed results name here.
+    ``artifacts``: stage -> ids; ``mls gc`` keeps what committed results name here. Features are named by the probes
+    that read them: tables need no features, so a clone can make them without.
     """
     cells: dict[str, Any] = {}
     for table in tables:
@@ -94,4 +96,6 @@ def provenance(job: Job, experiment: str, tables: list[FilledTable]) -> dict[str
                 for pretrain, task in cell.sources:
                     place.setdefault(pretrain, []).append(task)
     artifacts = {**{stage: sorted(ids) for stage, ids in job.inputs.items()}, "tables": [job.id]}
+    if features := {inputs["features"] for task in tasks.values() if "features" in (inputs := task.seal["inputs"])}:
+        artifacts["features"] = sorted(features)
     return {"experiment": experiment, "artifacts": artifacts, "cells": cells}

@@ -10,10 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+from mls.report.paper import Beside
 from mls.report.statistics import Summary, mean, summarise
+
+
+class Interval(NamedTuple):
+    """Bootstrap interval of one value over the images it was judged by; it does not cover how pretrainings vary."""
+
+    low: float
+    high: float
+    level: float
+    """0.95 for 95 %."""
+    covers: str
+    """``test sampling only``"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class Filled:
     """One per seed (the mean of its trials) or per trial, in the plan's order; None for one that gave no value."""
     sources: tuple[tuple[str, str], ...]
     """The (pretrain id, task id) pairs behind the number."""
+    interval: Interval | None = None
+    """Of a cell of one value whose task has one."""
 
     @property
     def of(self) -> int:
@@ -48,6 +62,8 @@ class FilledTable:
     cells: dict[str, dict[str, Filled]]
     differences: dict[str, dict[str, Filled]]
     """Rows ``<row> - <baseline>``, paired by seed; none without a baseline."""
+    paper: Beside | None
+    """Numbers of the paper to print beside them."""
 
     @property
     def all_cells(self) -> dict[str, dict[str, Filled]]:
@@ -73,7 +89,8 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
     Args:
         name: of the table.
         spec: ``{"columns": [...], "rows": [{"label", "tasks": {task: [[pretrain id, task id], ...]}}]}``, and
-            ``"baseline"``, the label of a row, where there is one.
+            ``"baseline"``, the label of a row, and ``"paper"``, ``{"table", "rows": {row: row of the paper}}``, where
+            there are any.
         metrics: task id -> content of its ``metrics.json``.
     """
     cells: dict[str, dict[str, Filled]] = {}
@@ -82,14 +99,25 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
         for column in spec["columns"]:
             task, metric = column.split(".", 1)
             pairs = tuple(dict.fromkeys((pretrain, one) for pretrain, one in row["tasks"][task]))
-            cells[row["label"]][column] = fill_cell(pairs, {one: metrics[one].get(metric) for _, one in pairs})
+            cell = fill_cell(pairs, {one: metrics[one].get(metric) for _, one in pairs})
+            if len(pairs) == 1 and cell.summary:
+                cell = replace(cell, interval=bootstrap(metrics[pairs[0][1]], metric))
+            cells[row["label"]][column] = cell
     baseline = spec.get("baseline")
     differences = {
         f"{row} - {baseline}": {column: subtract(cell, cells[baseline][column]) for column, cell in own.items()}
         for row, own in cells.items()
         if baseline is not None and row != baseline
     }
-    return FilledTable(name, list(spec["columns"]), cells, differences)
+    paper = Beside(spec["paper"]["table"], spec["paper"]["rows"]) if "paper" in spec else None
+    return FilledTable(name, list(spec["columns"]), cells, differences, paper)
+
+
+def bootstrap(metrics: Mapping[str, Any], metric: str) -> Interval | None:
+    """The interval that a task gives for one of its metrics; only probes give any, and not for all metrics."""
+    found = metrics.get("interval") or {}
+    ends = found.get(metric)
+    return Interval(ends[0], ends[1], found["level"], found["covers"]) if ends else None
 
 
 def fill_cell(pairs: tuple[tuple[str, str], ...], found: Mapping[str, float | None]) -> Filled:
@@ -141,10 +169,14 @@ def by_seed(cell: Filled) -> tuple[float | None, ...]:
 
 
 def to_metrics(table: FilledTable) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """``{row: {column: {"mean", "half_width", "n"}}}``, undefined cells left out, for ``dvc metrics``."""
+    """``{row: {column: {"mean", "half_width", "n"}}}``, for ``dvc metrics``: what was measured, and that alone.
+
+    A cell that has an interval of its one value has its ends too, ``low`` and ``high``; undefined cells are left out.
+    """
     return {
         row: {
             column: {"mean": c.summary.mean, "half_width": c.summary.half_width, "n": c.summary.n}
+            | ({"low": c.interval.low, "high": c.interval.high} if c.interval else {})
             for column, c in cells.items()
             if c.summary
         }

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mls.experiment.artifact import VOLATILE
 from mls.report.curves import draw_losses, thin
-from mls.report.figures import draw_figures, draw_per_class, run_order
+from mls.report.figures import draw_figures, draw_per_class, per_class_ap, run_order
 from mls.report.style import PALETTE, plain_style, save
 from tests.report.support import make_tables, small_plan, write_inputs, write_scenes
 
@@ -65,7 +65,7 @@ def test_photos_are_never_drawn(in_tmp: Path) -> None:
     assert not Path("figures").exists()
 
 
-def test_many_classes_and_single_label_probes_get_no_bars(in_tmp: Path) -> None:
+def test_many_classes_get_no_bars(in_tmp: Path) -> None:
     many = {f"class {i}": 50.0 for i in range(21)}
     probes = {
         name: {"kind": "linear", "dataset": "scenes", "image_size": size} for name, size in (("a", 32), ("b", 64))
@@ -74,6 +74,30 @@ def test_many_classes_and_single_label_probes_get_no_bars(in_tmp: Path) -> None:
     write_inputs(plan, lambda label: {"mAP": 50.0, "per_class": many} if label.startswith("a/") else {"top1": 50.0})
     names = {p.stem for p in (make_tables(plan) / "figures").iterdir()}
     assert not any(name.startswith("per_class") for name in names)
+
+
+class Probe:
+    """An opened probe artifact with given metrics."""
+
+    def __init__(self, kind: str, **metrics: Any) -> None:
+        self.seal = {"params": {"kind": kind}}
+        self.metrics = metrics
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        assert name == "metrics.json"
+        return self.metrics
+
+
+def test_every_kind_of_classifier_has_bars_and_retrieval_has_none() -> None:
+    probes = {kind: Probe(kind, per_class={"disc": 40.0, "star": None}) for kind in ("svm", "knn", "sgd", "finetune")}
+    probes["bare"] = Probe("retrieval", mAP=50.0)
+    probes["own"] = Probe("retrieval", per_class={"disc": {"mAP": 40.0, "n": 3}})
+    probes["val"] = Probe("linear", val=50.0, per_class={"disc": 20.0, "star": 30.0}, n_val=9)
+    probes["val"].seal["params"]["test"] = False  # type: ignore[assignment]
+    row = {"label": "mls", "tasks": {task: [["p", task]] for task in probes} | {"detect": [["p", "a transfer"]]}}
+    found = per_class_ap({"tables": {"main": {"rows": [row]}}}, probes)  # type: ignore[arg-type]
+    assert set(found) == {*((kind, "test") for kind in ("svm", "knn", "sgd", "finetune")), ("val", "val")}
+    assert found["svm", "test"]["mls"]["disc"] == 40.0 and math.isnan(found["svm", "test"]["mls"]["star"])
 
 
 def test_curves_have_a_panel_per_loss_and_a_colour_per_run() -> None:

@@ -1,0 +1,233 @@
+"""Numbers of the paper beside measured ones: right, told apart everywhere, and never counted as measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mls.experiment.load import ExperimentError
+from mls.report.formats import to_csv, to_latex, to_markdown
+from mls.report.paper import TABLES, Beside, Number, numbers, problems
+from mls.report.tables import FilledTable, fill, to_metrics
+from tests.report.support import make_tables, small_plan, write_inputs
+
+COLUMNS = ("VOC07", "CUB200", "Flowers", "Cars", "Aircraft", "Indoor67", "Pets", "DTD")
+
+
+def filled(paper: dict[str, Any] | None, **more: Any) -> FilledTable:
+    """Three rows of one seed: ``random`` 30, ``moco-v2`` 95, ``mls`` 40 percent of mAP."""
+    found = {"random": 30.0, "moco-v2": 95.0, "mls": 40.0}
+    rows = [{"label": row, "tasks": {"svm": [[f"p-{row}", f"t-{row}"]]}} for row in found]
+    spec = {"columns": ["svm.mAP"], "rows": rows} | ({"paper": paper} if paper is not None else {}) | more
+    return fill("t5", spec, {f"t-{row}": {"mAP": value} for row, value in found.items()})
+
+
+def shown(text: str) -> list[str]:
+    """The lines of a Markdown table, without their padding."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("| ")]
+
+
+PAPER = {"table": "5", "rows": {"moco-v2": "MoCo-v2", "mls": "MLS"}}
+
+
+# ------------------------------------------------------------------------------------------ the numbers
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_are_whole(name: str) -> None:
+    table = TABLES[name]
+    for cells in table.rows.values():
+        assert set(cells) <= set(table.columns)
+        assert all(0 < number.percent < 100 for number in cells.values())
+    doubts = any(number.doubtful for cells in table.rows.values() for number in cells.values())
+    assert doubts == bool(table.doubt), "doubtful cells say why"
+
+
+def test_table_5_agrees_with_what_the_paper_says_of_it() -> None:
+    table = TABLES["5"]
+    assert tuple(table.columns) == COLUMNS
+    assert [column for column, metric in table.columns.items() if metric == "mAP"] == ["VOC07"]
+    percents = {row: {column: cells[column].percent for column in COLUMNS} for row, cells in table.rows.items()}
+    assert list(percents) == ["Supervised", "MoCo-v2", "DenseCL", "MLS"]
+    for column, gain in (("VOC07", 5.3), ("Indoor67", 3.0)):
+        assert percents["MLS"][column] - percents["MoCo-v2"][column] == pytest.approx(gain), "claimed in its text"
+    others = [row for row in percents if row != "Supervised"]
+    assert all(percents["MLS"][c] == max(percents[row][c] for row in others) for c in COLUMNS), "bold in the paper"
+    behind = {c for c in COLUMNS if percents["Supervised"][c] < percents["MLS"][c]}
+    doubtful = {c for c in COLUMNS if table.rows["Supervised"][c].doubtful}
+    assert behind == doubtful - {"DTD"} and doubtful == {"Indoor67", "Pets", "DTD"}
+    assert not any(number.doubtful for row in others for number in table.rows[row].values())
+
+
+def test_a_printed_row_is_read() -> None:
+    assert numbers("abc", "1.5 - 2.0?") == {"a": Number(1.5), "c": Number(2.0, doubtful=True)}
+    for wrong in ("1.5 2.0", "1 2 3 4", "1 2 x"):
+        with pytest.raises(ValueError):
+            numbers("abc", wrong)
+
+
+def test_the_module_is_light() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import mls.report.paper\n"
+        "print({m.partition('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "{'mls'}", "planning imports it"
+
+
+# --------------------------------------------------------------------------------------------- printing
+
+
+def test_markdown_beside_the_paper() -> None:
+    text = to_markdown(filled(PAPER), "scenes")
+    head = "| run | svm.mAP | n | " + " | ".join(f"paper: {column}" for column in COLUMNS) + " |"
+    assert shown(text) == [
+        head,
+        "| random | 30.0 | 1 | – | – | – | – | – | – | – | – |",  # noqa: RUF001
+        "| moco-v2 | **95.0** | 1 | 80.5 | 68.8 | 89.6 | 87.5 | 80.4 | 64.1 | 79.4 | 60.9 |",
+        "| mls | 40.0 | 1 | 85.8 | 71.7 | 91.2 | 88.5 | 81.2 | 67.1 | 81.9 | 63.0 |",
+        "| Supervised [paper] | – | – | 89.0 | 81.3 | 96.7 | 90.6 | 86.7 | 58.1? | 64.4? | 74.7? |",  # noqa: RUF001
+        "| DenseCL [paper] | – | – | 83.7 | 69.3 | 88.6 | 88.3 | 79.9 | 65.4 | 80.0 | 61.8 |",  # noqa: RUF001
+    ]
+    assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1, "aligned"
+    notes = text.split("\n- ", 1)[1]
+    for said in ("Table 5", "2308.03286", "not measured here", "other data, model and scale", "COCO train2017"):
+        assert said in notes
+    assert "mAP of VOC07; top-1 of CUB200, Flowers" in notes and "?: printed so in the paper, but implausible" in notes
+
+
+def test_the_paper_is_never_bold_even_where_it_is_best() -> None:
+    table = filled({"table": "5", "rows": {"random": "MLS"}})
+    assert table.best() == {("moco-v2", "svm.mAP")}
+    assert to_markdown(table, "e").count("**") == 2 and to_latex(table, "e").count(r"\textbf") == 1
+
+
+def test_differences_stay_among_measured_rows() -> None:
+    text = to_markdown(filled(PAPER, baseline="moco-v2"), "e")
+    lines = shown(text)
+    assert lines[-1] == "| mls - moco-v2 | -55.0 | 1 |" + " – |" * 8  # noqa: RUF001
+    assert sum("[paper]" in line for line in lines) == 2 and not any("[paper] -" in line for line in lines)
+
+
+def test_two_rows_may_claim_one_and_none_must() -> None:
+    lines = shown(to_markdown(filled({"table": "5", "rows": {"mls": "MLS", "random": "MLS"}}), "e"))
+    assert sum(" 85.8 " in line for line in lines) == 2 and not any(line.startswith("| MLS") for line in lines)
+    lines = shown(to_markdown(filled({"table": "5", "rows": {}}), "e"))
+    assert [line.split(" |")[0] for line in lines[4:]] == [f"| {row} [paper]" for row in TABLES["5"].rows]
+
+
+def test_a_cell_that_the_paper_lacks_is_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = TABLES["5"]
+    less = {row: {c: n for c, n in cells.items() if c != "Pets"} for row, cells in table.rows.items()}
+    monkeypatch.setitem(TABLES, "5", type(table)(table.setting, table.pretraining, table.columns, less))
+    text = to_markdown(filled(PAPER), "e")
+    assert "| mls | 40.0 | 1 | 85.8 | 71.7 | 91.2 | 88.5 | 81.2 | 67.1 | – | 63.0 |" in shown(text)  # noqa: RUF001
+    assert "implausible" in text, "Indoor67 and DTD are still there"
+    assert "paper: Pets" not in to_csv(filled(PAPER))
+
+
+def test_latex_has_one_group_of_the_paper() -> None:
+    tex = to_latex(filled(PAPER, baseline="moco-v2"), "scenes")
+    assert tex.isascii() and r"\begin{tabular}{lrlrrrrrrrr}" in tex
+    lines = tex.splitlines()
+    at = lines.index(r"\toprule")
+    assert lines[at + 1] == r" & \multicolumn{1}{c}{svm} &  & \multicolumn{8}{c}{paper (COCO, 400 epochs)} \\"
+    assert lines[at + 2] == r"\cmidrule(lr){2-2} \cmidrule(lr){4-11}"
+    assert lines[at + 3] == "run & mAP & $n$ & " + " & ".join(COLUMNS) + r" \\"
+    assert r"mls & 40.0 & 1 & 85.8 & 71.7 & 91.2 & 88.5 & 81.2 & 67.1 & 81.9 & 63.0 \\" in lines
+    assert r"Supervised [paper] & -- & -- & 89.0 & 81.3 & 96.7 & 90.6 & 86.7 & 58.1? & 64.4? & 74.7? \\" in lines
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert {line.count("&") for line in body} == {10, 3}, "all columns; the row of groups spans eight"
+    assert lines.count(r"\midrule") == 3, "header, rows of the paper, differences"
+
+
+def test_csv_says_where_a_number_is_from() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(filled(PAPER)))))
+    assert [r["row"] for r in rows if r["source"] == "measured"] == ["random", "moco-v2", "mls"]
+    assert len({(r["row"], r["column"]) for r in rows}) == len(rows) == 3 + 4 * 8
+    by_place = {(r["row"], r["column"]): r for r in rows}
+    said = {name: text for name, text in by_place["mls", "paper: VOC07"].items() if text}
+    assert said == {"row": "mls", "column": "paper: VOC07", "mean": "85.8", "source": "paper"}, "and no n, no interval"
+    doubtful = {place: r["mean"] for place, r in by_place.items() if r["source"] == "paper?"}
+    assert doubtful == {
+        ("Supervised [paper]", "paper: Indoor67"): "58.1",
+        ("Supervised [paper]", "paper: Pets"): "64.4",
+        ("Supervised [paper]", "paper: DTD"): "74.7",
+    }
+
+
+def test_without_the_paper_nothing_of_it_is_printed() -> None:
+    table = filled(None)
+    for text in (to_markdown(table, "e"), to_latex(table, "e"), to_csv(table)):
+        assert "paper" not in text and "2308" not in text
+    assert to_latex(table, "e").count("multicolumn") == 1
+
+
+def test_metrics_are_what_was_measured_alone() -> None:
+    assert to_metrics(filled(PAPER, baseline="mls")) == to_metrics(filled(None, baseline="mls"))
+
+
+# --------------------------------------------------------------------------------- the experiment file
+
+
+def nearest(name: Any, known: Any) -> str:
+    return f" ({name!r} of {list(known)})"
+
+
+def found(section: dict[str, Any]) -> list[str]:
+    return list(problems("tables.t.paper", section, ["random", "mls[topk=5]"], nearest))
+
+
+def test_names_that_refer_to_nothing_are_problems() -> None:
+    assert found({"table": "5", "rows": {"mls[topk=5]": "MLS"}}) == []
+    assert found({"table": "5"}) == [] and found({}) == []
+    (one,) = found({"table": "55", "rows": {"random": "MSL"}})
+    assert one.startswith("tables.t.paper.table: ") and "'55'" in one and "['5']" in one
+    one, two = found({"table": "5", "rows": {"mls": "MSL"}})
+    assert one.startswith("tables.t.paper.rows.mls: ") and "['random', 'mls[topk=5]']" in one
+    assert two.startswith("tables.t.paper.rows.mls: ") and "'MSL'" in two and "'MLS'" in two
+
+
+@pytest.mark.parametrize(
+    "section", [{"table": 5}, {"table": ["5"], "rows": ["mls"]}, {"table": "5", "rows": {"random": {"a": 1}}}]
+)
+def test_wrong_types_are_left_to_the_schema(section: dict[str, Any]) -> None:
+    assert found(section) == []
+
+
+def test_an_experiment_file_names_the_table_and_the_rows(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mls.report.stage.draw_figures", lambda *_: [])
+    tables = {"main": {"columns": ["linear.mAP"], "paper": {"table": "5", "rows": {"mls": "MLS"}}}}
+    plan = small_plan(transfer={}, tables=tables)
+    assert plan.tables.id != small_plan(transfer={}, tables={"main": {"columns": ["linear.mAP"]}}).tables.id
+    write_inputs(plan, lambda label: {"mAP": 50.0})
+    path = make_tables(plan)
+    assert "85.8" in (path / "tables" / "main.md").read_text()
+    numbers = json.loads((path / "metrics.json").read_text())["main"]
+    assert set(numbers) == {"random", "mls"} and set(numbers["mls"]) == {"linear.mAP"}
+    assert "paper" not in (path / "provenance.json").read_text()
+
+
+def test_an_experiment_file_with_wrong_names_is_refused() -> None:
+    paper = {"table": "5", "rows": {"msl": "MLS", "random": "Supervized"}}
+    with pytest.raises(ExperimentError) as error:
+        small_plan(tables={"main": {"columns": ["linear.mAP"], "paper": paper}})
+    message = str(error.value)
+    assert "tables.main.paper.rows.msl:" in message and "did you mean 'mls'?" in message
+    assert "tables.main.paper.rows.random:" in message and "did you mean 'Supervised'?" in message
+    with pytest.raises(ExperimentError, match=r"tables\.main\.paper\.table: .*'7'"):
+        small_plan(tables={"main": {"columns": ["linear.mAP"], "paper": {"table": "7"}}})
+
+
+def test_beside_gives_no_number_to_a_row_without_a_claim() -> None:
+    beside = Beside("5", {"mls": "MLS"})
+    assert beside.of("random") == {} and beside.of("mls") == TABLES["5"].rows["MLS"]
+    assert list(beside.further) == ["Supervised [paper]", "MoCo-v2 [paper]", "DenseCL [paper]"]
