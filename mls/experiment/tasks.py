@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mls.experiment.section import Count, Name, Positive, Section, Share
+from mls.experiment.section import Ascending, Count, Name, Positive, Section, Share
 from mls.experiment.views import Augment
 
 # ----------------------------------------------------------------------------- probes of frozen features
@@ -126,10 +126,13 @@ class RetrievalProbe(Features):
 class TrainAugment(Augment):
     """Views of what is trained on labels: torchvision's random resized crop and flip, no change of colour."""
 
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.08, 1.0]
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2), Ascending] = [0.08, 1.0]
     jitter_p: Share = 0.0
     gray_p: Share = 0.0
     blur_p: Share = 0.0
+    solarize_p: Share = 0.0
+    overlap: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """There is one view of an image, and nothing that it could overlap."""
 
 
 class Trained(Section):
@@ -172,14 +175,16 @@ class Trained(Section):
             raise ValueError(f"resize goes with fit 'crop', and is at least augment.crop ({self.augment.crop})")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs takes all {self.epochs} epochs")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
 class FinetuneProbe(Trained):
     """Backbone and classifier trained end to end.
 
-    Defaults: 120 epochs [paper]; the rest is its lineage's [S3L's scripts for the seven sets: batch 64, weight decay
-    5e-4, learning rates from 0.001 to 0.1]; the paper states none of it.
+    Defaults: 120 epochs [paper]; the rest is its lineage's [S3L's scripts for four of the seven sets: batch 64, weight
+    decay 5e-4, learning rates from 0.001 to 0.1, cosine or steps at 40 and 80 of 120]; the paper states none of it.
     """
 
     kind: Literal["finetune"]
@@ -197,7 +202,8 @@ class SgdProbe(Trained):
     """The classifier alone, trained on augmented images before a frozen backbone.
 
     Defaults: MoCo's on ImageNet [arXiv 1911.05722: 100 epochs, lr 30 for batch 256, divided at 60 and 80]. The other
-    usual one, of 28 epochs [ORL, OpenSelfSup]: lr 0.01, nesterov, weight decay 1e-4, steps [8/28, 16/28, 24/28].
+    usual one, of 28 epochs [ORL and OpenSelfSup, their ``r50_multihead_28ep``]: lr 0.01, nesterov, weight decay 1e-4,
+    divided at 8, 16 and 24, ``batchnorm`` (without it this lr is far too low), jitter_p 1.0 of [0.4, 0.4, 0.4, 0.0].
     """
 
     kind: Literal["sgd"]
@@ -207,6 +213,8 @@ class SgdProbe(Trained):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "step"] = "step"
     steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6, 0.8]
+    batchnorm: bool = False
+    """A batch norm without scale and shift between feature and classifier [ORL]."""
 
 
 class InstanceTransfer(Section):

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mls.data.store import Store
+from mls.errors import MlsError
 from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
 from mls.experiment.tasks import (
@@ -130,6 +131,8 @@ def fit_on_features(context: Context, task: LinearProbe | SvmProbe | KnnProbe) -
 
 def fit_svm(task: SvmProbe, features: FeatureSet, judged: Images, threads: int) -> tuple[Scores, Facts]:
     """Fit SVMs on all that is not judged; also the low-shot ones, where some are wanted."""
+    if task.low_shot and not features.multi_label:
+        raise MlsError("low_shot: this dataset has one label an image; low-shot SVMs need several")
     known = features.images("train", "val") if task.test else features.images("train")
     fitted = svm.fit(
         known.features_ND,

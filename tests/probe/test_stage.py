@@ -77,6 +77,12 @@ def test_every_kind_on_one_label_an_image(kind: str, tmp_path: Path) -> None:
     assert metrics["untrained_classes"] == metrics["undefined_classes"] == ["rare", "unseen"]
 
 
+def test_low_shot_needs_several_labels(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "data", multi_label=False)
+    with pytest.raises(MlsError, match="low-shot SVMs need several"):
+        run_probe(store, tmp_path / "run", **task("svm"))
+
+
 def test_svm_trains_on_train_and_val(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
     with pytest.raises(MlsError, match="unseen"):  # low-shot needs positives of every class

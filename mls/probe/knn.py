@@ -1,0 +1,177 @@
+"""Weighted k-nearest-neighbour classification by cosine: train images vote, val chooses k.
+
+    probe = fit(train_ND, train_NC, val_MD, val_MC, ks=[10, 20], temperature=0.07, multi_label=True, names=classes)
+    scores_NC = probe.scores(test_ND)       # shares of the vote, float32
+
+A neighbour's vote weighs exp(cosine / temperature) [Wu et al., arXiv 1805.01978; DINO's ks and temperature], and the
+score of a class is the share of its neighbours in the weight of all k. The same for multi-label sets, which are judged
+by mAP. A train image for which a class is ignored votes as one without it.
+
+Of equally near neighbours the one in the lower row counts first: cosines are summed in float64 and rounded to float32,
+so that equal images are equally near wherever they lie, and nothing depends on the size of a block.
+A feature of zeros has no direction: its cosine with everything is 0.
+
+Shape legend: N train images, M others, B of a block of these, D features, C classes, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mls.errors import MlsError
+from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
+from mls.probe.metrics import Scores, Truth, mean_average_precision, top1
+
+BLOCK = 2**22
+"""Numbers that an array of a block may hold: 32 MiB of float64, for each thread."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The voters, and the number of them that did best on val."""
+
+    unit_ND: Weights
+    """Directions of the train images."""
+    train_NC: Truth
+    temperature: float
+    k: int
+    value: float
+    """mAP or top-1 on val, a share."""
+    candidates: dict[int, float]
+    """k -> value on val."""
+    untrained: list[str]
+    """Classes whose score is the same for every image, since train holds no positive or no negative of them."""
+    threads: int
+
+    def scores(self, features_MD: Features) -> Scores:
+        """Return the share of each class in the vote of the k nearest, float32 (M, C)."""
+        return vote(self.unit_ND, self.train_NC, features_MD, [self.k], self.temperature, self.threads)[0]
+
+
+def fit(
+    train_ND: Features,
+    train_NC: Truth,
+    val_MD: Features,
+    val_MC: Truth,
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    multi_label: bool,
+    names: Sequence[str],
+    val_ignored_MC: Truth | None = None,
+    threads: int = 1,
+) -> Fitted:
+    """Keep the k with the best mAP (multi-label) or top-1 on val; of equal values the smaller k.
+
+    Args:
+        train_ND: features of the train images.
+        train_NC: their classes, bool.
+        val_MD: features of the val images.
+        val_MC: their classes, bool.
+        ks: candidates for the number of neighbours.
+        temperature: a vote weighs exp(cosine / this).
+        multi_label: mAP, else top-1.
+        names: of the classes.
+        val_ignored_MC: pairs of val image and class that don't count in mAP; default: none.
+        threads: blocks of images that are classified at a time; no effect on the result.
+
+    Raises:
+        MlsError: features that are not finite; a k above the number of train images; no class with a positive in
+            val; a train split without two classes to tell apart.
+    """
+    check_finite(train_ND, "train")
+    check_finite(val_MD, "val")
+    if max(ks) > len(train_ND):
+        raise MlsError(f"ks: {max(ks)} neighbours can't be found among the {len(train_ND)} train images; lower it")
+    positives_C = train_NC.sum(axis=0)
+    trained_C = (positives_C > 0) & (positives_C < len(train_NC))
+    if not trained_C.any():
+        raise MlsError("the train split of this dataset has no class with both positive and negative images")
+    if not val_MC.any():
+        raise MlsError("the val split of this dataset has no positive image of any class; ks can't be compared")
+    unit_ND = directions(train_ND)
+    ascending = sorted(set(ks))
+    candidates = {
+        k: mean_average_precision(scores_MC, val_MC, val_ignored_MC) if multi_label else top1(scores_MC, val_MC)
+        for k, scores_MC in zip(
+            ascending, vote(unit_ND, train_NC, val_MD, ascending, temperature, threads), strict=True
+        )
+    }
+    k = max(ascending, key=candidates.__getitem__)
+    untrained = [name for name, trained in zip(names, trained_C, strict=True) if not trained]
+    return Fitted(unit_ND, train_NC, temperature, k, candidates[k], candidates, untrained, threads)
+
+
+def vote(
+    unit_ND: Weights, train_NC: Truth, features_MD: Features, ks: Sequence[int], temperature: float, threads: int
+) -> list[Scores]:
+    """Return the scores, float32 (M, C), that each of the ascending ks gives."""
+
+    def classify(block_BD: Features) -> list[Scores]:
+        cosine_BK, row_BK = nearest(cosines(block_BD, unit_ND), ks[-1])
+        # relative to the nearest one's: no temperature is too low for it
+        weight_BK = np.exp((cosine_BK - cosine_BK[:, :1]).astype(np.float64) / temperature)
+        votes_BC = np.zeros((len(block_BD), train_NC.shape[1]))
+        scores: list[Scores] = []
+        for begin, end in zip([0, *ks], ks, strict=False):
+            added_B1K = weight_BK[:, None, begin:end]
+            votes_BC += (added_B1K @ train_NC[row_BK[:, begin:end]].astype(np.float64))[:, 0]
+            scores.append((votes_BC / weight_BK[:, :end].sum(axis=1, keepdims=True)).astype(np.float32))
+        return scores
+
+    width = max(len(unit_ND), ks[-1] * train_NC.shape[1])
+    blocks = over_blocks(classify, [features_MD], width, threads)
+    return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+
+
+def over_blocks(work: Callable[..., Any], of_images: Sequence[Any], width: int, threads: int) -> list[Any]:
+    """Return what ``work`` makes of each block of images, in their order.
+
+    Args:
+        work: gets a block's part of each array.
+        of_images: arrays with a row per image.
+        width: numbers that work on one image has in memory; decides the size of a block.
+        threads: blocks that are worked on at a time.
+    """
+    size = max(1, BLOCK // width)
+    blocks = [[array[start : start + size] for array in of_images] for start in range(0, len(of_images[0]), size)]
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda block: work(*block), blocks))
+
+
+def directions(features_ND: Features) -> Weights:
+    """Return features of length 1, float64; of length 0 where they were."""
+    wide_ND = features_ND.astype(np.float64)
+    length_N1 = np.linalg.norm(wide_ND, axis=1, keepdims=True)
+    unit_ND: Weights = wide_ND / np.where(length_N1 > 0, length_N1, 1.0)
+    return unit_ND
+
+
+def cosines(features_BD: Features, unit_ND: Weights) -> NDArray[np.float32]:
+    """Return cosines with each of some directions, float32 (B, N); see the module for their rounding."""
+    return (directions(features_BD) @ unit_ND.T).astype(np.float32)
+
+
+def nearest(cosine_BN: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Rows]:
+    """Return the k greatest cosines in descending order and their rows, (B, K); of equal ones the lower row first.
+
+    Cosine and row are packed into one integer, which orders as the pair does: no two are equal, and plain integers
+    are sorted several times faster than a stable order of floats is found.
+    """
+    n = cosine_BN.shape[1]
+    bits_BN = (cosine_BN + np.float32(0)).view(np.int32).astype(np.int64)  # + 0: there is only one zero
+    ordered_BN = np.where(bits_BN < 0, bits_BN ^ 0x7FFFFFFF, bits_BN)  # IEEE 754: magnitudes of negatives run down
+    packed_BN = (ordered_BN << 32) | (n - 1 - np.arange(n))
+    if k < n:
+        packed_BN = np.partition(packed_BN, n - k, axis=1)[:, n - k :]
+    packed_BN.sort(axis=1)
+    row_BK = n - 1 - (packed_BN[:, ::-1] & 0xFFFFFFFF)
+    return np.take_along_axis(cosine_BN, row_BK, axis=1), row_BK
