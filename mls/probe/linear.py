@@ -5,7 +5,8 @@
 
 Multi-label sets: one L2-regularised logistic regression per class. Single-label sets: softmax regression.
 Features are standardised with the mean and deviation of train (so that one strength suits every backbone);
-a feature that is constant on train is only centred. The chosen model is fitted on train alone, not on val.
+a feature that is constant on train is only centred. The chosen model is fitted on train alone, not on val. An image
+that is ignored for a class has no weight in that class's fit.
 
 Shape legend: N train images, M val images, D features, C classes.
 """
@@ -82,6 +83,8 @@ def fit(
     multi_label: bool,
     names: Sequence[str],
     threads: int = 1,
+    train_ignored_NC: Truth | None = None,
+    val_ignored_MC: Truth | None = None,
 ) -> Fitted:
     """Fit every strength on train, keep the one with the best mAP (multi-label) or top-1 on val.
 
@@ -97,6 +100,8 @@ def fit(
         multi_label: mAP and one classifier per class, else top-1 and softmax regression.
         names: of the classes.
         threads: classes that are fitted at a time; no effect on the result.
+        train_ignored_NC: pairs of train image and class that don't count; default: none.
+        val_ignored_MC: the same of val.
 
     Raises:
         MlsError: features that are not finite; no class with a positive in val; a train split without
@@ -104,14 +109,15 @@ def fit(
     """
     check_finite(train_ND, "train")
     check_finite(val_MD, "val")
-    measure = mean_average_precision if multi_label else top1
+    measure = partial(mean_average_precision, ignored_NC=val_ignored_MC) if multi_label else top1
+    counted_NC = np.ones_like(train_NC) if train_ignored_NC is None else ~train_ignored_NC
     mean_D, scale_D = standardisation(train_ND)
     standard_ND = standardise(train_ND, mean_D, scale_D)
-    positives_C = train_NC.sum(axis=0)
-    trained = np.flatnonzero((positives_C > 0) & (positives_C < len(train_NC)))
+    positives_C = (train_NC & counted_NC).sum(axis=0)
+    trained = np.flatnonzero((positives_C > 0) & (positives_C < counted_NC.sum(axis=0)))
     if not len(trained):
         raise MlsError("the train split of this dataset has no class with both positive and negative images")
-    fitters = make_fitters(train_NC, trained, multi_label)
+    fitters = make_fitters(train_NC, counted_NC, trained, multi_label)
     best: tuple[float, float, Linear] | None = None
     candidates: dict[float, float] = {}
     unconverged = 0
@@ -122,7 +128,7 @@ def fit(
             weight_CD = np.zeros((len(names), train_ND.shape[1]))
             bias_C = np.full(len(names), 0.0 if multi_label else -np.inf)
             solve = partial(refit, strength=strength, standard_ND=standard_ND)
-            for (classes, _, model), (weight_KD, bias_K) in zip(fitters, pool.map(solve, fitters), strict=True):
+            for (classes, _, _, model), (weight_KD, bias_K) in zip(fitters, pool.map(solve, fitters), strict=True):
                 weight_CD[classes], bias_C[classes] = weight_KD, bias_K
                 unconverged += int(max(model.n_iter_) >= MAX_ITERATIONS)
             linear = Linear(mean_D, scale_D, weight_CD, bias_C)
@@ -139,17 +145,18 @@ def fit(
     return Fitted(best[2], best[0], best[1], candidates, untrained, unconverged)
 
 
-Fitter = tuple[NDArray[np.int64], NDArray[np.int64], LogisticRegression]
+Fitter = tuple[NDArray[np.int64], NDArray[np.int64], Weights, LogisticRegression]
 
 
-def make_fitters(train_NC: Truth, trained: NDArray[np.int64], multi_label: bool) -> list[Fitter]:
-    """List what is fitted on its own: the classes it scores, its target per image, and its model."""
+def make_fitters(train_NC: Truth, counted_NC: Truth, trained: NDArray[np.int64], multi_label: bool) -> list[Fitter]:
+    """List what is fitted on its own: the classes it scores, target and weight of each image, and its model."""
     targets = [train_NC[:, [c]] for c in trained] if multi_label else [train_NC]
     groups = [np.array([c]) for c in trained] if multi_label else [trained]
     return [
         (
             group,
             (target_NK[:, 0] if multi_label else target_NK.argmax(axis=1)).astype(np.int64),
+            np.asarray(counted_NC[:, group].all(axis=1), dtype=np.float64),
             LogisticRegression(solver="lbfgs", tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True),
         )
         for group, target_NK in zip(groups, targets, strict=True)
@@ -158,8 +165,8 @@ def make_fitters(train_NC: Truth, trained: NDArray[np.int64], multi_label: bool)
 
 def refit(fitter: Fitter, *, strength: float, standard_ND: Features) -> tuple[Weights, Weights]:
     """Fit on from the last strength's solution; return weights and biases, one row per class of the fitter."""
-    classes, target_N, model = fitter
-    model.set_params(C=strength).fit(standard_ND, target_N)
+    classes, target_N, weight_N, model = fitter
+    model.set_params(C=strength).fit(standard_ND, target_N, sample_weight=weight_N)
     if len(classes) == 2:  # scikit-learn's binary model: the first class gets logit 0
         return np.concatenate([0 * model.coef_, model.coef_]), np.concatenate([[0.0], model.intercept_])
     return model.coef_, model.intercept_

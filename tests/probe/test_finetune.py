@@ -17,7 +17,6 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torchvision.models.resnet import ResNet
 
-import mls.probe.finetune as module
 from mls.data import sources, stage
 from mls.data.store import Store
 from mls.data.writer import Record, write_store
@@ -28,6 +27,7 @@ from mls.experiment.plan import DATA_LOCK, read_lock
 from mls.experiment.stage import run_stage
 from mls.experiment.tasks import Features, FinetuneProbe, SgdProbe, TrainedProbe
 from mls.models.backbone import build_backbone
+from mls.probe import finetune as module
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
 from mls.probe.features import extract, normalise, prepare
 from mls.probe.finetune import Outcome, train_and_score
@@ -256,7 +256,7 @@ def test_resumed_equals_uninterrupted(
     task = make_task(kind, epochs=3, batch_size=5, lr=0.1, warmup_epochs=1.0, nesterov=True, **only_sgd)
     whole = fit(task, store, tmp_path / "whole")
     assert whole.steps == 7
-    original, calls = module.learning_rate, 0
+    original, calls = learning_rate, 0
 
     def stop_on_the_way(task: TrainedProbe, step: int, steps: int) -> float:
         nonlocal calls
