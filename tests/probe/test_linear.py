@@ -81,7 +81,7 @@ def test_equals_scikit_learn(strength: float, dims: int) -> None:
         assert np.corrcoef(scores[:, index], expected)[0, 1] > 0.99
         ours = objective(strength, fitted.linear.weight_CD[index], fitted.linear.bias_C[index], standard, truth)
         theirs = objective(strength, model.coef_[0], model.intercept_[0], standard, truth)
-        assert theirs - 1e-9 <= ours < theirs + 1e-4
+        assert theirs - 1e-9 <= ours < theirs + 1e-3
     assert fitted.unconverged == 0
 
 
