@@ -214,7 +214,9 @@ def _broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None])
         yield from problems_of_paper(f"tables.{table}.paper", paper, map(str, rows), _nearest)
         for column in _list(_mapping(body).get("columns")):
             task, _, metric = str(column).partition(".")
-            known = metrics_of(_mapping(tasks.get(task)))
+            source = str(_mapping(datasets.get(str(_mapping(tasks.get(task)).get("dataset")))).get("source"))
+            several = None if source == "folder" else source not in SINGLE_LABEL
+            known = metrics_of(_mapping(tasks.get(task)), several)
             if task not in tasks:
                 yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{_nearest(task, tasks)}"
             elif known and metric not in known:
@@ -242,8 +244,12 @@ def _messages(error: ValidationError, model: type[BaseModel], where: tuple[str, 
             lines.append(f"{path}: unknown key{_nearest(keys[-1], section)}")
         elif item["type"] == "missing":
             lines.append(f"{path}: is required")
+        elif item["type"] == "union_tag_not_found":
+            lines.append(f"{path}.{item['ctx']['discriminator'].strip(chr(39))}: is required")
+        elif item["type"] == "value_error" and isinstance(item["input"], dict):  # of the section as a whole
+            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"{path}: {item['msg']} (is {item['input']!r})")
+            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')} (is {item['input']!r})")
     return lines
 
 

@@ -46,7 +46,13 @@ def one_or_two(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return shares[0] if isinstance(shares, list) and shares[0] == shares[1] else shares
 
 
+def canonical_grid(values: list[Any]) -> list[Any]:
+    """Sort candidates and drop repeats: their order means nothing, so it must not change an id."""
+    return sorted(set(values))
+
+
 Ascending = AfterValidator(ascending)
+Grid = AfterValidator(canonical_grid)
 HalfACircle = AfterValidator(half_a_circle)
 Shares = Annotated[
     Share | Annotated[list[Share], Field(min_length=2, max_length=2)],

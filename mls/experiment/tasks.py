@@ -16,10 +16,22 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mls.experiment.section import Ascending, Count, Name, Positive, Section, Share
+from mls.experiment.section import Ascending, Count, Grid, Name, Positive, Section, Share
 from mls.experiment.views import Augment
 
 # ----------------------------------------------------------------------------- probes of frozen features
+
+
+def check_resize(resize: int | None, fit: str, side: int, name: str) -> None:
+    """Check that a ``resize`` has something to say.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if resize is not None and fit == "squash":
+        raise ValueError("fit 'squash' resizes to the square itself: leave resize out")
+    if resize is not None and resize <= side:
+        raise ValueError(f"resize {resize} must be more than {name} ({side}), its value when it is left out")
 
 
 class Features(Section):
@@ -41,8 +53,7 @@ class Features(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.resize is not None and (self.fit == "squash" or self.resize < self.image_size):
-            raise ValueError(f"resize goes with fit 'crop', and is at least image_size ({self.image_size})")
+        check_resize(self.resize, self.fit, self.image_size, "image_size")
         return self
 
 
@@ -55,7 +66,7 @@ class LinearProbe(Features):
 
     kind: Literal["linear"]
     dataset: Name
-    strengths: Annotated[list[Positive], Field(min_length=1)] = [0.01, 0.1, 1.0, 10.0, 100.0]
+    strengths: Annotated[list[Positive], Field(min_length=1), Grid] = [0.01, 0.1, 1.0, 10.0, 100.0]
     """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
 
 
@@ -68,7 +79,7 @@ class SvmProbe(Features):
 
     kind: Literal["svm"]
     dataset: Name
-    costs: Annotated[list[Positive], Field(min_length=1)] = [
+    costs: Annotated[list[Positive], Field(min_length=1), Grid] = [
         0.01,
         0.1,
         1.0,
@@ -84,7 +95,7 @@ class SvmProbe(Features):
     """Candidates for C [VISSL]."""
     folds: Annotated[int, Field(ge=2)] = 3
     """Of the cross-validation [VISSL]."""
-    low_shot: Annotated[list[Count], Field(max_length=20)] = []
+    low_shot: Annotated[list[Count], Field(max_length=20), Grid] = []
     """Further SVMs on k positives and k x (classes - 1) negatives of each class, drawn ``samples`` times
     [1, 2, 4, 8, 16, 32, 64, 96]; multi-label sets only."""
     samples: Count = 5
@@ -105,7 +116,7 @@ class KnnProbe(Features):
 
     kind: Literal["knn"]
     dataset: Name
-    ks: Annotated[list[Count], Field(min_length=1)] = [10, 20, 100, 200]
+    ks: Annotated[list[Count], Field(min_length=1), Grid] = [10, 20, 100, 200]
     """Candidates for k [10, 20, 100 and 200 as DINO's]."""
     temperature: Positive = 0.07
     """A vote weighs exp(cosine / this)."""
@@ -116,7 +127,7 @@ class RetrievalProbe(Features):
 
     kind: Literal["retrieval"]
     dataset: Name
-    precision_at: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
+    precision_at: Annotated[list[Count], Field(min_length=1), Grid] = [1, 5, 10]
     """Ks of precision@k."""
 
 
@@ -171,8 +182,7 @@ class Trained(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.resize is not None and (self.fit == "squash" or self.resize < self.augment.crop):
-            raise ValueError(f"resize goes with fit 'crop', and is at least augment.crop ({self.augment.crop})")
+        check_resize(self.resize, self.fit, self.augment.crop, "augment.crop")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs takes all {self.epochs} epochs")
         if self.nesterov and self.momentum == 0:
@@ -275,8 +285,13 @@ METRICS: dict[str, tuple[str, ...]] = {
 ``val`` is the value on val by which the classifier was chosen."""
 
 
-def metrics_of(task: dict[str, Any]) -> tuple[str, ...]:
-    """Name the metrics of a task of an experiment file as it was read; none where its kind is unknown."""
+def metrics_of(task: dict[str, Any], several: bool | None = None) -> tuple[str, ...]:
+    """Name the metrics of a task of an experiment file as it was read; none where its kind is unknown.
+
+    Args:
+        task: as it was read.
+        several: whether an image of its data set may have several labels; None where that is not known yet.
+    """
     if task.get("test") is False:
         return ("val",)
     kind = str(task.get("kind"))
@@ -286,7 +301,9 @@ def metrics_of(task: dict[str, Any]) -> tuple[str, ...]:
     if kind == "retrieval":
         default = RetrievalProbe.model_fields["precision_at"].default
         added = [f"P@{k}" for k in _list(task.get("precision_at", default))]
-    return (*METRICS.get(kind, ()), *added)
+    unfit = () if several is None else ("top1",) if several else (*CLASSIFIED[:-1], *DECIDED)
+    own = METRICS.get(kind, ())
+    return (*(own if kind == "retrieval" else (name for name in own if name not in unfit)), *added)
 
 
 def _list(value: Any) -> list[Any]:

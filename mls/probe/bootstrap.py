@@ -57,6 +57,11 @@ class Intervals:
     per_class: list[Interval | None]
 
 
+def percent(interval: Interval | None) -> list[float] | None:
+    """An interval of shares as ``metrics.json`` has it."""
+    return None if interval is None else [100 * end for end in interval]
+
+
 def average_precision_intervals(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, *, resamples: int = RESAMPLES
 ) -> Intervals:

@@ -58,7 +58,7 @@ def extract(
         name: of the progress bar.
 
     Raises:
-        Interrupted: a signal came; there is nothing to resume, features take minutes at most.
+        Interrupted: a signal came; there is nothing to resume, extraction starts again.
         MlsError: names the image that does not decode.
     """
     backbone.eval().to(device)

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mls.errors import MlsError
-from mls.probe.bootstrap import LEVEL, RESAMPLES, Interval, average_precision_intervals, mean_intervals
+from mls.probe.bootstrap import LEVEL, RESAMPLES, average_precision_intervals, mean_intervals, percent
 from mls.probe.metrics import (
     Scores,
     Truth,
@@ -139,14 +139,10 @@ def summarise(judged: Judged) -> dict[str, Any]:
             "covers": f"{judged.split} sampling only",
             "resamples": RESAMPLES,
             "level": LEVEL,
-            headline: _percent(spread),
-            "per_class": dict(zip(judged.classes, map(_percent, sampled.per_class), strict=True)),
+            headline: percent(spread),
+            "per_class": dict(zip(judged.classes, map(percent, sampled.per_class), strict=True)),
         },
     }
-
-
-def _percent(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [100 * end for end in interval]
 
 
 def write_predictions(judged: Judged, path: Path) -> None:

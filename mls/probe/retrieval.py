@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mls.errors import MlsError
-from mls.probe.bootstrap import LEVEL, RESAMPLES, mean_intervals
+from mls.probe.bootstrap import LEVEL, RESAMPLES, mean_intervals, percent
 from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
 from mls.probe.linear import Features, Weights, check_finite
 from mls.probe.metrics import Truth
@@ -83,7 +83,8 @@ def summarise(found: Retrieved, split: str) -> dict[str, Any]:
             "covers": f"{split} sampling only",
             "resamples": RESAMPLES,
             "level": LEVEL,
-            headline: None if spread.mean is None else [100 * end for end in spread.mean],
+            headline: percent(spread.mean),
+            "per_class": dict(zip(found.names, map(percent, spread.per_class), strict=True)),
         },
     }
 
@@ -162,7 +163,7 @@ def judge_ranking(row_QN: Rows, relevant_N: Truth, counts_N: Truth, ks: Sequence
         ks: not above the number of those.
     """
     if not counts_N.all():
-        row_QN = row_QN[counts_N[row_QN]].reshape(len(row_QN), -1)  # each ranking loses the same rows
+        row_QN = row_QN[counts_N[row_QN]].reshape(len(row_QN), int(counts_N.sum()))  # each ranking loses the same rows
     relevant_QN = relevant_N[row_QN]
     # Every ranking finds the same number R of images, so the places of all finds are one rectangle.
     place_QR = np.nonzero(relevant_QN)[1].reshape(len(row_QN), int(relevant_N.sum())) + 1

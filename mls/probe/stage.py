@@ -13,7 +13,7 @@ With ``test: false`` train is all that is trained on, and val is judged. Test is
 
 Writes ``metrics.json`` (percent) and ``predictions.parquet``, from which the metrics can be computed anew (``mls
 score``; see ``mls.probe.judge``; of retrieval, see ``mls.probe.retrieval``); ``finetune`` and ``sgd`` also
-``curves.csv`` and ``timing.csv``.
+``curves.csv`` and ``timing.csv``, low-shot SVMs ``low_shot.csv``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from mls.probe import knn, linear, retrieval, svm
 from mls.probe.feature_set import FeatureSet, Images
 from mls.probe.finetune import train_and_score
 from mls.probe.judge import Judged, summarise, write_predictions
+from mls.probe.low_shot import low_shot
 from mls.probe.metrics import Scores
 from mls.train.runtime import set_up
 
@@ -122,17 +123,31 @@ def fit_on_features(context: Context, task: LinearProbe | SvmProbe | KnnProbe) -
         }
         scores_NC = votes.scores(judged.features_ND)
     else:
-        scores_NC, found = fit_svm(task, features, judged, threads)
+        scores_NC, found = fit_svm(context, task, features, judged)
         facts |= found
     if unconverged := facts.get("unconverged_fits"):
         context.log(f"{unconverged} fits stopped at the limit of iterations before they converged")
     return judge(task, features, judged, judged_split, scores_NC), facts
 
 
-def fit_svm(task: SvmProbe, features: FeatureSet, judged: Images, threads: int) -> tuple[Scores, Facts]:
+def fit_svm(context: Context, task: SvmProbe, features: FeatureSet, judged: Images) -> tuple[Scores, Facts]:
     """Fit SVMs on all that is not judged; also the low-shot ones, where some are wanted."""
     if task.low_shot and not features.multi_label:
         raise MlsError("low_shot: this dataset has one label an image; low-shot SVMs need several")
+    facts: Facts = {}
+    if task.low_shot:
+        train, val = features.images("train"), features.images("val")
+        facts, rows = low_shot(
+            *((part.features_ND, part.truth_NC, part.ignored_NC) for part in (train, val, judged)),
+            ks=task.low_shot,
+            samples=task.samples,
+            costs=task.costs,
+            names=features.classes,
+            seed=FIRST_SEED,
+            threads=context.execution.threads,
+            name=f"probe {context.label}: low-shot",
+        )
+        write_csv(rows, context.out / "low_shot.csv")
     known = features.images("train", "val") if task.test else features.images("train")
     fitted = svm.fit(
         known.features_ND,
@@ -141,26 +156,16 @@ def fit_svm(task: SvmProbe, features: FeatureSet, judged: Images, threads: int) 
         folds=task.folds,
         names=features.classes,
         multi_label=features.multi_label,
-        threads=threads,
+        threads=context.execution.threads,
+        name=f"probe {context.label}",
     )
-    facts: Facts = {
+    facts |= {
         "costs": fitted.costs,
         "cross_validation": {name: percent(found) for name, found in fitted.cross_validation.items()},
         "untrained_classes": fitted.untrained,
         "not_cross_validated": fitted.not_cross_validated,
         "unconverged_fits": fitted.unconverged,
     }
-    if task.low_shot:
-        train, val = features.images("train"), features.images("val")
-        facts |= svm.low_shot(
-            *((part.features_ND, part.truth_NC, part.ignored_NC) for part in (train, val, judged)),
-            ks=task.low_shot,
-            samples=task.samples,
-            costs=task.costs,
-            names=features.classes,
-            seed=FIRST_SEED,
-            threads=threads,
-        )
     return fitted.scores(judged.features_ND), facts
 
 

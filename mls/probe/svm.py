@@ -1,8 +1,7 @@
-"""One linear SVM per class on frozen features, as VISSL trains them for VOC07; also from a few images.
+"""One linear SVM per class on frozen features, as VISSL trains them for VOC07; from a few images: `mls.probe.low_shot`.
 
     probe = fit(train_ND, train_NC, costs=[0.1, 1.0, 10.0], folds=3, names=classes, multi_label=True, threads=2)
     scores_NC = probe.scores(test_ND)       # decision values, float32
-    low_shot(train, val, test, ks=[1, 2, 4], samples=5, costs=[0.1, 1.0, 10.0], names=classes, seed=0)
 
 The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl]: features are divided by their L2 norm (plus
 1e-5); LIBLINEAR's dual solver, squared hinge loss, positives weigh twice, the intercept is regularised like a weight;
@@ -14,7 +13,7 @@ average precision; choices by cross-validation, there and here, are made by the 
 LIBLINEAR draws its permutations from one generator per process. Threads would draw from it in turns and change the
 result, so classes are fitted in processes.
 
-Shape legend: N, M, T train, val and test images, D features, C classes, K costs.
+Shape legend: N train images, M images of a held-out fold, D features, C classes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
@@ -34,7 +32,8 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from mls.errors import MlsError
 from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
-from mls.probe.metrics import Scores, Truth, average_precision, average_precisions
+from mls.probe.metrics import Scores, Truth, average_precision
+from mls.train.progress import Bar
 
 MAX_ITERATIONS = 2000
 """Of LIBLINEAR, for one fit [VISSL]."""
@@ -42,9 +41,6 @@ SEED = 0
 """Of LIBLINEAR's permutations, the same for each fit."""
 WORTH_PROCESSES = 500_000
 """Numbers in the train features from which on it pays to start processes: each takes some seconds to start."""
-
-Part = tuple[Features, Truth, Truth]
-"""Features, classes, and ignored classes of the images of a split."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,7 @@ def fit(
     names: Sequence[str],
     multi_label: bool,
     threads: int = 1,
+    name: str = "svm",
 ) -> Fitted:
     """Choose each class's cost by cross-validation, then fit it on all images.
 
@@ -94,6 +91,7 @@ def fit(
         names: of the classes.
         multi_label: an untrained class scores 0, else minus infinity.
         threads: processes that fit at a time; no effect on the result.
+        name: of the progress bar.
 
     Raises:
         MlsError: features that are not finite; no class with both positive and negative images.
@@ -106,12 +104,13 @@ def fit(
         raise MlsError("the train split of this dataset has no class with both positive and negative images")
     candidates = sorted(set(costs))
     unit_ND = normalise(train_ND)
-    run = partial(in_processes, processes=threads if unit_ND.size >= WORTH_PROCESSES else 1)
+    processes = threads if unit_ND.size >= WORTH_PROCESSES else 1
 
     # The greatest costs take longest: started first, none is left over for a single process at the end.
     divided = [c for c in trained if fewer_C[c] >= folds]
     pairs = [(cost, c) for cost in reversed(candidates) for c in divided]
-    results = run([partial(cross_validate, unit_ND, train_NC[:, c], cost, folds) for cost, c in pairs])
+    calls = [partial(cross_validate, unit_ND, train_NC[:, c], cost, folds) for cost, c in pairs]
+    results = in_processes(calls, processes, f"{name}: cross-validation")
     value = {pair: found for pair, (found, _) in zip(pairs, results, strict=True)}
     unconverged = sum(stops for _, stops in results)
     chosen = dict.fromkeys(trained, candidates[(len(candidates) - 1) // 2])
@@ -119,7 +118,11 @@ def fit(
 
     weight_CD = np.zeros((len(names), train_ND.shape[1]))
     bias_C = np.full(len(names), 0.0 if multi_label else -np.inf)
-    models = run([partial(fit_one, unit_ND, train_NC[:, c], cost) for c, cost in chosen.items()])
+    models = in_processes(
+        [partial(fit_one, unit_ND, train_NC[:, c], cost) for c, cost in chosen.items()],
+        processes,
+        f"{name}: all images",
+    )
     for c, model in zip(trained, models, strict=True):
         weight_CD[c], bias_C[c] = model.coef_[0], model.intercept_[0]
         unconverged += stopped(model)
@@ -132,121 +135,6 @@ def fit(
         not_cross_validated=[names[c] for c in trained if c not in divided],
         unconverged=unconverged,
     )
-
-
-def low_shot(
-    train: Part,
-    val: Part,
-    test: Part,
-    *,
-    ks: Sequence[int],
-    samples: int,
-    costs: Sequence[float],
-    names: Sequence[str],
-    seed: int,
-    threads: int = 1,
-) -> dict[str, float]:
-    """Judge SVMs that see k positives and k x (C - 1) negatives of each class, all drawn from train.
-
-    Each class has its own draw: ``np.random.default_rng((seed, sample, k, class))``; images for which it is ignored
-    are not drawn. All classes share one cost per k: the one whose mAP, averaged over the samples, is best on val. With
-    few val images that choice is noisy. VISSL takes the cost that is best on test instead, a value that no choice made
-    beforehand can exceed; it is given beside the other one, to be read beside published numbers (theirs are of the
-    ``envelope`` definition, all here of the ``area``).
-
-    Args:
-        train: features, classes and ignored classes of the images to draw from.
-        val: the same, to choose costs by.
-        test: the same, to report.
-        ks: positives per class.
-        samples: independent draws for each k.
-        costs: candidates for C.
-        names: of the classes.
-        seed: of the draws.
-        threads: processes that fit at a time; no effect on the result.
-
-    Returns:
-        Per k, percent: ``low_shot_<k>``, mAP on test, mean over the samples, and ``_std``, its deviation over them
-        (of this population, as in VISSL); ``_val``, the mAP by which ``_cost`` was chosen; ``_best_on_test``,
-        ``_best_on_test_std`` and ``_best_on_test_cost``, the same with the choice made on test. Over all:
-        ``low_shot_unconverged``, fits that reached `MAX_ITERATIONS`.
-
-    Raises:
-        MlsError: features that are not finite; val or test without a positive of any class; a class with too few
-            images in train, named with k and their number.
-    """
-    for (features_ND, truth_NC, _), split in ((train, "train"), (val, "val"), (test, "test")):
-        check_finite(features_ND, split)
-        if not truth_NC.any():
-            raise MlsError(f"the {split} split of this dataset has no positive image of any class; low_shot needs some")
-    candidates = sorted(set(costs))
-    units = [normalise(features_ND) for features_ND, _, _ in (train, val, test)]
-    draws = [
-        (k, sample, c, draw(train[1][:, c], train[2][:, c], k, names, c, (seed, sample, k, c)))
-        for k in sorted(set(ks), reverse=True)  # the longest first
-        for sample in range(samples)
-        for c in range(len(names))
-    ]
-    judged = [(unit_MD, part[1], part[2]) for unit_MD, part in zip(units[1:], (val, test), strict=True)]
-    calls = [partial(fit_few, units[0], train[1][:, c], rows, candidates, judged, c) for _, _, c, rows in draws]
-    results = in_processes(calls, threads if units[0].size >= WORTH_PROCESSES else 1)
-    ap = {(k, sample, c): found for (k, sample, c, _), (found, _) in zip(draws, results, strict=True)}
-
-    metrics: dict[str, float] = {"low_shot_unconverged": sum(stops for _, stops in results)}
-    for k in ks:
-        # classes without a positive in a split are NaN there, and left out of its mean
-        values_SCPK = 100 * np.array([[ap[k, sample, c] for c in range(len(names))] for sample in range(samples)])
-        val_SK, test_SK = np.nanmean(values_SCPK, axis=1).transpose(1, 0, 2)
-        chosen, best = int(val_SK.mean(axis=0).argmax()), int(test_SK.mean(axis=0).argmax())
-        metrics[f"low_shot_{k}_val"] = float(val_SK[:, chosen].mean())
-        for name, index in ((f"low_shot_{k}", chosen), (f"low_shot_{k}_best_on_test", best)):
-            metrics[name] = float(test_SK[:, index].mean())
-            metrics[f"{name}_std"] = float(test_SK[:, index].std())
-            metrics[f"{name}_cost"] = candidates[index]
-    return metrics
-
-
-def draw(
-    truth_N: Truth, ignored_N: Truth, k: int, names: Sequence[str], c: int, seed: tuple[int, ...]
-) -> NDArray[np.int64]:
-    """Draw k positives and k x (C - 1) negatives of class c: ascending rows.
-
-    Raises:
-        MlsError: there are not so many.
-    """
-    rng = np.random.default_rng(seed)
-    rows: list[NDArray[np.int64]] = []
-    for kind, pool_N, count in (("positive", truth_N, k), ("negative", ~truth_N & ~ignored_N, k * (len(names) - 1))):
-        pool = np.flatnonzero(pool_N)
-        if not 0 < count <= len(pool):
-            raise MlsError(
-                f"low_shot: {k} needs {count} {kind} train images of class {names[c]!r}, which has {len(pool)}"
-                + ("; lower k" if count else "; a set of one class has no low-shot protocol")
-            )
-        rows.append(rng.choice(pool, count, replace=False))
-    return np.sort(np.concatenate(rows))
-
-
-def fit_few(
-    unit_ND: Weights,
-    truth_N: Truth,
-    rows: NDArray[np.int64],
-    costs: Sequence[float],
-    parts: Sequence[tuple[Weights, Truth, Truth]],
-    c: int,
-) -> tuple[Weights, int]:
-    """Fit class c on some rows: average precision per part and cost (2, K), and the number of unconverged fits."""
-    few_ND, few_N = unit_ND[rows], truth_N[rows]
-    models = [fit_one(few_ND, few_N, cost) for cost in costs]
-    weight_KD = np.concatenate([model.coef_ for model in models])
-    bias_K = np.concatenate([model.intercept_ for model in models])
-    values: list[Weights] = []
-    for unit_MD, truth_MC, ignored_MC in parts:
-        with one_blas_thread():
-            scores_MK = unit_MD @ weight_KD.T + bias_K
-        of_each_cost = [c] * len(costs)
-        values.append(average_precisions(scores_MK, truth_MC[:, of_each_cost], ignored_MC[:, of_each_cost]))
-    return np.stack(values), sum(stopped(model) for model in models)
 
 
 def cross_validate(unit_ND: Weights, truth_N: Truth, cost: float, folds: int) -> tuple[float, int]:
@@ -283,6 +171,12 @@ def normalise(features_ND: Features) -> Weights:
     return unit_ND
 
 
-def in_processes(calls: Sequence[Callable[[], Any]], processes: int) -> list[Any]:
-    """Return what the calls return, in their order; large arrays are shared, not copied."""
-    return list(Parallel(n_jobs=max(1, min(processes, len(calls))))(delayed(call)() for call in calls))
+def in_processes(calls: Sequence[Callable[[], Any]], processes: int, name: str) -> list[Any]:
+    """Return what the calls return, in their order; large arrays are shared, not copied. ``name`` is for the bar."""
+    parallel = Parallel(n_jobs=max(1, min(processes, len(calls))), return_as="generator")
+    results = []
+    with Bar(name, len(calls), unit="fits") as bar:
+        for result in parallel(delayed(call)() for call in calls):
+            results.append(result)
+            bar.advance(1, count=1)
+    return results

@@ -13,7 +13,7 @@ rule probe_artifact:
         "artifacts/probe/{id}/artifact.json",
     threads: EXECUTION.threads
     resources:
-        gpu=GPUS,
+        gpu=gpus_of,
     params:
         name=name_of,
     message:

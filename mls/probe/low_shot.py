@@ -1,0 +1,157 @@
+"""Linear SVMs that see a few images of each class, as VISSL trains them for VOC07.
+
+    metrics, rows = low_shot(train, val, test, ks=[1, 2, 4], samples=5, costs=[0.1, 1.0, 10.0], names=classes, seed=0)
+
+The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl and fair_self_supervision_benchmark]: for
+each class k positives and k x (C - 1) negatives, drawn from train and val together (VOC's trainval); five independent
+draws; SVMs as in `mls.probe.svm`. All classes share one cost per k.
+
+VISSL takes the cost that is best on test, a value that no choice made beforehand can exceed. Here the cost is chosen on
+the val images that were not drawn, which is noisy where val is small; VISSL's is given beside it. Average precision is
+of the ``area`` definition, theirs of the ``envelope`` one.
+
+Shape legend: N images to draw from, M val images, D features, C classes, K costs, S samples, P parts (val and test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mls.errors import MlsError
+from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
+from mls.probe.metrics import Truth, average_precisions
+from mls.probe.svm import WORTH_PROCESSES, fit_one, in_processes, normalise, stopped
+
+Part = tuple[Features, Truth, Truth]
+"""Features, classes, and ignored classes of the images of a split."""
+Row = dict[str, float]
+
+
+def low_shot(
+    train: Part,
+    val: Part,
+    test: Part,
+    *,
+    ks: Sequence[int],
+    samples: int,
+    costs: Sequence[float],
+    names: Sequence[str],
+    seed: int,
+    threads: int = 1,
+    name: str = "low-shot",
+) -> tuple[dict[str, float], list[Row]]:
+    """Draw, fit and judge; each class has its own draw, ``np.random.default_rng((seed, sample, k, class))``.
+
+    Images for which a class is ignored are not drawn for it.
+
+    Args:
+        train: features, classes and ignored classes of images to draw from.
+        val: the same, to draw from too, and to choose costs by where not drawn.
+        test: the same, to report.
+        ks: positives per class.
+        samples: independent draws for each k.
+        costs: candidates for C.
+        names: of the classes.
+        seed: of the draws.
+        threads: processes that fit at a time; no effect on the result.
+        name: of the progress bar.
+
+    Returns:
+        What ``metrics.json`` says, percent. Per k: ``low_shot_<k>``, mAP on test, mean over the samples, and ``_std``,
+        its deviation over them (of this population, as in VISSL); ``_val``, the mAP by which ``_cost`` was chosen;
+        ``_best_on_test``, ``_best_on_test_std`` and ``_best_on_test_cost``, the same with the choice made on test. Over
+        all: ``low_shot_unconverged``, fits that reached the limit of iterations. And rows of ``low_shot.csv``, from
+        which all of it follows: k, sample, class (its index), cost, average precision on val and test (percent).
+
+    Raises:
+        MlsError: features that are not finite; val or test without a positive of any class; a class with too few images
+            to draw, named with k and their number.
+    """
+    for (features_ND, truth_NC, _), split in ((train, "train"), (val, "val"), (test, "test")):
+        check_finite(features_ND, split)
+        if not truth_NC.any():
+            raise MlsError(f"the {split} split of this dataset has no positive image of any class; low_shot needs some")
+    candidates = sorted(set(costs))
+    truth_NC, ignored_NC = (np.concatenate([train[i], val[i]]) for i in (1, 2))
+    draws = [
+        (k, sample, c, draw(truth_NC[:, c], ignored_NC[:, c], k, names, c, (seed, sample, k, c)))
+        for k in sorted(set(ks), reverse=True)  # the longest first
+        for sample in range(samples)
+        for c in range(len(names))
+    ]
+    val_unit, test_unit = normalise(val[0]), normalise(test[0])
+    known_ND = np.concatenate([normalise(train[0]), val_unit])
+    parts = [(val_unit, val[1], val[2]), (test_unit, test[1], test[2])]
+    calls = [partial(fit_few, known_ND, truth_NC[:, c], rows, candidates, parts, c) for _, _, c, rows in draws]
+    results = in_processes(calls, threads if known_ND.size >= WORTH_PROCESSES else 1, name)
+    ap_PK = {(k, sample, c): 100 * found for (k, sample, c, _), (found, _) in zip(draws, results, strict=True)}
+
+    metrics: dict[str, float] = {"low_shot_unconverged": sum(stops for _, stops in results)}
+    rows: list[Row] = []
+    for k in sorted(set(ks)):
+        values_SCPK = np.array([[ap_PK[k, sample, c] for c in range(len(names))] for sample in range(samples)])
+        for sample, c, i in np.ndindex(samples, len(names), len(candidates)):
+            val_ap, test_ap = (float(value) for value in values_SCPK[sample, c, :, i])
+            rows.append({"k": k, "sample": sample, "class": c, "cost": candidates[i], "val": val_ap, "test": test_ap})
+        # classes without a positive in a part are NaN there, and left out of its mean
+        val_K = np.nanmean(np.nanmean(values_SCPK[:, :, 0], axis=0), axis=0)
+        test_SK = np.nanmean(values_SCPK[:, :, 1], axis=1)
+        chosen, best = int(val_K.argmax()), int(test_SK.mean(axis=0).argmax())
+        metrics[f"low_shot_{k}_val"] = float(val_K[chosen])
+        for key, index in ((f"low_shot_{k}", chosen), (f"low_shot_{k}_best_on_test", best)):
+            metrics[key] = float(test_SK[:, index].mean())
+            metrics[f"{key}_std"] = float(test_SK[:, index].std())
+            metrics[f"{key}_cost"] = candidates[index]
+    return metrics, rows
+
+
+def draw(
+    truth_N: Truth, ignored_N: Truth, k: int, names: Sequence[str], c: int, seed: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Draw k positives and k x (C - 1) negatives of class c: ascending rows.
+
+    Raises:
+        MlsError: there are not so many.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[NDArray[np.int64]] = []
+    for kind, pool_N, count in (("positive", truth_N, k), ("negative", ~truth_N & ~ignored_N, k * (len(names) - 1))):
+        pool = np.flatnonzero(pool_N)
+        if not 0 < count <= len(pool):
+            raise MlsError(
+                f"low_shot: {k} needs {count} {kind} images of class {names[c]!r}; train and val have {len(pool)}"
+                + ("; lower k" if count else "; a set of one class has no low-shot protocol")
+            )
+        rows.append(rng.choice(pool, count, replace=False))
+    return np.sort(np.concatenate(rows))
+
+
+def fit_few(
+    known_ND: Weights,
+    truth_N: Truth,
+    rows: NDArray[np.int64],
+    costs: Sequence[float],
+    parts: Sequence[tuple[Weights, Truth, Truth]],
+    c: int,
+) -> tuple[Weights, int]:
+    """Fit class c on some rows; return average precision on val and test of each cost (2, K), and unconverged fits.
+
+    Val images are the last of the known ones; those that were drawn do not count.
+    """
+    few_ND, few_N = known_ND[rows], truth_N[rows]
+    models = [fit_one(few_ND, few_N, cost) for cost in costs]
+    weight_KD = np.concatenate([model.coef_ for model in models])
+    bias_K = np.concatenate([model.intercept_ for model in models])
+    drawn_M = np.isin(np.arange(len(known_ND) - len(parts[0][0]), len(known_ND)), rows)
+    values: list[Weights] = []
+    for (unit_MD, truth_MC, ignored_MC), out_M in zip(parts, (drawn_M, np.array(False)), strict=True):
+        with one_blas_thread():
+            scores_MK = unit_MD @ weight_KD.T + bias_K
+        of_each_cost = [c] * len(costs)
+        ignored_MK = ignored_MC[:, of_each_cost] | np.atleast_1d(out_M)[:, None]
+        values.append(average_precisions(scores_MK, truth_MC[:, of_each_cost] & ~ignored_MK, ignored_MK))
+    return np.stack(values), sum(stopped(model) for model in models)
