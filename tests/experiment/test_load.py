@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mls.experiment.load import IMAGENET, ExperimentError, check, load, parse_yaml
-from tests.conftest import PEERS, small
+from tests.conftest import PEERS, SMALL, small
 
 
 def problems_of(raw: dict[str, object]) -> str:
