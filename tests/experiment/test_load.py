@@ -169,7 +169,7 @@ def test_columns_are_those_that_the_data_set_can_have() -> None:
     check(snaps | {"datasets": {**SMALL["datasets"], "snaps": {"source": "folder"}}}, Path("x.yaml"))
     ranked = linear(["linear.mAP", "linear.P@5"], kind="retrieval", dataset="pets")
     check(ranked | {"datasets": {**SMALL["datasets"], "pets": {"source": "pets"}}}, Path("x.yaml"))
-    assert "task 'linear' gives mAP, P@1, P@3" in problems_of(
+    assert "task 'linear' gives mAP, P@3, P@1" in problems_of(
         linear(["linear.P@5"], kind="retrieval", precision_at=[3, 1])
     )
 
