@@ -15,9 +15,10 @@ from tests.conftest import SMALL, plan_of, small
 ROOT = Path(__file__).parents[1]
 RUNS = ("random:0", "moco-v2:0", "mls:0")
 PEERS = ("scenes-peers", "miml-peers", "peers-lr")
+CLASSIFICATION = ("classification", "tuned-lr")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/peers.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/peers.md", "docs/classification.md"])
 def test_the_tables_of_a_page_are_the_published_ones(page: str) -> None:
     text = (ROOT / page).read_text()
     found = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
@@ -46,7 +47,7 @@ def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.Monk
 
 def test_the_published_results_are_those_of_the_committed_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels", "study-miml", *PEERS)
+    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels", "study-miml", *PEERS, *CLASSIFICATION)
     for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in published)):
         plan = plan_file(Path(name))
         folder = ROOT / "results" / plan.loaded.experiment.experiment
@@ -66,6 +67,23 @@ def test_the_papers_experiments_use_its_literal_setting(monkeypatch: pytest.Monk
         found = runs["mls"].mls.model_dump()
         assert {key: found[key] for key in term | phases} == term | phases, name
         assert (runs["mls"].moco, runs["mls"].epochs, runs["mls"].backbone.name) == (Moco(), 400, "resnet50"), name
+
+
+def test_classification_is_of_the_default_experiments_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    default, probes = plan_file(Path("params.yaml")), plan_file(Path("experiments/classification.yaml"))
+    for run in RUNS:
+        assert default.find("pretrain", run) == probes.find("pretrain", run), run
+        assert default.find("probe", f"linear/{run}") == probes.find("probe", f"scenes-linear/{run}"), run
+
+
+def test_experiments_shown_in_the_docs_of_probes_are_valid() -> None:
+    tasks, mine = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/classification.md").read_text(), re.DOTALL)
+    voc = {"datasets": {**SMALL["datasets"], "voc07": {"source": "voc"}}}
+    columns = {"main": {"columns": ["linear.mAP", "svm.mAP_envelope", "svm.low_shot_96", "early.mAP", "tuned.mAP"]}}
+    plan = plan_of(small(**parse_yaml(tasks, "docs"), **voc, tables=columns))
+    assert len(plan.stage("features")) == 2 * 3, "linear and svm share theirs"
+    assert len(plan_of(parse_yaml(mine, "docs")).stage("probe")) == 2
 
 
 @pytest.mark.parametrize(("page", "trainings"), [("method", 7), ("peers", 5)])
