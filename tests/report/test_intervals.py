@@ -54,6 +54,11 @@ def test_one_value_shows_its_interval_everywhere() -> None:
     }
 
 
+def test_an_interval_that_leaves_out_its_value_is_explained() -> None:
+    note = "- Where an interval leaves out its own value: average precision of few positives comes out too high."
+    assert note in lines(filled({"mls": [probed(13.2, [1.8, 13.0])]})) and note not in lines(filled(ONE))
+
+
 def test_the_best_is_bold_with_its_interval() -> None:
     table = filled(ONE | {"random": [probed(40.0, [39.0, 41.0])]})
     assert "| mls | **52.0 [50.6, 53.2]** | 1 |" in lines(table)
