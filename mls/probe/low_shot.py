@@ -65,11 +65,12 @@ def low_shot(
         its deviation over them (of this population, as in VISSL); ``_val``, the mAP by which ``_cost`` was chosen;
         ``_best_on_test``, ``_best_on_test_std`` and ``_best_on_test_cost``, the same with the choice made on test. Over
         all: ``low_shot_unconverged``, fits that reached the limit of iterations. And rows of ``low_shot.csv``, from
-        which all of it follows: k, sample, class (its index), cost, average precision on val and test (percent).
+        which all of it follows: k, sample, class (its index), cost, average precision on val and test (percent;
+        NaN where no positive is left).
 
     Raises:
-        MlsError: features that are not finite; val or test without a positive of any class; a class with too few images
-            to draw, named with k and their number.
+        MlsError: features that are not finite; a split without a positive of any class; a class with too few images to
+            draw, named with k and their number; draws of k that leave no positive of any class in val.
     """
     for (features_ND, truth_NC, _), split in ((train, "train"), (val, "val"), (test, "test")):
         check_finite(features_ND, split)
@@ -83,6 +84,10 @@ def low_shot(
         for sample in range(samples)
         for c in range(len(names))
     ]
+    for k in sorted(set(ks)):  # before hours of fitting
+        left = [np.setdiff1d(len(train[1]) + np.flatnonzero(val[1][:, c]), rows) for j, _, c, rows in draws if j == k]
+        if not any(map(len, left)):
+            raise MlsError(f"low_shot: {k} draws every positive image of val, which leaves none to choose by; lower k")
     val_unit, test_unit = normalise(val[0]), normalise(test[0])
     known_ND = np.concatenate([normalise(train[0]), val_unit])
     parts = [(val_unit, val[1], val[2]), (test_unit, test[1], test[2])]
@@ -97,9 +102,10 @@ def low_shot(
         for sample, c, i in np.ndindex(samples, len(names), len(candidates)):
             val_ap, test_ap = (float(value) for value in values_SCPK[sample, c, :, i])
             rows.append({"k": k, "sample": sample, "class": c, "cost": candidates[i], "val": val_ap, "test": test_ap})
-        # classes without a positive in a part are NaN there, and left out of its mean
-        val_K = np.nanmean(np.nanmean(values_SCPK[:, :, 0], axis=0), axis=0)
-        test_SK = np.nanmean(values_SCPK[:, :, 1], axis=1)
+        # classes without a positive in a part (in val: one that was not drawn) are NaN there, and left out of its mean
+        val_SCK, test_SCK = values_SCPK[:, :, 0], values_SCPK[:, :, 1]
+        judged_C = ~np.isnan(val_SCK).all(axis=(0, 2))
+        val_K, test_SK = np.nanmean(val_SCK[:, judged_C], axis=0).mean(axis=0), np.nanmean(test_SCK, axis=1)
         chosen, best = int(val_K.argmax()), int(test_SK.mean(axis=0).argmax())
         metrics[f"low_shot_{k}_val"] = float(val_K[chosen])
         for key, index in ((f"low_shot_{k}", chosen), (f"low_shot_{k}_best_on_test", best)):

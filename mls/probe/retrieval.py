@@ -3,6 +3,7 @@
     found = retrieve(gallery_ND, gallery_NC, ignored_NC, query_MD, query_MC, precision_at=[1, 10], names=classes)
     found.value, found.precision[10], found.per_class_C
     write_ranking(found, rows_M, image_names, "test", path)
+    found, split = read_ranking(path)
 
 For a query and one of its labels, the images of the gallery with that label are what should come first. Average
 precision is the mean, over these, of the precision down to each (the area); precision@k is their share of the first
@@ -15,6 +16,7 @@ Shape legend: N gallery images, M queries, B queries of a block, Q of these with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 
 from mls.errors import MlsError
 from mls.probe.bootstrap import LEVEL, RESAMPLES, mean_intervals, percent
+from mls.probe.judge import AGAIN, SPLITS
 from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
 from mls.probe.linear import Features, Weights, check_finite
 from mls.probe.metrics import Truth
@@ -177,12 +180,65 @@ def write_ranking(found: Retrieved, rows_M: Rows, image_names: Sequence[str], sp
     Then per class ``ap:<class>`` and ``p@<k>:<class>``, float32, null where the query has no value for it: all that
     the values of the set are made of.
     """
-    columns: dict[str, pa.Array] = {
-        "image": pa.array(rows_M, pa.int64()),
-        "name": pa.array(list(image_names), pa.string()),
-        "split": pa.array([split] * len(rows_M), pa.string()),
-    }
-    for c, name in enumerate(found.names):
-        for prefix, values_MC in (("ap", found.ap_MC), *((f"p@{k}", found.precision[k]) for k in found.precision)):
-            columns[f"{prefix}:{name}"] = pa.array(values_MC[:, c], pa.float32(), from_pandas=True)  # NaN is null
-    pq.write_table(pa.table(columns), path)
+    columns = [
+        pa.array(rows_M, pa.int64()),
+        pa.array(list(image_names), pa.string()),
+        pa.array([split] * len(rows_M), pa.string()),
+    ]
+    for c in range(len(found.names)):
+        for values_MC in (found.ap_MC, *found.precision.values()):
+            columns.append(pa.array(values_MC[:, c], pa.float32(), from_pandas=True))  # NaN is null
+    pq.write_table(pa.table(columns, schema=_schema(found.names, list(found.precision))), path)
+
+
+def _schema(names: Sequence[str], ks: Sequence[int]) -> pa.Schema:
+    values = [f"{prefix}:{name}" for name in names for prefix in ("ap", *(f"p@{k}" for k in ks))]
+    about = [("image", pa.int64()), ("name", pa.string()), ("split", pa.string())]
+    return pa.schema([*about, *((name, pa.float32()) for name in values)])
+
+
+def read_ranking(path: Path) -> tuple[Retrieved, str]:
+    """Read what `write_ranking` wrote, exactly: the values, and the split whose images they are of.
+
+    Raises:
+        MlsError: no such file, no values of a retrieval, columns that are missing or of another type, images of no or
+            of several splits, values that are no shares; names the file.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise MlsError(f"{path} is no readable parquet file ({str(error).strip()}); {AGAIN}") from error
+    try:
+        return _retrieved(table)
+    except MlsError as error:
+        raise MlsError(f"{path}: {error}") from error
+
+
+def _retrieved(table: pa.Table) -> tuple[Retrieved, str]:
+    found = table.schema
+    names = [column.removeprefix("ap:") for column in found.names if column.startswith("ap:")]
+    if not names:
+        raise MlsError("holds no values of a ranking: name the predictions.parquet of a retrieval")
+    ks = sorted({int(column[1]) for column in map(re.compile(r"p@([0-9]{1,9}):").match, found.names) if column})
+    schema = _schema(names, ks)
+    missing = [name for name in dict.fromkeys(schema.names) if found.names.count(name) != 1]
+    surplus = sorted(set(found.names) - set(schema.names))
+    if missing or surplus:
+        problems = [f"does not hold {', '.join(missing)} once"] if missing else []
+        problems += [f"holds {', '.join(surplus)}, which is no column of it"] if surplus else []
+        raise MlsError(f"{' and '.join(problems)}; {AGAIN}")
+    if wrong := [field.name for field in schema if found.field(field.name).type != field.type]:
+        raise MlsError(f"column {wrong[0]} is {found.field(wrong[0]).type}, not {schema.field(wrong[0]).type}; {AGAIN}")
+    splits = table["split"].unique().to_pylist()
+    if len(splits) != 1 or splits[0] not in SPLITS:
+        raise MlsError(f"its images are not of one split, {' or '.join(SPLITS)}, but of {splits}; {AGAIN}")
+    columns = [table[name] for name in schema.names[3:]]
+    values_MCV = np.stack([column.to_numpy() for column in columns], axis=1).reshape(len(table), len(names), -1)
+    null_MCV = np.stack([column.is_null().to_numpy() for column in columns], axis=1).reshape(values_MCV.shape)
+    if not (null_MCV | ((values_MCV >= 0) & (values_MCV <= 1))).all() or (null_MCV != null_MCV[:, :, :1]).any():
+        raise MlsError(f"holds values that are no shares, or a part of a query's values for a class; {AGAIN}")
+    if null_MCV.all():
+        raise MlsError(f"holds no value of any query; {AGAIN}")
+    precision = {k: values_MCV[:, :, 1 + index] for index, k in enumerate(ks)}
+    return Retrieved(names, values_MCV[:, :, 0], precision), splits[0]

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from mls.errors import MlsError
+from mls.probe import retrieval
 from mls.probe.judge import read_predictions, summarise
 
 TOLERANCE = 1e-9
@@ -20,15 +24,20 @@ TOLERANCE = 1e-9
 
 
 def print_score(path: Path) -> None:
-    """Print the metrics of a ``predictions.parquet`` with their intervals.
+    """Print the metrics of a ``predictions.parquet``, of a classifier or a retrieval, with their intervals.
 
     Raises:
-        MlsError: the file can't be judged, see `mls.probe.judge`; or the ``metrics.json`` beside it says something
-            else: names the first metric that differs, and both values.
+        MlsError: the file can't be judged, see `mls.probe.judge` and `mls.probe.retrieval`; or the ``metrics.json``
+            beside it says something else: names the first metric that differs, and both values.
     """
-    judged = read_predictions(path)
-    metrics = summarise(judged)
-    print(as_markdown(metrics, judged.split))
+    if is_ranking(path):
+        found, split = retrieval.read_ranking(path)
+        metrics = retrieval.summarise(found, split) | {f"n_{split}": len(found.ap_MC)}
+        print(as_markdown(metrics, split, lacking="a query or an image in the gallery"))
+    else:
+        judged = read_predictions(path)
+        metrics = summarise(judged)
+        print(as_markdown(metrics, judged.split))
     beside = path.parent / "metrics.json"
     if not beside.exists():
         print(f"\nThere is no {beside.name} beside it to compare with.")
@@ -37,8 +46,20 @@ def print_score(path: Path) -> None:
     print(f"\nAgrees with {beside}.")
 
 
-def as_markdown(metrics: dict[str, Any], split: str) -> str:
-    """Lay out `summarise`'s dictionary: a table of the whole, one of the classes, what the intervals mean."""
+def is_ranking(path: Path) -> bool:
+    """Tell whether a file holds the values of a retrieval; what can't be read does not."""
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False  # `read_predictions` says what is wrong with it
+    return any(name.startswith("ap:") for name in names)
+
+
+def as_markdown(metrics: dict[str, Any], split: str, lacking: str = "a positive image") -> str:
+    """Lay out `summarise`'s dictionary: a table of the whole, one of the classes, what the intervals mean.
+
+    ``lacking`` is what classes without average precision have none of.
+    """
     interval = metrics["interval"]
     level = f"{100 * interval['level']:g} % interval"
     whole = [(name, value, interval.get(name)) for name, value in metrics.items() if isinstance(value, float)]
@@ -52,7 +73,7 @@ def as_markdown(metrics: dict[str, Any], split: str) -> str:
             "",
             *_table(("class", "AP", level), classes),
             "",
-            *([f"- Without a positive image, so without AP and left out of means: {undefined}."] if undefined else []),
+            *([f"- Without {lacking}, so without AP and left out of means: {undefined}."] if undefined else []),
             f"- Intervals: {interval['covers']}, {interval['resamples']:,} bootstrap resamples of the images.",
         ]
     )

@@ -407,6 +407,35 @@ def test_the_artifact(root: Path, tmp_path: Path) -> None:
     assert evaluation.stats[0] == pytest.approx(1)
 
 
+def test_classes_of_difficult_objects_alone_are_ignored(root: Path) -> None:
+    def hard(name: str) -> str:
+        return an_object(name, extra="<difficult>1</difficult>")
+
+    shown = {
+        "000009": [hard("dog"), an_object("dog")],
+        "000010": [hard("cat")],
+        "000011": [hard("cat"), hard("cat"), an_object("person"), hard("aeroplane"), hard("tvmonitor")],
+        "000001": [hard("cat"), hard("dog")],
+        "000002": [],
+    }
+    for image, objects in shown.items():
+        (root / f"VOC2007/Annotations/{image}.xml").write_text(xml(image, *objects))
+    pin()
+    store = Store(make())
+    row_of = {Path(store.name(row)).stem: row for row in range(len(store))}
+
+    def found(mask: Any) -> list[list[str]]:
+        return [[CLASSES[c] for c in line.nonzero()[0]] for line in mask]
+
+    rows = [row_of[image] for image in [*shown, "000003"]]  # the last has an easy dog alone
+    ignored = [[], ["cat"], ["aeroplane", "cat", "tvmonitor"], ["cat", "dog"], [], []]
+    assert found(store.ignored(rows)) == ignored
+    assert found(store.labels(rows)) == [["dog"], [], ["person"], [], [], ["dog"]]
+    assert found(store.ignored(rows[::-1])) == ignored[::-1], "in the order asked for"
+    everywhere = store.ignored(range(len(store)))
+    assert everywhere.dtype == bool and everywhere.shape == (11, 20) and everywhere.sum() == 1 + 3 + 2
+
+
 def test_a_changed_annotation_stops(root: Path) -> None:
     pin()
     (root / "VOC2007/Annotations/000001.xml").write_text(xml("000001", an_object("cat")))

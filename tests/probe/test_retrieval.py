@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
 from mls.errors import MlsError
 from mls.probe import knn
-from mls.probe.retrieval import Retrieved, retrieve, write_ranking
+from mls.probe.retrieval import Retrieved, read_ranking, retrieve, summarise, write_ranking
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -89,6 +91,18 @@ def test_ties_rank_by_row() -> None:
     np.testing.assert_allclose(found.precision[2][:, 0], [1 / 2] * 2)
 
 
+def test_blocks_without_a_query_of_a_class_that_has_ignored_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, query = make_data(30, 0), make_data(10, 1)
+    query[1][:, 2] = np.arange(10) == 9
+    ignored = ~gallery[1] & (np.arange(30) % 3 == 0)[:, None]
+    assert ignored[:, 2].any()
+    expected = run(gallery, query, ignored)
+    monkeypatch.setattr(knn, "BLOCK", 3 * 30)  # three queries a block: all but the last lack class 2
+    found = run(gallery, query, ignored)
+    np.testing.assert_array_equal(found.ap_MC, expected.ap_MC)
+    assert np.isnan(found.ap_MC[:9, 2]).all() and found.ap_MC[9, 2] > 0
+
+
 @pytest.mark.parametrize(("block", "threads"), [(1, 1), (7 * 180, 3), (2**22, 2)])
 def test_blocks_and_threads_change_nothing(block: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, query = make_data(90, 0), make_data(40, 1)
@@ -132,3 +146,71 @@ def test_the_values_follow_from_the_file_which_repeats_byte_for_byte(tmp_path: P
     for prefix, value in (("ap", found.value), ("p@1", found.precision_at(1)), ("p@5", found.precision_at(5))):
         columns = [table[f"{prefix}:{name}"].drop_null().to_numpy() for name in NAMES[:3]]
         assert value == pytest.approx(np.mean([column.mean(dtype=np.float64) for column in columns]), abs=1e-12)
+
+
+# --------------------------------------------------------------------------------------------- reading it again
+
+
+def write(path: Path, names: list[str] = NAMES, split: str = "val", at: tuple[int, ...] = (5, 1)) -> Retrieved:
+    gallery, query = make_data(50, 0), make_data(20, 1)
+    query[1][:, 3] = False
+    found = retrieve(gallery[0], gallery[1], None, query[0], query[1], precision_at=at, names=names)
+    write_ranking(found, np.arange(20), [f"{m}.jpg" for m in range(20)], split, path)
+    return found
+
+
+@pytest.mark.parametrize("names", [NAMES, ["a:b", "ap:a:b", "p@1:a:b", ""]])
+def test_read_exactly_as_it_was_written(names: list[str], tmp_path: Path) -> None:
+    found = write(tmp_path / "p", names)
+    again, split = read_ranking(tmp_path / "p")
+    assert (again.names, list(again.precision), split) == (names, [1, 5], "val")
+    np.testing.assert_array_equal(again.ap_MC, found.ap_MC)
+    assert again.ap_MC.dtype == np.float32
+    for k in (1, 5):
+        np.testing.assert_array_equal(again.precision[k], found.precision[k])
+    for part in ("test", "val"):
+        assert json.dumps(summarise(again, part)) == json.dumps(summarise(found, part))
+
+
+def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def floats(*values: float | None) -> pa.Array:
+    return pa.array([*values, *[0.5] * (20 - len(values))], pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.select(["image", "name", "split"]), "holds no values of a ranking"),
+        (lambda t: t.drop_columns(["split"]), "does not hold split once"),
+        (lambda t: t.drop_columns(["p@5:bee"]), "does not hold p@5:bee once"),
+        (lambda t: t.drop_columns(["ap:bee"]), "holds p@1:bee, p@5:bee, which is no column"),
+        (lambda t: t.append_column("ap:bee", floats()), "does not hold ap:bee once; make"),
+        (lambda t: t.append_column("score:bee", floats()), "holds score:bee, which is no column of it"),
+        (lambda t: t.append_column("p@01:bee", floats()), "holds p@01:bee, which"),
+        (lambda t: t.append_column("p@" + "9" * 5000 + ":bee", floats()), "holds p@999"),
+        (lambda t: replace(t, "ap:bee", pa.array(["x"] * 20)), "column ap:bee is string, not float"),
+        (lambda t: replace(t, "split", pa.array(["val"] * 19 + ["test"])), "not of one split"),
+        (lambda t: replace(t, "split", pa.array(["train"] * 20)), r"but of \['train'\]"),
+        (lambda t: replace(t, "split", pa.array([None] * 20, pa.string())), r"but of \[None\]"),
+        (lambda t: t.slice(0, 0), r"but of \[\]"),
+        (lambda t: replace(t, "ap:dog", floats(1.5)), "no shares"),
+        (lambda t: replace(t, "p@1:ant", floats(float("nan"))), "no shares"),
+        (lambda t: replace(t, "p@1:dog", floats(0.5)), "a part of a query's values"),
+        (lambda t: pa.table([*t.columns[:3], *[pa.nulls(20, pa.float32())] * 12], schema=t.schema), "no value of any"),
+    ],
+)
+def test_damage_is_named(damage: Any, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "p")
+    pq.write_table(damage(pq.read_table(tmp_path / "p")), tmp_path / "p")
+    with pytest.raises(MlsError, match=f"/p: .*{message}"):
+        read_ranking(tmp_path / "p")
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    for write_it in (lambda path: None, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"PAR1" * 9)):
+        write_it(tmp_path / "p")
+        with pytest.raises(MlsError, match=r"/p is no readable parquet file .*make the probe again"):
+            read_ranking(tmp_path / "p")

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mls.errors import MlsError
+from mls.probe import retrieval
 from mls.probe.judge import summarise, write_predictions
 from mls.probe.score import print_score
 from tests.probe.test_judge import make
@@ -105,6 +107,65 @@ def test_damaged_metrics_are_an_error(content: bytes, message: str, predictions:
 def test_what_holds_no_scores_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MlsError, match="does not exist; name a probe's predictions"):
         print_score(tmp_path / "predictions.parquet")
-    pq.write_table(pa.table({"image": [0], "ap:person": [0.5]}), tmp_path / "predictions.parquet")
+    pq.write_table(pa.table({"image": [0], "p@1:person": [0.5]}), tmp_path / "predictions.parquet")
     with pytest.raises(MlsError, match="holds no scores"):
+        print_score(tmp_path / "predictions.parquet")
+
+
+# ----------------------------------------------------------------------------------------------- of a retrieval
+
+
+def retrieve_to(folder: Path, split: str) -> dict[str, Any]:
+    """Write predictions and metrics as the stage does; one class has no query, and class names hold colons."""
+    rng = np.random.default_rng(0)
+    gallery, queries = rng.normal(size=(2, 200, 6)).astype(np.float32)
+    gallery_truth, query_truth = gallery[:, :4] > 0.5, queries[:, :4] > 0.5
+    query_truth[:, 2] = False
+    names = ["traffic: light", "p@1:cat", "rare", "a | b"]
+    found = retrieval.retrieve(gallery, gallery_truth, None, queries, query_truth, precision_at=[1, 3, 7], names=names)
+    path = folder / "predictions.parquet"
+    retrieval.write_ranking(found, np.arange(200), [f"{i}.jpg" for i in range(200)], split, path)
+    metrics = retrieval.summarise(found, split) | {"n_train": 200, f"n_{split}": 200}
+    path.with_name("metrics.json").write_text(json.dumps(metrics))
+    return metrics
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_retrieval(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = retrieve_to(tmp_path, split)
+    print_score(tmp_path / "predictions.parquet")
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[0] == f"200 images of {split}, 4 classes, percent."
+    rows = [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in lines if "|" in line]
+    headline = "mAP" if split == "test" else "val"
+    low, high = metrics["interval"][headline]
+    assert low < metrics[headline] < high
+    assert [headline, f"{metrics[headline]:.2f}", f"{low:.2f} .. {high:.2f}"] in rows
+    assert (
+        (["P@7", f"{metrics['P@7']:.2f}", ""] in rows) if split == "test" else "P@" not in text.replace("p@1:cat", "")
+    )
+    low, high = metrics["interval"]["per_class"]["p@1:cat"]
+    assert ["p@1:cat", f"{metrics['per_class']['p@1:cat']:.2f}", f"{low:.2f} .. {high:.2f}"] in rows
+    assert ["rare", "-", ""] in rows
+    assert "- Without a query or an image in the gallery, so without AP and left out of means: rare." in lines
+    assert f"- Intervals: {split} sampling only, 1,000 bootstrap resamples of the images." in lines
+    assert lines[-1] == f"Agrees with {tmp_path / 'metrics.json'}."
+
+
+@pytest.mark.parametrize("name", ["mAP", "P@3", "n_test"])
+def test_a_retrieval_of_other_metrics_is_an_error(name: str, tmp_path: Path) -> None:
+    metrics = retrieve_to(tmp_path, "test")
+    metrics[name] += 1e-8 if name != "n_test" else 1
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(MlsError, match=f"says {name} = "):
+        print_score(tmp_path / "predictions.parquet")
+
+
+def test_a_damaged_retrieval_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [0], "ap:person": [0.5]}), tmp_path / "predictions.parquet")
+    with pytest.raises(MlsError, match=r"predictions\.parquet: does not hold name, split once"):
+        print_score(tmp_path / "predictions.parquet")
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MlsError, match="no readable parquet file"):
         print_score(tmp_path / "predictions.parquet")

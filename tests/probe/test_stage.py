@@ -111,8 +111,7 @@ def test_retrieval(tmp_path: Path) -> None:
     assert metrics["mAP"] == pytest.approx(100 * np.mean(per_class))
     low, high = metrics["interval"]["mAP"]
     assert low < metrics["mAP"] < high
-    with pytest.raises(MlsError, match="holds no scores"):
-        print_score(tmp_path / "run" / "out" / "predictions.parquet")
+    print_score(tmp_path / "run" / "out" / "predictions.parquet")  # compares with metrics.json beside it
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn", "finetune"])
