@@ -15,6 +15,7 @@ from tests.conftest import SMALL, plan_of, small
 ROOT = Path(__file__).parents[1]
 RUNS = ("random:0", "moco-v2:0", "mls:0")
 PEERS = ("scenes-peers", "miml-peers", "peers-lr")
+STUDIES = ("study-early", "study-labels")
 CLASSIFICATION = ("classification", "tuned-lr")
 
 
@@ -47,7 +48,7 @@ def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.Monk
 
 def test_the_published_results_are_those_of_the_committed_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-early", "study-labels", "study-miml", *PEERS, *CLASSIFICATION)
+    published = ("scenes-3seeds", "coco-tiny", "miml-scenes", "study-miml", *STUDIES, *PEERS, *CLASSIFICATION)
     for name in ("params.yaml", *(f"experiments/{n}.yaml" for n in published)):
         plan = plan_file(Path(name))
         folder = ROOT / "results" / plan.loaded.experiment.experiment

@@ -246,7 +246,7 @@ def _messages(error: ValidationError, model: type[BaseModel], where: tuple[str, 
             lines.append(f"{path}: is required")
         elif item["type"] == "union_tag_not_found":
             lines.append(f"{path}.{item['ctx']['discriminator'].strip(chr(39))}: is required")
-        elif item["type"] == "value_error" and item["input"] and isinstance(item["input"], dict):  # of the section as a whole
+        elif item["type"] == "value_error" and item["input"] and isinstance(item["input"], dict):  # the section's
             lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')} (is {item['input']!r})")
