@@ -70,7 +70,7 @@ def test_many_classes_get_no_bars(in_tmp: Path) -> None:
     probes = {
         name: {"kind": "linear", "dataset": "scenes", "image_size": size} for name, size in (("a", 32), ("b", 64))
     }
-    plan = small_plan(probe=probes, transfer={}, tables={"main": {"columns": ["a.mAP", "b.top1"]}})
+    plan = small_plan(probe=probes, transfer={}, tables={"main": {"columns": ["a.mAP", "b.mAP"]}})
     write_inputs(plan, lambda label: {"mAP": 50.0, "per_class": many} if label.startswith("a/") else {"top1": 50.0})
     names = {p.stem for p in (make_tables(plan) / "figures").iterdir()}
     assert not any(name.startswith("per_class") for name in names)
