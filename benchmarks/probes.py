@@ -45,7 +45,8 @@ from mls.probe.metrics import Scores, mean_average_precision
 
 RESULTS = Path(__file__).resolve().parent / "results" / "probes.csv"
 COLUMNS = """date measured round images features classes decay strengths threads seconds cpu_seconds chosen test_mAP
-backbone data image_size extract_images_per_s forward_images_per_s of_forward of_forward_cpu load machine OMP_NUM_THREADS torch
+backbone data image_size extract_images_per_s forward_images_per_s of_forward of_forward_cpu load machine
+OMP_NUM_THREADS torch
 scikit-learn code"""
 HELD_OUT = 500
 """Images of val, and of test."""
