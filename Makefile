@@ -37,7 +37,7 @@ format: setup ## rewrite the code as lint wants it
 	ruff format .
 	snakefmt workflow
 
-micro: setup ## the whole path in under a minute (experiments/micro.yaml)
+micro: setup ## the whole path in about a minute (experiments/micro.yaml)
 	$(MAKE) reproduce EXPERIMENT=experiments/micro.yaml
 
 status: setup ## what of the experiment is done, running, failed or missing

@@ -2,8 +2,8 @@
 
     probe:
       linear: {kind: linear, dataset: scenes}            # on frozen features
-      svm: {kind: svm, dataset: voc07, fit: squash}      # on the same features, extracted once
-      tuned: {kind: finetune, dataset: voc07}            # end to end
+      svm: {kind: svm, dataset: scenes}                  # on the same features, extracted once
+      tuned: {kind: finetune, dataset: scenes}           # end to end
     transfer:
       detect: {kind: instance, dataset: scenes}
 

@@ -200,5 +200,5 @@ PINNED = {
     "transfer detect/random:0": "dfab7573ab",
     "transfer detect/moco-v2:0": "284de9d407",
     "transfer detect/mls:0": "8bafd756d6",
-    "tables micro": "d97ee63719",
+    "tables micro": "6fdba5d26a",
 }

@@ -63,7 +63,8 @@ def test_a_changed_probe_param_reruns_the_probe_and_tables_only(where: str, requ
     clone: Clone = request.getfixturevalue(where)
     before = numbers(clone)
     clone.edit(probe__linear__image_size=24)
-    assert clone.planned() == {"probe_artifact": 3, "tables_artifact": 1, "publish": 1}
+    reads = {"features_artifact": 3, "probe_artifact": 3}
+    assert clone.planned() == {**reads, "tables_artifact": 1, "publish": 1}
     clone.run("snakemake")
     assert clone.planned() == {}
     after = numbers(clone)
@@ -74,7 +75,7 @@ def test_a_changed_probe_param_reruns_the_probe_and_tables_only(where: str, requ
 
 def test_a_changed_param_of_one_run_reruns_that_run(pulled: Clone) -> None:
     pulled.edit(runs__mls__mls__topk=5)
-    one = {"pretrain_artifact": 1, "probe_artifact": 1, "transfer_artifact": 1}
+    one = {"pretrain_artifact": 1, "features_artifact": 1, "probe_artifact": 3, "transfer_artifact": 1}
     assert pulled.planned() == {**one, "tables_artifact": 1, "publish": 1}
 
 
@@ -116,11 +117,11 @@ def test_a_raised_stage_version_is_planned_by_both(pulled: Clone) -> None:
     text = file.read_text()
     assert '"probe": 2' in text
     file.write_text(text.replace('"probe": 2', '"probe": 3'))
-    assert pulled.planned() == {"probe_artifact": 3, "tables_artifact": 1, "publish": 1}
+    assert pulled.planned() == {"probe_artifact": 9, "tables_artifact": 1, "publish": 1}
     status = pulled.run("dvc", "status")
     assert "probe:" in status and "mls" in status
     pulled.run("dvc", "repro", "--single-item", "--force", "probe")
-    assert len(list(pulled.path.glob("artifacts/probe/*/artifact.json"))) == 6
+    assert len(list(pulled.path.glob("artifacts/probe/*/artifact.json"))) == 18
 
 
 def test_code_edited_in_a_clone_is_the_code_that_runs_there(pulled: Clone) -> None:
