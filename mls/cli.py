@@ -7,6 +7,7 @@
     mls score linear/mls             a probe's metrics, recomputed from its predictions; or: mls score FILE
     mls data pin coco-tiny           write the digest of a source's files into data.lock
     mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
+    mls export mls --format timm     a backbone as a file of torchvision's, timm's or Detectron2's names
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls verify | mls gc | mls retry ID | mls publish | mls show
 
@@ -179,6 +180,23 @@ def score(args: argparse.Namespace) -> None:
     return None
 
 
+def export(args: argparse.Namespace) -> None:
+    """Write a finished backbone for torchvision, timm or Detectron2, checked by loading it there."""
+    from mls.experiment.artifact import open_artifact
+    from mls.experiment.params import Backbone
+    from mls.transfer.export import FORMATS, export_backbone
+
+    plan = plan_file(args.experiment)
+    jobs = plan.find("pretrain", args.target)
+    if args.out and len(jobs) > 1:
+        raise MlsError(f"-o is one file, but {args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
+    for job in jobs:
+        artifact = open_artifact(job.path)
+        config = Backbone.model_validate(artifact.read_json("params.json")["resolved"]["backbone"])
+        out = args.out or Path(f"{plan.labels[job.id][0].replace(':', '-')}-{args.format}{FORMATS[args.format][0]}")
+        export_backbone(config, artifact.file("backbone.safetensors"), args.format, out, print)
+
+
 def draw(args: argparse.Namespace) -> None:
     """Draw the paper's Figures 3 and 4 of finished pretrainings; print the files."""
     from mls.report.neighbour_figures import draw_neighbours
@@ -218,6 +236,10 @@ def parser() -> argparse.ArgumentParser:
     for name, function in (("status", status), ("verify", verify), ("publish", publish), ("show", show)):
         add(name, function)
     add("score", score).add_argument("target", help="probe: label or id; or a predictions.parquet")
+    sub = add("export", export)
+    sub.add_argument("target", help="pretraining: label or id")
+    sub.add_argument("--format", required=True, choices=("torchvision", "detectron2", "timm"), help="whose names")
+    sub.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: <run>-<seed>-<format>.<ending>")
     sub = add("draw", draw)
     sub.add_argument("target", help="pretraining: label or id")
     sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="default: drawn/<id>/")

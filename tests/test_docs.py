@@ -74,7 +74,7 @@ def test_the_papers_experiments_use_its_literal_setting(monkeypatch: pytest.Monk
     term = {"topk": 20, "weight": 0.5, "terms": "bce", "reduction": "mean", "bias": "none", "centre": False}
     assert Pretrain().mls.enqueue == "after"
     phases = {"warmup_epochs": 0.0, "ramp_epochs": 0.0, "label_space": "backbone", "logit_space": "projection"}
-    for name in ("paper-coco", "paper-ablations"):
+    for name in ("paper-coco-fpn", "paper-coco-c4", "paper-ablations"):
         runs = load(Path(f"experiments/{name}.yaml")).runs
         assert runs["mls"] == runs["moco-v2"].model_copy(update={"method": "mls"}), name
         assert runs["mls"] == Pretrain(dataset="coco"), name

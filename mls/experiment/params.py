@@ -3,8 +3,9 @@
 One experiment is one file. Defaults are the paper's recipe (MLS, ICCV 2023; shown as [paper]) or,
 where the paper is silent, its lineage's (MoCo-v2 on COCO as in DenseCL and ORL; [lineage]).
 ``params.yaml`` and ``experiments/*.yaml`` override them for small machines. What backbones are judged by is in
-``mls.experiment.tasks``, the views of an image in ``mls.experiment.views``, data sets in ``mls.experiment.datasets``.
-Reading and checking a file is in ``mls.experiment.load``; what runs follows in ``mls.experiment.plan``.
+``mls.experiment.tasks`` and ``mls.experiment.transfers``, the views of an image in ``mls.experiment.views``, data sets
+in ``mls.experiment.datasets``. Reading and checking a file is in ``mls.experiment.load``; what runs follows in
+``mls.experiment.plan``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pydantic import Field
 
 from mls.experiment.datasets import Dataset
 from mls.experiment.section import Count, Name, Positive, Section, Share
-from mls.experiment.tasks import ProbeTask, TransferTask
+from mls.experiment.tasks import ProbeTask
+from mls.experiment.transfers import TransferTask
 from mls.experiment.views import Augment
 
 # ------------------------------------------------------------------------------------- pretraining
@@ -213,6 +215,8 @@ class Table(Section):
     """A row; every other row's difference from it is printed too, paired by seed."""
     paper: Paper | None = None
     """Which table of the paper stands beside it."""
+    not_implemented: list[str] = []
+    """Further columns, printed as such in every row: of the paper's table, and of no task here."""
 
 
 class Execution(Section):

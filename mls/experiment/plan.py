@@ -15,9 +15,11 @@ from mls.download.catalog import published_digest
 from mls.errors import MlsError
 from mls.experiment.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
-from mls.experiment.load import TRAINED, Loaded, load, parse_yaml
+from mls.experiment.load import Loaded, load, parse_yaml
 from mls.experiment.params import Pretrain
-from mls.experiment.tasks import Features, FrozenProbe, ProbeTask, TransferTask
+from mls.experiment.references import TRAINED
+from mls.experiment.tasks import Features, FrozenProbe, ProbeTask
+from mls.experiment.transfers import TransferTask
 
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
@@ -253,6 +255,8 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
         }
         if table.baseline is not None:
             tables[name]["baseline"] = table.baseline
+        if table.not_implemented:
+            tables[name]["not_implemented"] = table.not_implemented
         if table.paper is not None:
             tables[name]["paper"] = table.paper.model_dump()
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}

@@ -1,13 +1,11 @@
-"""The schema of the ``probe`` and ``transfer`` blocks: what a backbone is judged by, one section a kind.
+"""The schema of the ``probe`` block: what a backbone is judged by, one section a kind; and what all tasks may give.
 
     probe:
       linear: {kind: linear, dataset: scenes}            # on frozen features
       svm: {kind: svm, dataset: scenes}                  # on the same features, extracted once
       tuned: {kind: finetune, dataset: scenes}           # end to end
-    transfer:
-      detect: {kind: instance, dataset: scenes}
 
-Protocols and where they come from: docs/classification.md.
+The ``transfer`` block is in ``mls.experiment.transfers``. Protocols and where they come from: docs/classification.md.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from mls.experiment.section import Ascending, Count, Grid, Name, Positive, Section, Share
+from mls.experiment.transfers import TRANSFER_METRICS, VOC_METRICS, Detector, SemanticTransfer
 from mls.experiment.views import Augment
 
 # ----------------------------------------------------------------------------- probes of frozen features
@@ -227,44 +226,12 @@ class SgdProbe(Trained):
     """A batch norm without scale and shift between feature and classifier [ORL]."""
 
 
-class InstanceTransfer(Section):
-    """Detection and instance segmentation: Mask R-CNN with FPN on the pretrained ResNet."""
-
-    kind: Literal["instance"]
-    backend: Literal["torchvision"] = "torchvision"
-    dataset: Name
-    trials: Count = 1
-    """Repeats of this task with other seeds, on the same pretrained backbone."""
-    image_size: Annotated[int, Field(ge=32)] = 800
-    """Shorter side in training and testing, pixels (longer side: at most 5/3 of it)."""
-    epochs: Positive = 12.0
-    """Passes over train; fractions are allowed."""
-    batch_size: Count = 16
-    lr: Positive = 0.02
-    """For this batch size; never rescaled."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6667, 0.8889]
-    """Where the learning rate is divided by 10, as shares of the schedule [60k and 80k of 90k]."""
-    fpn_channels: Count = 256
-    head_channels: Count = 1024
-    """Width of the box head's two layers; the mask head has ``fpn_channels``."""
-    rois: Count = 512
-    """Regions sampled per image to train the heads."""
-    proposals: Count = 1000
-    """Proposals kept per image after non-maximum suppression (testing; twice that in training)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the backbone and FPN (autocast); heads and losses are float32."""
-
-
 FrozenProbe = LinearProbe | SvmProbe | KnnProbe | RetrievalProbe
 """Probes that read features, never images."""
 TrainedProbe = FinetuneProbe | SgdProbe
 """Probes that train on images."""
 ProbeTask = Annotated[FrozenProbe | TrainedProbe, Field(discriminator="kind")]
-TransferTask = InstanceTransfer
-TASKS = (*get_args(FrozenProbe), *get_args(TrainedProbe), InstanceTransfer)
+TASKS = (*get_args(FrozenProbe), *get_args(TrainedProbe), *get_args(Detector), SemanticTransfer)
 
 CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
 """Of every classifier: three definitions of mAP (see ``mls.probe.metrics``), or top-1."""
@@ -277,20 +244,19 @@ METRICS: dict[str, tuple[str, ...]] = {
     "retrieval": ("mAP",),
     "finetune": (*CLASSIFIED, *DECIDED),
     "sgd": (*CLASSIFIED, *DECIDED),
-    "instance": tuple(
-        f"{target}_{ap}" for target in ("box", "mask") for ap in ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    ),
+    **TRANSFER_METRICS,
 }
 """Per task kind: what its ``metrics.json`` may hold and a table column may name, but for `metrics_of`'s additions.
 ``val`` is the value on val by which the classifier was chosen."""
 
 
-def metrics_of(task: dict[str, Any], several: bool | None = None) -> tuple[str, ...]:
+def metrics_of(task: dict[str, Any], several: bool | None = None, source: str = "") -> tuple[str, ...]:
     """Name the metrics of a task of an experiment file as it was read; none where its kind is unknown.
 
     Args:
         task: as it was read.
         several: whether an image of its data set may have several labels; None where that is not known yet.
+        source: of its data set.
     """
     if task.get("test") is False:
         return ("val",)
@@ -298,6 +264,8 @@ def metrics_of(task: dict[str, Any], several: bool | None = None) -> tuple[str, 
     added: list[str] = []
     if kind == "svm":
         added = [f"low_shot_{k}{end}" for k in _list(task.get("low_shot")) for end in ("", "_best_on_test")]
+    if task.get("backend") == "detectron2" and source == "voc":
+        added = list(VOC_METRICS)
     if kind == "retrieval":
         default = RetrievalProbe.model_fields["precision_at"].default
         added = [f"P@{k}" for k in _list(task.get("precision_at", default))]

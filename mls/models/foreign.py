@@ -1,4 +1,4 @@
-"""Other people's weights: torchvision, timm, MoCo and DenseCL checkpoints become our backbone.
+"""Other people's weights: torchvision, timm, MoCo, DenseCL and Detectron2 checkpoints become our backbone.
 
 Files are read without executing anything they hold (``weights_only=True`` or safetensors).
 """
@@ -22,6 +22,7 @@ from mls.errors import DeterministicError, MlsError
 from mls.experiment.artifact import sha256
 from mls.experiment.params import Pretrain
 from mls.models.backbone import build_backbone
+from mls.models.names import few, from_detectron2
 
 NESTED = ("state_dict", "model", "teacher", "student")
 """Keys under which checkpoints keep their weights."""
@@ -62,7 +63,7 @@ def load_weights(config: Pretrain, log: Callable[[str], None]) -> ResNet:
     net = build_backbone(config.backbone)
     state, prefix, ignored = translate(read_state(path), net.state_dict(), path)
     net.load_state_dict(state)
-    log(f"loaded {len(state)} tensors from {path.name} (prefix {prefix!r}); not used: {_few(ignored)}")
+    log(f"loaded {len(state)} tensors from {path.name} (prefix {prefix!r}); not used: {few(ignored)}")
     return net
 
 
@@ -98,6 +99,10 @@ def translate(
     Raises:
         DeterministicError: a tensor is missing or has another shape; names them.
     """
+    if converted := {ours: tensor for name, tensor in state.items() if (ours := from_detectron2(name))}:
+        unused = [name for name in state if not from_detectron2(name)]
+        picked, _, ignored = translate(converted, wanted, path)
+        return picked, "Detectron2's names", [*ignored, *unused]
     prefix = max(PREFIXES, key=lambda p: sum(f"{p}{name}" in state for name in wanted))
     picked = {name: state[f"{prefix}{name}"] for name in wanted if f"{prefix}{name}" in state}
     # Old checkpoints lack this counter; it plays no part in the result.
@@ -105,8 +110,8 @@ def translate(
     missing = [name for name in wanted if name not in picked]
     if missing:
         raise DeterministicError(
-            f"{path} lacks {len(missing)} of {len(wanted)} backbone tensors: {_few(missing)}; "
-            f"it holds: {_few(list(state))}"
+            f"{path} lacks {len(missing)} of {len(wanted)} backbone tensors: {few(missing)}; "
+            f"it holds: {few(list(state))}"
         )
     misshapen = [
         f"{n} {tuple(picked[n].shape)} instead of {tuple(t.shape)}"
@@ -114,7 +119,7 @@ def translate(
         if picked[n].shape != t.shape
     ]
     if misshapen:
-        raise DeterministicError(f"{path} does not fit pretrain.backbone: {_few(misshapen)}")
+        raise DeterministicError(f"{path} does not fit pretrain.backbone: {few(misshapen)}")
     ignored = [name for name in state if not (name.startswith(prefix) and name[len(prefix) :] in wanted)]
     return picked, prefix, ignored
 
@@ -143,7 +148,3 @@ def load_imagenet(config: Pretrain) -> ResNet:
     net = build_backbone(config.backbone)
     net.load_state_dict(translate(read_state(path), net.state_dict(), path)[0])
     return net
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "") if names else "none"

@@ -18,8 +18,8 @@ from mls.report.tables import Filled, FilledTable
 
 DASH = "–"  # noqa: RUF001 - an en dash, as typeset tables have it
 CSV_COLUMNS = ("row", "column", "mean", "half_width", "n", "of", "over", "values", "low", "high", "source")
-MEASURED, PAPER, DOUBTFUL = "measured", "paper", "paper?"
-"""What ``source`` may be; ``paper?``: printed so in the paper, but implausible."""
+MEASURED, PAPER, DOUBTFUL, LACKING = "measured", "paper", "paper?", "not implemented"
+"""What ``source`` may be; ``paper?``: printed so in the paper, but implausible; the last is printed in the cell."""
 
 # --------------------------------------------------------------------------------------------- CSV
 
@@ -35,7 +35,8 @@ def to_csv(table: FilledTable) -> str:
     writer.writeheader()
     for row, cells in table.all_cells.items():
         for column, c in cells.items():
-            line = {"row": row, "column": column, "n": 0, "of": c.of, "over": c.over, "source": MEASURED}
+            line = {"row": row, "column": column, "n": 0, "of": c.of, "over": c.over}
+            line["source"] = MEASURED if c.implemented else LACKING
             line["values"] = ";".join(map(repr, c.values))
             if c.summary:
                 line |= {"mean": repr(c.summary.mean), "half_width": _exact(c.summary.half_width), "n": c.summary.n}
@@ -91,7 +92,7 @@ def _markdown(label: str) -> str:
 def _show(cell: Filled, sign: str = "") -> str:
     """The mean and its interval, ± of several values or [] of one; with ``sign="+"``, as a difference."""
     if cell.summary is None:
-        return DASH
+        return DASH if cell.implemented else LACKING
     width = cell.summary.half_width
     text = f"{cell.summary.mean:{sign}.1f}" + ("" if width is None else f" ± {width:.1f}")
     text += f" [{cell.interval.low:.1f}, {cell.interval.high:.1f}]" if cell.interval else ""
@@ -100,7 +101,11 @@ def _show(cell: Filled, sign: str = "") -> str:
 
 def _repeats(cells: Mapping[str, Filled]) -> str:
     """``3 seeds``, or task by task where tasks differ: ``linear 1, detect 3 trials``."""
-    by_task = {column.split(".", 1)[0]: f"{c.of} {c.over}" if c.of > 1 else str(c.of) for column, c in cells.items()}
+    by_task = {
+        column.split(".", 1)[0]: f"{c.of} {c.over}" if c.of > 1 else str(c.of)
+        for column, c in cells.items()
+        if c.implemented
+    }
     if len(set(by_task.values())) == 1:
         return next(iter(by_task.values()))
     return ", ".join(f"{task} {text}" for task, text in by_task.items())
@@ -129,8 +134,8 @@ def _further(table: FilledTable) -> Iterator[tuple[str, list[str]]]:
 
 def _notes(table: FilledTable) -> Iterator[str]:
     """What a reader needs for this table, and nothing about what it does not show."""
-    measured = [c for row in table.cells.values() for c in row.values()]
-    cells = [c for row in table.all_cells.values() for c in row.values()]
+    measured = [c for row in table.cells.values() for c in row.values() if c.implemented]
+    cells = [c for row in table.all_cells.values() for c in row.values() if c.implemented]
     sampled = sorted({(c.interval.level, c.interval.covers) for c in measured if c.interval})
     averaged = {c.over for c in cells if c.summary and c.summary.n > 1}
     if averaged:
@@ -150,6 +155,8 @@ def _notes(table: FilledTable) -> Iterator[str]:
         yield "(k of n): only k of the n planned repeats gave a value."
     if any(c.summary is None for c in measured):
         yield f"{DASH}: the metric is not defined for this task."
+    if any(not c.implemented for row in table.cells.values() for c in row.values()):
+        yield f"{LACKING}: the paper has it, but no maintained library does."
     if table.differences:
         yield "a - b: the difference, paired by seed."
     if any(c.of == 0 for c in cells):

@@ -41,6 +41,8 @@ class Filled:
     """The (pretrain id, task id) pairs behind the number."""
     interval: Interval | None = None
     """Of a cell of one value whose task has one."""
+    implemented: bool = True
+    """False: of a task of the paper that nothing here runs."""
 
     @property
     def of(self) -> int:
@@ -89,11 +91,12 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
     Args:
         name: of the table.
         spec: ``{"columns": [...], "rows": [{"label", "tasks": {task: [[pretrain id, task id], ...]}}]}``, and
-            ``"baseline"``, the label of a row, and ``"paper"``, ``{"table", "rows": {row: row of the paper}}``, where
-            there are any.
+            ``"baseline"``, the label of a row, ``"paper"``, ``{"table", "rows": {row: row of the paper}}``, and
+            ``"not_implemented"``, further columns, where there are any.
         metrics: task id -> content of its ``metrics.json``.
     """
     cells: dict[str, dict[str, Filled]] = {}
+    lacking = {c: Filled(None, "seeds", (), (), implemented=False) for c in spec.get("not_implemented", [])}
     for row in spec["rows"]:
         cells[row["label"]] = {}
         for column in spec["columns"]:
@@ -103,14 +106,18 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
             if len(pairs) == 1 and cell.summary:
                 cell = replace(cell, interval=bootstrap(metrics[pairs[0][1]], metric))
             cells[row["label"]][column] = cell
+        cells[row["label"]] |= lacking
     baseline = spec.get("baseline")
     differences = {
-        f"{row} - {baseline}": {column: subtract(cell, cells[baseline][column]) for column, cell in own.items()}
+        f"{row} - {baseline}": {
+            column: subtract(cell, cells[baseline][column]) if cell.implemented else cell
+            for column, cell in own.items()
+        }
         for row, own in cells.items()
         if baseline is not None and row != baseline
     }
     paper = Beside(spec["paper"]["table"], spec["paper"]["rows"]) if "paper" in spec else None
-    return FilledTable(name, list(spec["columns"]), cells, differences, paper)
+    return FilledTable(name, [*spec["columns"], *lacking], cells, differences, paper)
 
 
 def bootstrap(metrics: Mapping[str, Any], metric: str) -> Interval | None:

@@ -1,9 +1,8 @@
-"""Run a detector on images; score what it found as COCO does (pycocotools).
+"""Score detections as COCO does (pycocotools).
 
-    results = predict(detector, store, store.split("test"), batch_size=16, device=device)
-    metrics = score(store.ground_truth("test"), results)    # {"box_AP": 21.4, "mask_AP": 19.8, ...}
+    metrics = score(store.ground_truth("test"), results, ("box", "mask"))    # {"box_AP": 21.4, "mask_AP": 19.8, ...}
 
-A result is an entry of COCO's results format that holds box and mask at once:
+A result is an entry of COCO's results format, which may hold box and mask at once:
 ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" {"size", "counts"}}``.
 """
 
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.models.detection import MaskRCNN
 
 from mls.data.store import Store
+from mls.errors import MlsError
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
 
@@ -31,62 +30,83 @@ TARGETS = {"box": "bbox", "mask": "segm"}
 """What is scored -> pycocotools' word for it."""
 
 
-def predict(
-    detector: MaskRCNN,
-    store: Store,
-    rows: Sequence[int] | np.ndarray,
-    *,
-    batch_size: int,
-    device: torch.device,
-    name: str = "test",
-) -> list[dict[str, Any]]:
-    """Return what the detector finds in some images: COCO results, by row, then by falling score.
+class Evaluation(COCOeval):  # type: ignore[misc]
+    """COCO's, which also knows VOC's ``difficult`` objects: neither to be found nor a mistake to find.
 
-    At most 100 instances an image, with a score of at least 0.05 (torchvision's defaults). Masks are pasted at
-    0.5. Boxes are rounded to 2 decimals (pixels), scores to 5.
+    Unlike a crowd, such an object can be found once; a second detection of it is a mistake.
+    """
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for truths in self._gts.values():
+            for truth in truths:
+                truth["ignore"] = int(bool(truth["ignore"]) or bool(truth.get("difficult", 0)))
+
+
+def in_batches(rows_N: Sequence[int] | np.ndarray, size: int, name: str) -> Iterator[list[int]]:
+    """Yield some rows at a time without gradients, behind a progress bar; a signal stops it.
 
     Raises:
-        Interrupted: a signal came; the trained detector is in the checkpoint, so only this pass is run again.
+        Interrupted: a signal came; the trained model is in the checkpoint, so only this pass is run again.
     """
-    detector.eval()
-    results: list[dict[str, Any]] = []
-    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows)) as bar:
-        for start in range(0, len(rows), batch_size):
+    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows_N)) as bar:
+        for start in range(0, len(rows_N), size):
             guard.stop_if_asked(lambda: None)
-            chunk = [int(row) for row in rows[start : start + batch_size]]
-            images = [store.decode(row).to(device).float() / 255 for row in chunk]
-            for row, found in zip(chunk, detector(images), strict=True):
-                results += to_coco(row, {key: value.cpu() for key, value in found.items()})
+            chunk = [int(row) for row in rows_N[start : start + size]]
+            yield chunk
             bar.advance(len(chunk), count=len(chunk))
-    return results
 
 
-def to_coco(row: int, found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """Turn torchvision's output for one image into COCO results."""
-    if not len(found["scores"]):
-        return []
-    xyxy_N4 = found["boxes"].double()
-    xywh_N4 = torch.cat([xyxy_N4[:, :2], xyxy_N4[:, 2:] - xyxy_N4[:, :2]], dim=1)
-    masks_HWN = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8).transpose(1, 2, 0)
-    codes = coco_mask.encode(np.asfortranarray(masks_HWN))
-    return [
-        {
-            "image_id": row,
-            "category_id": int(label),
-            "bbox": [round(value, 2) for value in box],
-            "score": round(float(score), 5),
-            "segmentation": {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")},
+def ground_truth(store: Store, kind: str) -> dict[str, Any]:
+    """The test split's annotations.
+
+    Raises:
+        MlsError: there is nothing to find.
+    """
+    truth = store.ground_truth("test")
+    if not len(store.split("test")):
+        raise MlsError("the test split of this dataset is empty: there is nothing to judge a detector by")
+    if not any(not item["iscrowd"] and not item.get("difficult", 0) for item in truth["annotations"]):
+        needs = "boxes and masks" if kind == "instance" else "boxes"
+        raise MlsError(f"the test split of this dataset holds no instances; the task {kind!r} needs {needs}")
+    if kind == "instance" and not any(item["segmentation"] for item in truth["annotations"]):
+        raise MlsError("the test split of this dataset holds boxes, but no masks; the task 'detection' needs no masks")
+    return truth
+
+
+def as_result(row: int, label: int, xyxy: Sequence[float], score: float, mask: dict[str, Any] | None) -> dict[str, Any]:
+    """An entry of COCO's results: boxes rounded to 2 decimals (pixels), scores to 5.
+
+    Args:
+        row: the image.
+        label: category id, 1 for the first class.
+        xyxy: x1, y1, x2, y2.
+        score: 0 to 1.
+        mask: run-length code, its counts ASCII or bytes; None without.
+    """
+    x1, y1, x2, y2 = xyxy
+    entry: dict[str, Any] = {
+        "image_id": row,
+        "category_id": label,
+        "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+        "score": round(score, 5),
+    }
+    if mask is not None:
+        counts = mask["counts"]
+        entry["segmentation"] = {
+            "size": [int(side) for side in mask["size"]],
+            "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
         }
-        for label, box, score, code in zip(found["labels"], xywh_N4.tolist(), found["scores"], codes, strict=True)
-    ]
+    return entry
 
 
-def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return COCO's average precision of boxes and masks, percent.
+def score(ground_truth: dict[str, Any], results: list[dict[str, Any]], targets: Sequence[str]) -> dict[str, Any]:
+    """Return COCO's average precision, percent.
 
     Args:
         ground_truth: a COCO dictionary; every annotation with ``area`` and ``iscrowd``.
-        results: entries in COCO's results format, with box and mask.
+        results: entries in COCO's results format, with what is scored.
+        targets: of `TARGETS`.
 
     Returns:
         ``box_AP`` ... ``mask_APl``, None where the ground truth holds no instance of that kind; and
@@ -95,10 +115,10 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[s
     metrics: dict[str, Any] = {}
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     per_class: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
-    for target, iou_type in TARGETS.items():
+    for target in targets:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             truth = make_coco(ground_truth, ground_truth["annotations"])
-            evaluation = COCOeval(truth, make_coco(ground_truth, as_annotations(results, target)), iou_type)
+            evaluation = Evaluation(truth, make_coco(ground_truth, as_annotations(results, target)), TARGETS[target])
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

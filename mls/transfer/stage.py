@@ -9,15 +9,13 @@ Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id``
 from __future__ import annotations
 
 from mls.data.store import Store
-from mls.errors import MlsError
 from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
-from mls.experiment.tasks import InstanceTransfer
+from mls.experiment.transfers import Detectron2Detector, TorchvisionDetector, TransferTask
 from mls.files import write_csv, write_json
-from mls.train.runtime import set_up
-from mls.transfer.evaluate import predict, score
-from mls.transfer.torchvision import build_detector
-from mls.transfer.train import Samples, total_steps, train
+from mls.train.runtime import set_up, workers_of
+from mls.transfer.interface import Given, Transfer
+from mls.transfer.train import fit
 
 FIRST_SEED = 1000
 """Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task."""
@@ -27,41 +25,40 @@ def run(context: Context) -> None:
     """Make a transfer artifact.
 
     Raises:
-        MlsError: the dataset holds no instances to train on or to test on.
-        DeterministicError: the training diverged.
+        MlsError: the dataset holds nothing to train on or to test on; the backend is not installed.
+        DeterministicError: the backbone does not fit, or the training diverged.
         Interrupted: a signal came; the state is saved.
     """
-    task: InstanceTransfer = context.job.config
     seed = FIRST_SEED + context.job.seed
     device = set_up(context.execution, seed)
     store = Store(context.inputs["data"].path)
     pretrain = context.inputs["pretrain"]
     config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
-    truth = store.ground_truth("test")
-    if not truth["annotations"]:
-        raise MlsError("the test split of this dataset holds no instances; the task 'instance' needs boxes and masks")
-    samples = Samples(store, "train")
-    detector = build_detector(config, pretrain.file("backbone.safetensors"), task, len(store.classes)).to(device)
-    history = train(
-        detector,
-        samples,
-        task,
-        seed=seed,
-        device=device,
-        execution=context.execution,
-        work=context.work,
-        log=context.log,
-        name=f"transfer {context.label}",
-    )
-    rows = store.split("test")
-    results = predict(
-        detector, store, rows, batch_size=task.batch_size, device=device, name=f"transfer {context.label}: test"
-    )
-    metrics = score(truth, results)
-    metrics |= {"n_train": len(samples), "n_test": len(rows), "n_predictions": len(results)}
+    given = Given(store, config, pretrain.file("backbone.safetensors"), seed, device, context.log)
+    transfer = open_transfer(context.job.config, given)
+    name = f"transfer {context.label}"
+    history = fit(transfer, execution=context.execution, work=context.work, log=context.log, name=name)
+    workers = workers_of(context.execution, device)
+    transfer.finish(workers, name)
+    results = transfer.predict(workers, f"{name}: test")
+    counts = {"n_train": transfer.train_images, "n_test": len(transfer.rows_N), "n_predictions": len(results)}
     write_csv(history.curves, context.out / "curves.csv")
     write_csv(history.timing, context.out / "timing.csv")
     write_json(results, context.out / "predictions.json")
-    write_json(metrics, context.out / "metrics.json", indent=1)
-    derived = {"seed": seed, "total_steps": total_steps(task, len(samples)), "train_images": len(samples)}
-    write_json(derived, context.out / "derived.json")
+    write_json(transfer.score(results) | counts, context.out / "metrics.json", indent=1)
+    write_json({"seed": seed, **transfer.derived()}, context.out / "derived.json")
+
+
+def open_transfer(task: TransferTask, given: Given) -> Transfer:
+    """Build what a task trains; backends are imported when they are used."""
+    if isinstance(task, Detectron2Detector):
+        from mls.transfer.detectron2 import Detectron2Detection
+
+        return Detectron2Detection(task, given)
+    if isinstance(task, TorchvisionDetector):
+        from mls.transfer.detection import Detection
+
+        return Detection(task, given)
+    from mls.transfer.semantic import SemanticTraining
+
+    return SemanticTraining(task, given)

@@ -1,6 +1,6 @@
-"""torchvision's Mask R-CNN with a feature pyramid on the pretrained ResNet.
+"""torchvision's Mask R-CNN, or Faster R-CNN, with a feature pyramid on the pretrained ResNet.
 
-    detector = build_detector(Backbone(), Path("backbone.safetensors"), task, num_classes=80)
+    detector = build_detector(Backbone(), task, num_classes=80)
     losses = detector(images, targets)      # training mode: a dict of scalar losses
     found = detector.eval()(images)         # boxes, labels, scores, masks of each image
 
@@ -12,12 +12,11 @@ anchors that follow the image size and the stem's strides.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -26,8 +25,8 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mls.experiment.params import Backbone
-from mls.experiment.tasks import InstanceTransfer
-from mls.models.backbone import feature_dims, feature_maps, load_backbone
+from mls.experiment.transfers import TorchvisionDetector
+from mls.models.backbone import build_backbone, feature_dims, feature_maps
 from mls.train.runtime import autocast
 
 LEVELS = 5
@@ -70,36 +69,36 @@ def anchor_sizes(image_size: int, stem: str) -> list[float]:
     return [base * 2**level for level in range(LEVELS)]
 
 
-def build_detector(config: Backbone, weights: Path, task: InstanceTransfer, num_classes: int) -> MaskRCNN:
-    """Return Mask R-CNN whose ResNet holds the pretrained weights; the rest is drawn from torch's generator.
+def build_detector(config: Backbone, task: TorchvisionDetector, num_classes: int) -> FasterRCNN:
+    """Return Mask R-CNN for kind ``instance``, else Faster R-CNN; all of it is drawn from torch's generator.
 
     Args:
         config: of the backbone that was pretrained.
-        weights: its ``backbone.safetensors``.
         task: sizes of the images, the heads and the samples.
         num_classes: without the background, which torchvision counts as class 0.
-
-    Raises:
-        MlsError: the weights do not fit the backbone.
     """
     channels, classes = task.fpn_channels, num_classes + 1
-    pyramid = Pyramid(load_backbone(config, weights), feature_dims(config), channels, task.precision)
+    pyramid = Pyramid(build_backbone(config), feature_dims(config), channels, task.precision)
     anchors = AnchorGenerator(
         tuple((size,) for size in anchor_sizes(task.image_size, config.stem)), (ASPECT_RATIOS,) * LEVELS
     )
-    detector = MaskRCNN(
-        pyramid,
-        min_size=task.image_size,
-        max_size=round(task.image_size * 5 / 3),
-        rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=2 * task.proposals,
-        rpn_pre_nms_top_n_test=task.proposals,
-        rpn_post_nms_top_n_train=2 * task.proposals,
-        rpn_post_nms_top_n_test=task.proposals,
-        box_batch_size_per_image=task.rois,
-        box_head=TwoMLPHead(channels * BOX_POOL**2, task.head_channels),
-        box_predictor=FastRCNNPredictor(task.head_channels, classes),
-        mask_head=MaskRCNNHeads(channels, [channels] * 4, dilation=1),
-        mask_predictor=MaskRCNNPredictor(channels, channels, classes),
-    )  # image mean and std: torchvision's default is ImageNet's, which pretraining uses too
-    return cast(MaskRCNN, detector.to(memory_format=torch.channels_last))
+    arguments: dict[str, Any] = {
+        "min_size": task.image_size,
+        "max_size": round(task.image_size * 5 / 3),
+        "rpn_anchor_generator": anchors,
+        "rpn_pre_nms_top_n_train": 2 * task.proposals,
+        "rpn_pre_nms_top_n_test": task.proposals,
+        "rpn_post_nms_top_n_train": 2 * task.proposals,
+        "rpn_post_nms_top_n_test": task.proposals,
+        "box_batch_size_per_image": task.rois,
+        "box_head": TwoMLPHead(channels * BOX_POOL**2, task.head_channels),
+        "box_predictor": FastRCNNPredictor(task.head_channels, classes),
+    }  # image mean and std: torchvision's default is ImageNet's, which pretraining uses too
+    if task.kind == "instance":
+        heads = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
+        detector: FasterRCNN = MaskRCNN(
+            pyramid, **arguments, mask_head=heads, mask_predictor=MaskRCNNPredictor(channels, channels, classes)
+        )
+    else:
+        detector = FasterRCNN(pyramid, **arguments)
+    return cast(FasterRCNN, detector.to(memory_format=torch.channels_last))

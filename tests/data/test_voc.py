@@ -25,7 +25,7 @@ from mls.experiment.datasets import VocDataset
 from mls.experiment.load import ExperimentError, check
 from mls.experiment.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
 from mls.experiment.stage import run_stage
-from mls.transfer.train import Samples
+from mls.transfer.instances import Instances
 
 CONFIG = VocDataset(source="voc", val_share=0.25)
 WIDTH, HEIGHT = 40, 30
@@ -393,8 +393,8 @@ def test_the_artifact(root: Path, tmp_path: Path) -> None:
     assert store.multi_label and store.labels([row])[0].nonzero()[0].tolist() == [CLASSES.index("dog")]
     truth = store.ground_truth("test")
     assert [(a["difficult"], a["iscrowd"]) for a in truth["annotations"]] == [(0, 0), (1, 0), (0, 0), (0, 0)]
-    with pytest.raises(MlsError, match=r"holds no instances; the task 'instance' needs boxes and masks"):
-        Samples(store, "train")
+    with pytest.raises(MlsError, match=r"holds no instances with masks; the task .instance. needs boxes"):
+        Instances(store, "train", masks=True)
     (tmp_path / "test.json").write_text(json.dumps(truth))
     coco = COCO(str(tmp_path / "test.json"))
     found = coco.loadRes(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mls.experiment.load import IMAGENET, ExperimentError, check, load, parse_yaml
+from mls.experiment.load import ExperimentError, check, load, parse_yaml
+from mls.experiment.references import IMAGENET
 from tests.conftest import PEERS, SMALL, small
 
 

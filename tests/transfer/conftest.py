@@ -15,17 +15,18 @@ from pycocotools import mask as coco_mask
 from mls.data.store import Store
 from mls.data.writer import Record, write_store
 from mls.experiment.params import Backbone, Execution
-from mls.experiment.tasks import InstanceTransfer
+from mls.experiment.transfers import TorchvisionDetector
 from mls.models.backbone import build_backbone, save_backbone
+from mls.transfer.interface import Given
 
 CLASSES = ["red", "green", "blue"]
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 SIDE = 40
 
 
-def make_record(split: str, number: int, instances: int = 2, crowd: bool = False) -> Record:
-    """An image with some rectangles; polygons and run-length codes take turns."""
-    rng = np.random.default_rng((number, len(split)))
+def make_record(split: str, number: int, instances: int = 2, crowd: bool = False, like: str = "") -> Record:
+    """An image with some rectangles; polygons and run-length codes take turns; ``like``: that of another split."""
+    rng = np.random.default_rng((number, len(like or split)))
     image = Image.new("RGB", (SIDE, SIDE), (90, 90, 90))
     annotations: list[dict[str, Any]] = []
     for i in range(instances):
@@ -57,6 +58,11 @@ def make_store(out: Path, train: int = 7, test: int = 5) -> Store:
     records = [make_record("train", i) for i in range(train)]
     records += [make_record("train", 100, instances=0), make_record("train", 101, crowd=True)]
     records += [make_record("test", i) for i in range(test)]
+    return write_records(out, records)
+
+
+def write_records(out: Path, records: list[Record]) -> Store:
+    """Name some records, whose splits are in order; write and open a store of them."""
     for number, record in enumerate(records):
         record.name = f"{number:04d}.jpg"
     out.mkdir(parents=True)
@@ -86,9 +92,9 @@ def weights(tmp_path: Path, config: Backbone) -> Path:
 
 
 @pytest.fixture
-def task() -> InstanceTransfer:
+def task() -> TorchvisionDetector:
     """A detector that trains in milliseconds: six steps of two images."""
-    return InstanceTransfer(
+    return TorchvisionDetector(
         kind="instance",
         dataset="rectangles",
         image_size=SIDE,
@@ -107,3 +113,15 @@ def task() -> InstanceTransfer:
 def execution() -> Execution:
     """One thread of each kind, on the CPU."""
     return Execution(threads=1, workers=1, device="cpu", checkpoint_every=100)
+
+
+@pytest.fixture
+def log() -> list[str]:
+    """What was said to people."""
+    return []
+
+
+@pytest.fixture
+def given(store: Store, config: Backbone, weights: Path, log: list[str]) -> Given:
+    """What a transfer starts from."""
+    return Given(store, config, weights, 1000, torch.device("cpu"), log.append)

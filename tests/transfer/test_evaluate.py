@@ -16,9 +16,13 @@ from pycocotools.coco import COCO
 from mls.data.store import Store
 from mls.experiment.artifact import Artifact
 from mls.experiment.params import Backbone, Execution
-from mls.experiment.tasks import METRICS, InstanceTransfer
+from mls.experiment.tasks import METRICS
+from mls.experiment.transfers import TorchvisionDetector
 from mls.transfer import stage
-from mls.transfer.evaluate import score, to_coco
+from mls.transfer.detection import to_coco
+from mls.transfer.evaluate import score
+
+BOTH = ("box", "mask")
 
 
 def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +41,7 @@ def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
 def test_truth_scores_100(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     truth = store.ground_truth("test")
     before = json.dumps(truth, sort_keys=True)
-    metrics = score(truth, perfect(truth))
+    metrics = score(truth, perfect(truth), BOTH)
     assert {key for key in metrics if key != "per_class"} == set(METRICS["instance"])
     assert metrics["box_AP"] == pytest.approx(100)
     assert metrics["mask_AP50"] == pytest.approx(100)
@@ -52,7 +56,7 @@ def test_truth_scores_100(store: Store, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_nothing_scores_0(store: Store) -> None:
-    metrics = score(store.ground_truth("test"), [])
+    metrics = score(store.ground_truth("test"), [], BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == metrics["box_AP50"] == metrics["mask_APs"] == 0
     assert metrics["box_APm"] is None
 
@@ -62,7 +66,7 @@ def test_boxes_and_masks_are_scored_apart(store: Store) -> None:
     results = perfect(truth)
     for result in results:
         result["bbox"] = [0.0, 0.0, 1.0, 1.0]
-    metrics = score(truth, results)
+    metrics = score(truth, results, BOTH)
     assert metrics["box_AP"] == 0
     assert metrics["mask_AP"] == pytest.approx(100)
 
@@ -82,7 +86,7 @@ def test_same_as_pycocotools_own_way(store: Store, tmp_path: Path) -> None:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    metrics = score(truth, results)
+    metrics = score(truth, results, BOTH)
     assert 0 < metrics["box_AP"] < 100
     assert metrics["box_AP"] == pytest.approx(100 * evaluation.stats[0])
     assert metrics["box_AP75"] == pytest.approx(100 * evaluation.stats[2])
@@ -106,7 +110,7 @@ def test_to_coco() -> None:
 
 
 def run_stage(
-    store: Store, config: Backbone, weights: Path, task: InstanceTransfer, execution: Execution, folder: Path
+    store: Store, config: Backbone, weights: Path, task: TorchvisionDetector, execution: Execution, folder: Path
 ) -> dict[str, bytes]:
     """Run the stage function as `run_stage` would; return its files."""
     pretrain = folder / "pretrain"
@@ -131,7 +135,7 @@ def run_stage(
 
 
 def test_stage_repeats_byte_for_byte(
-    store: Store, config: Backbone, weights: Path, task: InstanceTransfer, execution: Execution, tmp_path: Path
+    store: Store, config: Backbone, weights: Path, task: TorchvisionDetector, execution: Execution, tmp_path: Path
 ) -> None:
     # a high learning rate and more steps: there must be predictions for this test to mean anything
     task = task.model_copy(update={"epochs": 10.0, "lr": 0.05})

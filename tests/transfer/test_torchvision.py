@@ -1,35 +1,18 @@
-"""The detector holds the pretrained weights, trains all of them, and fits its image size."""
+"""The detector trains all of its weights, and fits its image size."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from mls.errors import MlsError
 from mls.experiment.params import Backbone
-from mls.experiment.tasks import InstanceTransfer
+from mls.experiment.transfers import TorchvisionDetector
 from mls.models.backbone import feature_maps
 from mls.transfer.torchvision import anchor_sizes, build_detector
 
 
-def test_weights_are_loaded(config: Backbone, weights: Path, task: InstanceTransfer) -> None:
-    torch.manual_seed(99)  # another state than the one the weights were drawn from
-    body = build_detector(config, weights, task, num_classes=3).backbone.body.state_dict()
-    stored = load_file(weights)
-    assert set(body) == set(stored)
-    assert all(torch.equal(body[key], stored[key]) for key in stored)
-
-
-def test_other_weights_are_refused(weights: Path, task: InstanceTransfer) -> None:
-    with pytest.raises(MlsError, match="does not fit resnet18"):
-        build_detector(Backbone(name="resnet18", width=0.25, stem="small"), weights, task, num_classes=3)
-
-
-def test_everything_is_trained(config: Backbone, weights: Path, task: InstanceTransfer) -> None:
-    detector = build_detector(config, weights, task, num_classes=3)
+def test_everything_is_trained(config: Backbone, task: TorchvisionDetector) -> None:
+    detector = build_detector(config, task, num_classes=3)
     assert all(parameter.requires_grad for parameter in detector.parameters())
     before = detector.backbone.body.bn1.running_mean.clone()
     target = {
@@ -61,9 +44,9 @@ def test_strides_are_those_of_the_stem(stem: str) -> None:
     assert sides == [64 // (FIRST_STRIDE[stem] * 2**level) for level in range(4)]
 
 
-def test_bf16_is_for_the_pyramid_alone(config: Backbone, weights: Path, task: InstanceTransfer) -> None:
-    bf16 = build_detector(config, weights, task.model_copy(update={"precision": "bf16"}), num_classes=3).backbone.eval()
-    fp32 = build_detector(config, weights, task, num_classes=3).backbone.eval()
+def test_bf16_is_for_the_pyramid_alone(config: Backbone, task: TorchvisionDetector) -> None:
+    bf16 = build_detector(config, task.model_copy(update={"precision": "bf16"}), num_classes=3).backbone.eval()
+    fp32 = build_detector(config, task, num_classes=3).backbone.eval()
     fp32.load_state_dict(bf16.state_dict())
     images = torch.rand(1, 3, 40, 40)
     half, full = bf16(images), fp32(images)
@@ -71,3 +54,11 @@ def test_bf16_is_for_the_pyramid_alone(config: Backbone, weights: Path, task: In
     assert {value.dtype for value in half.values()} == {torch.float32}
     assert not torch.equal(half["0"], full["0"])
     torch.testing.assert_close(half["0"], full["0"], atol=0.1, rtol=0.1)
+
+
+def test_boxes_alone(config: Backbone, task: TorchvisionDetector) -> None:
+    detector = build_detector(config, task.model_copy(update={"kind": "detection"}), num_classes=3)
+    target = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": torch.tensor([1])}
+    losses = detector.train()([torch.rand(3, 40, 40)] * 2, [target] * 2)
+    assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    assert set(detector.eval()([torch.rand(3, 40, 40)])[0]) == {"boxes", "labels", "scores"}

@@ -1,0 +1,150 @@
+"""What an experiment file says that refers to nothing, and choices in it that can't go together.
+
+problems = list(broken_references(raw, runs))        # one line each: dotted path, what is wrong
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mls.experiment.datasets import ClassificationDataset
+from mls.experiment.params import Pretrain
+from mls.experiment.tasks import metrics_of
+from mls.report.paper import problems as problems_of_paper
+
+TRAINED = ("mls", "moco", "densecl", "byol", "slotcon")
+"""Methods that train, and therefore read a dataset."""
+
+IMAGENET = {
+    "resnet18": ("IMAGENET1K_V1",),
+    "resnet34": ("IMAGENET1K_V1",),
+    "resnet50": ("IMAGENET1K_V1", "IMAGENET1K_V2"),
+    "resnet101": ("IMAGENET1K_V1", "IMAGENET1K_V2"),
+}
+"""Weights that torchvision publishes (written out, since planning imports no torchvision; a test compares)."""
+
+
+SINGLE_LABEL = typing.get_args(ClassificationDataset.model_fields["source"].annotation)
+_LABELS = dict.fromkeys(("folder", *SINGLE_LABEL), "labels, but no boxes and masks")
+UNFIT = {
+    "instance": _LABELS | {"voc": "boxes, but no masks", "cityscapes": "index masks, but no boxes"},
+    "detection": _LABELS | {"cityscapes": "index masks, but no boxes"},
+    "semantic": _LABELS | {"voc": "boxes, but no masks"},
+}
+"""Kind of transfer -> sources that it can't be trained on, and why."""
+
+
+def broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None]) -> Iterator[str]:
+    """Yield a line for each: ``raw`` is the file as it was read, ``runs`` its resolved runs, None for a wrong one."""
+    datasets, probes, transfers = (mapping(raw.get(key)) for key in ("datasets", "probe", "transfer"))
+    yield from _of_runs(runs, datasets)
+    for section, tasks in (("probe", probes), ("transfer", transfers)):
+        yield from _of_tasks(section, tasks, datasets)
+    yield from _of_detectron2(transfers, runs)
+    yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)
+    yield from _of_tables(mapping(raw.get("tables")), {**probes, **transfers}, datasets, runs)
+
+
+def _of_runs(runs: Mapping[str, Pretrain | None], datasets: dict[str, Any]) -> Iterator[str]:
+    for name, run in runs.items():
+        if run is None:
+            continue
+        where = f"runs.{name}"
+        if run.method in TRAINED and run.dataset not in datasets:
+            yield f"{where}.dataset: {run.dataset!r} is not in datasets{nearest(run.dataset, datasets)}"
+        if run.method == "weights" and run.weights is None:
+            yield f"{where}.weights: method 'weights' needs weights.file and weights.sha256"
+        if run.method == "imagenet" and run.imagenet.weights not in IMAGENET[run.backbone.name]:
+            yield f"{where}.imagenet.weights: {run.backbone.name} has {' and '.join(IMAGENET[run.backbone.name])} alone"
+        if run.method == "imagenet" and (run.backbone.width != 1.0 or run.backbone.stem != "imagenet"):
+            yield f"{where}.backbone: torchvision's weights need width 1.0 and stem imagenet"
+        if run.method in TRAINED and run.batch_size % run.moco.bn_splits:
+            yield f"{where}.moco.bn_splits: {run.moco.bn_splits} groups do not divide batch_size {run.batch_size}"
+        elif run.method in TRAINED and run.batch_size == run.moco.bn_splits:
+            yield f"{where}.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1"
+        if run.method == "mls" and run.mls.topk > run.moco.queue_size:
+            yield f"{where}.mls.topk: {run.mls.topk} is more than moco.queue_size ({run.moco.queue_size})"
+        if run.method == "mls" and run.mls.bias == "prior" and run.mls.topk == run.moco.queue_size:
+            yield f"{where}.mls.bias: topk = moco.queue_size makes every entry positive; log(k / (D - k)) is infinite"
+        if run.method == "mls" and run.mls.label_space == "truth" and run.mls.enqueue != "after":
+            yield f"{where}.mls.enqueue: label_space 'truth' needs 'after'"
+        if run.method == "mls" and run.mls.warmup_epochs + run.mls.ramp_epochs > run.epochs:
+            yield f"{where}.mls.warmup_epochs: warm-up and ramp take more than all {run.epochs} epochs"
+        if run.method in TRAINED and run.optimizer.warmup_epochs >= run.epochs:
+            yield f"{where}.optimizer.warmup_epochs: takes all {run.epochs} epochs; none are left for the cosine"
+
+
+def _of_tasks(section: str, tasks: dict[str, Any], datasets: dict[str, Any]) -> Iterator[str]:
+    for name, task in tasks.items():
+        dataset, kind = mapping(task).get("dataset"), str(mapping(task).get("kind"))
+        source = str(mapping(datasets.get(str(dataset))).get("source"))
+        if source in UNFIT.get(kind, ()):
+            yield f"{section}.{name}.dataset: {dataset!r} has {UNFIT[kind][source]} for kind {kind!r}"
+        if mapping(task).get("low_shot") and source in SINGLE_LABEL:
+            yield f"{section}.{name}.low_shot: {dataset!r} has one label an image; low-shot SVMs need several"
+        if dataset is not None and str(dataset) not in datasets:
+            yield f"{section}.{name}.dataset: {dataset!r} is not in datasets{nearest(dataset, datasets)}"
+
+
+def _of_detectron2(transfers: dict[str, Any], runs: Mapping[str, Pretrain | None]) -> Iterator[str]:
+    """Its ResNets are torchvision's own; those with heads on C4 have bottlenecks."""
+    for name, task in transfers.items():
+        if mapping(task).get("backend") != "detectron2":
+            continue
+        plain = {run: r.backbone for run, r in runs.items() if r is not None}
+        other = [run for run, net in plain.items() if net.width != 1.0 or net.stem != "imagenet"]
+        if other:
+            yield (
+                f"transfer.{name}.backend: Detectron2's ResNets have width 1.0 and stem imagenet, "
+                f"but not those of {', '.join(other)}; 'torchvision' takes any"
+            )
+        shallow = [run for run, net in plain.items() if net.name in ("resnet18", "resnet34")]
+        if mapping(task).get("architecture") == "c4" and shallow:
+            yield f"transfer.{name}.architecture: 'c4' needs resnet50 or resnet101, which {', '.join(shallow)} are not"
+
+
+def _of_tables(
+    tables: dict[str, Any], tasks: dict[str, Any], datasets: dict[str, Any], runs: Mapping[str, Pretrain | None]
+) -> Iterator[str]:
+    for table, body in tables.items():
+        for row in as_list(mapping(body).get("rows")):
+            if str(row) not in runs:
+                yield f"tables.{table}.rows: {row!r} is not in runs{nearest(row, runs)}"
+        rows, baseline = mapping(body).get("rows"), mapping(body).get("baseline")
+        rows = list(runs) if rows is None else as_list(rows)
+        if isinstance(baseline, str) and baseline not in rows:
+            yield f"tables.{table}.baseline: {baseline!r} is not a row of this table{nearest(baseline, rows)}"
+        paper = mapping(mapping(body).get("paper"))
+        yield from problems_of_paper(f"tables.{table}.paper", paper, map(str, rows), nearest)
+        for column in as_list(mapping(body).get("not_implemented")):
+            if str(column).partition(".")[0] in tasks or "." not in str(column):
+                yield f"tables.{table}.not_implemented: {column!r} is not <what is not a task here>.<metric>"
+        for column in as_list(mapping(body).get("columns")):
+            task, _, metric = str(column).partition(".")
+            source = str(mapping(datasets.get(str(mapping(tasks.get(task)).get("dataset")))).get("source"))
+            several = None if source == "folder" else source not in SINGLE_LABEL
+            known = metrics_of(mapping(tasks.get(task)), several, source)
+            if task not in tasks:
+                yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{nearest(task, tasks)}"
+            elif known and metric not in known:
+                yield f"tables.{table}.columns: {column!r}: task {task!r} gives {', '.join(known)}"
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value, or an empty mapping where it is none (the schema says so)."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value, or an empty list where it is none."""
+    return value if isinstance(value, list) else []
+
+
+def nearest(name: Any, known: Any) -> str:
+    """The end of a message: the known name that a wrong one is most like, or all of them."""
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else (f"; known: {', '.join(names)}" if names else "")

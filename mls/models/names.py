@@ -1,0 +1,60 @@
+"""What the tensors of a ResNet are called in torchvision, timm and Detectron2.
+
+torchvision and timm name them alike. Detectron2 has batch norms inside its convolutions:
+
+    conv1.weight                    stem.conv1.weight
+    bn1.running_mean                stem.conv1.norm.running_mean
+    layer2.0.bn3.weight             res3.0.conv3.norm.weight
+    layer2.0.downsample.0.weight    res3.0.shortcut.weight
+    layer2.0.downsample.1.bias      res3.0.shortcut.norm.bias
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+COUNTER = "num_batches_tracked"
+"""Ends the names of tensors that play no part in the result; frozen batch norms have none."""
+
+_STAGE = re.compile(r"layer(\d)\.(\d+)\.(?:conv(\d)|bn(\d)|downsample\.(\d))\.(\w+)")
+_D2_STAGE = re.compile(r"res(\d)\.(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
+_D2_STEM = re.compile(r"stem\.conv1\.(norm\.)?(\w+)")
+_D2_PREFIX = re.compile(r"^(?:model\.)?(?:backbone\.bottom_up\.|backbone\.|roi_heads\.|)(?=stem\.|res\d\.)")
+
+
+def to_detectron2(name: str) -> str:
+    """Detectron2's name, inside its ResNet, of a tensor with torchvision's.
+
+    Raises:
+        ValueError: torchvision's ResNets have no such tensor.
+    """
+    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
+        return f"stem.conv1.{'norm.' if match[1] == 'bn' else ''}{match[2]}"
+    match = _STAGE.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no tensor of a ResNet of torchvision")
+    layer, block, conv, norm, downsample, leaf = match.groups()
+    convolution = "shortcut" if downsample else f"conv{conv or norm}"
+    return f"res{int(layer) + 1}.{block}.{convolution}.{'norm.' if norm or downsample == '1' else ''}{leaf}"
+
+
+def from_detectron2(name: str) -> str | None:
+    """torchvision's name of a tensor of a Detectron2 model; None where it is not of its ResNet."""
+    found = _D2_PREFIX.match(name)
+    bare = name[found.end() :] if found else name
+    if match := _D2_STEM.fullmatch(bare):
+        return f"{'bn' if match[1] else 'conv'}1.{match[2]}"
+    match = _D2_STAGE.fullmatch(bare)
+    if match is None:
+        return None
+    stage, block, convolution, norm, leaf = match.groups()
+    place = f"layer{int(stage) - 1}.{block}"
+    if convolution == "shortcut":
+        return f"{place}.downsample.{1 if norm else 0}.{leaf}"
+    return f"{place}.{'bn' if norm else 'conv'}{convolution[-1]}.{leaf}"
+
+
+def few(names: Sequence[str]) -> str:
+    """Some of the names, and how many there are."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "") if names else "none"

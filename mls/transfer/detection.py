@@ -1,0 +1,143 @@
+"""A torchvision detector as a transfer: trained on a store's images at their own size, judged by COCO's metrics.
+
+    transfer = Detection(task, given)
+    history = fit(transfer, execution=execution, work=work, log=log)
+
+Shape legend: N instances of an image, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models.resnet import ResNet
+
+from mls.experiment.transfers import TorchvisionDetector
+from mls.models.backbone import LAYERS, feature_maps, load_backbone
+from mls.transfer.convert import first_image, load, prove
+from mls.transfer.evaluate import as_result, ground_truth, in_batches, score
+from mls.transfer.instances import Instances, decode_mask
+from mls.transfer.interface import Given, Transfer
+from mls.transfer.order import plan_batch, read_ahead
+from mls.transfer.torchvision import build_detector
+from mls.transfer.train import undecayed_norms, warm_up_and_drops
+
+NEW = {"backbone.fpn.": "FPN", "rpn.": "RPN", "roi_heads.": "heads"}
+"""Parts of the detector that the backbone has not."""
+BODY = "backbone.body."
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+
+
+class Detection(Transfer):
+    """Mask R-CNN or Faster R-CNN of torchvision."""
+
+    def __init__(self, task: TorchvisionDetector, given: Given) -> None:
+        """Build and load the detector; index what it is trained on and judged by.
+
+        Raises:
+            MlsError: no instances to train on or to test on; weights of another backbone.
+        """
+        self.task, self.given, self.store = task, given, given.store
+        self.truth = ground_truth(given.store, task.kind)
+        self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
+        self.train_images = len(self.instances)
+        self.rows_N = given.store.split("test")
+        self.batch_size = task.batch_size
+        self.total = max(1, round(task.epochs * self.train_images / task.batch_size))
+        self.detector = build_detector(given.config, task, len(given.store.classes))
+        self.model = self.detector
+        load_proved(self.detector, given, self.instances.rows[0])
+        self.model.to(given.device)
+        groups = undecayed_norms(self.model, task.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=task.lr, momentum=task.momentum)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then drops."""
+        return warm_up_and_drops(self.task.lr, step, self.total, self.task.warmup_steps, self.task.steps)
+
+    def batches(self, steps: range, workers: int) -> Generator[list[Sample]]:
+        """Yield images and targets, as `load_sample` makes them."""
+        planned = (plan_batch(step, self.batch_size, self.train_images, self.given.seed) for step in steps)
+        yield from read_ahead(planned, lambda one: self.load_sample(one[0], one[1]), workers)
+
+    def load_sample(self, index: int, flip: bool) -> Sample:
+        """Return an image, uint8 (3, H, W), and its target.
+
+        The target holds ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` int64 (N), 1 for the
+        first class, and, for kind ``instance``, ``masks`` uint8 (N, H, W).
+        """
+        row = self.instances.rows[index]
+        image_CHW = self.store.decode(row)
+        height, width = image_CHW.shape[1:]
+        annotations = self.instances.of(row)
+        xywh_N4 = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
+        boxes_N4 = torch.cat([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], dim=1)
+        labels_N = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+        target = {"boxes": boxes_N4, "labels": labels_N}
+        if self.task.kind == "instance":
+            masks = [decode_mask(a["segmentation"], height, width) for a in annotations]
+            target["masks"] = torch.from_numpy(np.stack(masks))
+        if flip:
+            image_CHW = image_CHW.flip(-1)
+            boxes_N4[:, [0, 2]] = width - boxes_N4[:, [2, 0]]
+            target |= {"masks": target["masks"].flip(-1)} if "masks" in target else {}
+        return image_CHW, target
+
+    def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
+        """Of proposals, boxes, classes and masks."""
+        device = self.given.device
+        images = [image_CHW.to(device).float() / 255 for image_CHW, _ in batch]
+        targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
+        found: dict[str, Tensor] = self.detector(images, targets)
+        return found
+
+    def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
+        """At most 100 instances an image, with a score of at least 0.05 (torchvision's defaults); masks at 0.5."""
+        self.detector.eval()
+        results: list[dict[str, Any]] = []
+        for rows in in_batches(self.rows_N, self.batch_size, name):
+            images = [self.store.decode(row).to(self.given.device).float() / 255 for row in rows]
+            for row, found in zip(rows, self.detector(images), strict=True):
+                results += to_coco(row, {key: value.cpu() for key, value in found.items()})
+        return results
+
+    def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """COCO's average precision of boxes and, for kind ``instance``, masks."""
+        return score(self.truth, results, ("box", "mask") if self.task.kind == "instance" else ("box",))
+
+
+def load_proved(detector: torch.nn.Module, given: Given, row: int) -> None:
+    """Load the pretrained weights into the detector's body, and compare its features of one image.
+
+    Raises:
+        MlsError: the weights do not fit, or the features differ.
+    """
+    with torch.random.fork_rng(devices=[]):  # the copy to compare with is built without moving the generator
+        source = load_backbone(given.config, given.weights).eval()
+    load(detector, {f"{BODY}{name}": tensor for name, tensor in load_file(given.weights).items()}, NEW, given.log)
+    image_BCHW = first_image(given.store, row, torch.device("cpu"))
+    body = detector.get_submodule(BODY.rstrip(".")).eval()
+    with torch.inference_mode():
+        expected, found = (list(feature_maps(net, image_BCHW).values()) for net in (source, cast(ResNet, body)))
+    prove(expected, found, [f"C{level + 2}" for level in range(len(LAYERS))], given.log)
+
+
+def to_coco(row: int, found: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Turn torchvision's output for one image into COCO results."""
+    count = len(found["scores"])
+    codes: list[dict[str, Any] | None] = [None] * count
+    if count and "masks" in found:
+        masks_HWN = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8).transpose(1, 2, 0)
+        codes = coco_mask.encode(np.asfortranarray(masks_HWN))
+    boxes = found["boxes"].double().tolist()
+    return [
+        as_result(row, int(label), box, float(score), code)
+        for label, box, score, code in zip(found["labels"], boxes, found["scores"], codes, strict=True)
+    ]

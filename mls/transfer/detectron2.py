@@ -1,0 +1,195 @@
+"""A Detectron2 detector as a transfer: the paper's protocol (Tables 1, 2 and 4), fed from a store.
+
+    transfer = Detectron2Detection(task, given)
+    history = fit(transfer, execution=execution, work=work, log=log)
+
+Images come as Detectron2's own loader gives them: one of the shorter sides drawn for each, flipped with probability
+1/2, wide and tall ones in batches of their own (so that little is padded), those without objects left out. Order,
+sides and flips are functions of the seed and the step, and training goes on bit for bit, which Detectron2's own
+trainer does not.
+
+Shape legend: C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from mls.experiment.transfers import Detectron2Detector
+from mls.train.interrupt import InterruptGuard
+from mls.train.progress import Bar
+from mls.transfer.detectron2_model import build_model, load_proved
+from mls.transfer.evaluate import as_result, ground_truth, in_batches, score
+from mls.transfer.instances import Instances
+from mls.transfer.interface import Given, Transfer
+from mls.transfer.order import epoch_order, read_ahead
+from mls.transfer.train import undecayed_norms, warm_up_and_drops
+from mls.transfer.voc import is_voc, voc_score
+
+Planned = tuple[int, bool, int]
+"""Index of a sample, whether it is flipped, and the epoch."""
+
+
+class Detectron2Detection(Transfer):
+    """Mask R-CNN or Faster R-CNN of Detectron2."""
+
+    def __init__(self, task: Detectron2Detector, given: Given) -> None:
+        """Build and load the detector; index what it is trained on and judged by.
+
+        Raises:
+            MlsError: no instances to train on or to test on; weights of another backbone.
+        """
+        self.task, self.given, self.store = task, given, given.store
+        self.truth = ground_truth(given.store, task.kind)
+        self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
+        self.train_images = len(self.instances)
+        self.rows_N = given.store.split("test")
+        self.batch_size, self.total = task.batch_size, task.total_steps
+        polygons = all(isinstance(a["segmentation"], list) for r in self.instances.rows for a in self.instances.of(r))
+        self.mask_format = "polygon" if polygons else "bitmask"
+        model = build_model(task, given.config, len(given.store.classes))
+        load_proved(model, task, given, self.instances.rows[0])
+        self.model = model.to(given.device)
+        groups = undecayed_norms(model, task.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=task.lr * task.scale, momentum=task.momentum)
+        given.log(
+            f"batches of {task.batch_size} images"
+            + (
+                ""
+                if task.scale == 1
+                else f" instead of {task.reference_batch}: by the linear rule the learning rate is "
+                f"{task.lr * task.scale:g} instead of {task.lr:g}, and steps are {self.total:,} instead of "
+                f"{task.iterations:,}"
+            )
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then drops; by the linear rule for other batches than the reference's."""
+        task = self.task
+        return warm_up_and_drops(task.lr * task.scale, step, self.total, task.warmup_steps / task.scale, task.steps)
+
+    def batches(self, steps: range, workers: int) -> Generator[list[dict[str, Any]]]:
+        """Yield batches as Detectron2's models take them."""
+        planned = itertools.islice(self.plan(), steps.start, steps.stop)
+        yield from read_ahead(planned, self.load_sample, workers)
+
+    def plan(self) -> Iterator[list[Planned]]:
+        """Yield batches without end, each of wide images or of tall ones, in the order in which they fill up."""
+        waiting: dict[bool, list[Planned]] = {True: [], False: []}
+        sizes = [self.store.size(row) for row in self.instances.rows]
+        for epoch in itertools.count():
+            for index, flip in zip(*epoch_order(self.train_images, self.given.seed, epoch), strict=True):
+                width, height = sizes[index]
+                kind = waiting[width > height]
+                kind.append((int(index), bool(flip), epoch))
+                if len(kind) == self.batch_size:
+                    yield kind[:]
+                    kind.clear()
+
+    def load_sample(self, planned: Planned) -> dict[str, Any]:
+        """Return an image, uint8 (3, H, W), RGB, resized, and its ``Instances``."""
+        index, flip, epoch = planned
+        row = self.instances.rows[index]
+        rng = np.random.default_rng((self.given.seed, epoch, row))
+        side = self.task.train_sizes[rng.integers(len(self.task.train_sizes))]
+        pixels_HWC = self.pixels(row)
+        shape = pixels_HWC.shape[:2]
+        resize = self.resize(shape, side)
+        chain = T.TransformList([resize, T.HFlipTransform(resize.new_w)] if flip else [resize])
+        image_HWC = chain.apply_image(pixels_HWC)
+        annotations = [
+            detection_utils.transform_instance_annotations(self.as_detectron2(a, shape), chain, image_HWC.shape[:2])
+            for a in self.instances.of(row)
+        ]
+        found = detection_utils.annotations_to_instances(annotations, image_HWC.shape[:2], self.mask_format)
+        return {"image": to_tensor(image_HWC), "instances": detection_utils.filter_empty_instances(found)}
+
+    def pixels(self, row: int) -> np.ndarray:
+        """An image, uint8 (H, W, 3), RGB, its own memory."""
+        return np.array(self.store.decode(row).permute(1, 2, 0))
+
+    def resize(self, shape: tuple[int, ...], side: int) -> Any:
+        """To a shorter side, the longer one at most ``max_size``."""
+        height, width = T.ResizeShortestEdge.get_output_shape(shape[0], shape[1], side, self.task.max_size)
+        return T.ResizeTransform(shape[0], shape[1], height, width)
+
+    def as_detectron2(self, annotation: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+        """An annotation in its terms: classes from 0, run-length codes compressed; masks where they are used."""
+        own = {
+            "bbox": list(annotation["bbox"]),
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": annotation["category_id"] - 1,
+        }
+        if self.task.kind == "instance":
+            code = copy.deepcopy(annotation["segmentation"])
+            if isinstance(code, list):
+                code = [polygon for polygon in code if len(polygon) >= 6]
+            elif isinstance(code["counts"], list):
+                code = coco_mask.frPyObjects(code, shape[0], shape[1])
+            own["segmentation"] = code
+        return own
+
+    def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Detectron2's own."""
+        with EventStorage():  # its layers report there; the curves are ours
+            losses: dict[str, Tensor] = self.model(batch)
+        return losses
+
+    def finish(self, workers: int, name: str) -> None:
+        """Compute the batch norms' statistics anew from ``precise_bn`` further batches [MoCo's detection configs]."""
+        if self.task.norm == "FrozenBN" or not self.task.precise_bn:
+            return
+        steps = range(self.total, self.total + self.task.precise_bn)
+        self.model.train()
+
+        def counted() -> Iterator[list[dict[str, Any]]]:
+            for batch in self.batches(steps, workers):
+                guard.stop_if_asked(lambda: None)
+                yield batch
+                bar.advance(1, count=len(batch))
+
+        with InterruptGuard() as guard, Bar(f"{name}: batch norm", len(steps)) as bar, EventStorage(), torch.no_grad():
+            update_bn_stats(self.model, counted(), num_iters=len(steps))
+
+    def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
+        """At most 100 instances an image, with a score of at least 0.05 (Detectron2's defaults)."""
+        self.model.eval()
+        results: list[dict[str, Any]] = []
+        for (row,) in in_batches(self.rows_N, 1, name):
+            pixels_HWC = self.pixels(row)
+            height, width = pixels_HWC.shape[:2]
+            image_HWC = self.resize((height, width), self.task.test_size).apply_image(pixels_HWC)
+            (found,) = self.model([{"image": to_tensor(image_HWC), "height": height, "width": width}])
+            for entry in instances_to_coco_json(found["instances"].to("cpu"), row):
+                x, y, w, h = entry["bbox"]
+                box, code = (x, y, x + w, y + h), entry.get("segmentation")
+                results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
+        return results
+
+    def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """COCO's average precision of boxes and, for kind ``instance``, masks; of VOC its own of boxes too."""
+        metrics = score(self.truth, results, ("box", "mask") if self.task.kind == "instance" else ("box",))
+        return metrics | (voc_score(self.store, self.truth, results) if is_voc(self.truth) else {})
+
+    def derived(self) -> dict[str, Any]:
+        """Steps and rate by the linear rule too."""
+        return super().derived() | {"lr": self.task.lr * self.task.scale}
+
+
+def to_tensor(image_HWC: np.ndarray) -> Tensor:
+    """(H, W, 3) to (3, H, W)."""
+    return torch.as_tensor(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)))

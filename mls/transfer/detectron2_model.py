@@ -1,0 +1,168 @@
+"""Detectron2's Mask R-CNN and Faster R-CNN as the paper's lineage fine-tunes them, built on its model zoo.
+
+    model = build_model(task, config, num_classes=80)
+    load_proved(model, task, given, row)
+
+What differs from the zoo's files is what MoCo's, InfoMin's and DenseCL's detection configs change: every stage is
+trained with batch norm over the whole batch, new parts have it too, pixels are RGB in pretraining's normalisation, and
+the stride is in the 3x3 convolution, as in torchvision's ResNet. Detectron2 is imported when this module is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mls.data.augment import MEAN, STD
+from mls.doctor import detectron2_problem
+from mls.errors import MlsError
+from mls.experiment.params import Backbone
+from mls.experiment.transfers import Detectron2Detector
+from mls.models.backbone import feature_maps, load_backbone
+from mls.models.names import to_detectron2
+from mls.transfer.convert import first_image, load, prove
+from mls.transfer.interface import Given
+
+if problem := detectron2_problem():
+    raise MlsError(f"backend 'detectron2': {problem}")
+with warnings.catch_warnings():  # its model zoo uses pkg_resources, its layers torch.jit.script: both are deprecated
+    warnings.simplefilter("ignore")
+    from detectron2 import model_zoo
+    from detectron2.config import CfgNode
+    from detectron2.layers import ShapeSpec, get_norm
+    from detectron2.modeling import META_ARCH_REGISTRY, build_resnet_backbone
+    from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+
+ZOO = {
+    ("instance", "fpn"): "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    ("instance", "c4"): "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
+    ("detection", "fpn"): "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    ("detection", "c4"): "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
+}
+"""Kind and architecture -> the file of the model zoo that a model starts from."""
+DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
+NEW = {
+    "backbone.fpn_": "FPN",
+    "proposal_generator.": "RPN",
+    "roi_heads.res5.norm.": "extra norm",
+    "roi_heads.res5.": "",  # ResNet's own last stage: nothing in it is new
+    "roi_heads.": "heads",
+}
+"""Beginnings of names -> the part of the detector that they belong to."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
+    """Heads on C4 with a batch norm behind the last stage (MoCo, arXiv 1911.05722, appendix A.2)."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
+        res5, channels = super()._build_res5_block(cfg)
+        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+        return res5, channels
+
+
+def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) -> Any:
+    """Detectron2's own configuration of a task: what its model is built from.
+
+    SyncBN is written as BN: of one process the whole batch is its own, and both are the same function.
+    """
+    cfg = model_zoo.get_config(ZOO[task.kind, task.architecture])
+    norm, fpn_norm, head_norm = (
+        {"SyncBN": "BN", "none": ""}.get(n, n) for n in (task.norm, task.fpn_norm, task.head_norm)
+    )
+    model: CfgNode = cfg.MODEL
+    model.DEVICE = "cpu"  # where it is built and compared; rounding on GPUs is coarser
+    model.WEIGHTS = ""
+    model.PIXEL_MEAN = [255 * value for value in MEAN]
+    model.PIXEL_STD = [255 * value for value in STD]
+    model.BACKBONE.FREEZE_AT = task.freeze_at
+    model.RESNETS.DEPTH = DEPTHS[backbone.name]
+    model.RESNETS.NORM = norm
+    model.RESNETS.STRIDE_IN_1X1 = False
+    if backbone.name in ("resnet18", "resnet34"):
+        model.RESNETS.RES2_OUT_CHANNELS = 64
+    model.ROI_HEADS.NUM_CLASSES = num_classes
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = task.rois
+    if task.architecture == "c4":
+        model.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm" if task.extra_norm else "Res5ROIHeads"
+    else:
+        model.FPN.NORM = fpn_norm
+        model.ROI_BOX_HEAD.NUM_CONV, model.ROI_BOX_HEAD.NUM_FC = {"2fc": (0, 2), "4conv1fc": (4, 1)}[task.box_head]
+        model.ROI_BOX_HEAD.NORM = head_norm
+        model.ROI_MASK_HEAD.NORM = head_norm
+    cfg.INPUT.FORMAT = "RGB"
+    return cfg
+
+
+def build_model(task: Detectron2Detector, backbone: Backbone, num_classes: int) -> nn.Module:
+    """Return the model on the CPU with new weights, drawn from torch's generator."""
+    cfg = make_config(task, backbone, num_classes)
+    with quiet():
+        return cast(nn.Module, META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
+
+
+def bare_resnet(backbone: Backbone) -> nn.Module:
+    """Detectron2's ResNet alone, as the detectors have it: normalised images to maps C2 to C5 by name."""
+    task = Detectron2Detector(kind="detection", backend="detectron2", dataset="none")
+    cfg = make_config(task, backbone, num_classes=1)
+    return cast(nn.Module, build_resnet_backbone(cfg, ShapeSpec(channels=3)))
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Keep what Detectron2 logs of its own (each layer's initialisation) to its warnings."""
+    logger = logging.getLogger("detectron2")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def place(name: str, architecture: str) -> str:
+    """Where a tensor with torchvision's name belongs in the model."""
+    inside = to_detectron2(name)
+    if architecture == "fpn":
+        return f"backbone.bottom_up.{inside}"
+    return f"roi_heads.{inside}" if inside.startswith("res5.") else f"backbone.{inside}"
+
+
+def load_proved(model: nn.Module, task: Detectron2Detector, given: Given, row: int) -> None:
+    """Load the pretrained weights, and compare the features of one image with the pretrained backbone's.
+
+    The image goes through the model's own normalisation, so another order of colours would be seen too.
+
+    Raises:
+        MlsError: the weights do not fit, or the features differ.
+    """
+    state = {place(name, task.architecture): tensor for name, tensor in load_file(given.weights).items()}
+    load(model, state, NEW, given.log)
+    with torch.random.fork_rng(devices=[]):
+        source = load_backbone(given.config, given.weights).eval()
+    image_BCHW = first_image(given.store, row, torch.device("cpu"))
+    height, width = image_BCHW.shape[2:]
+    pixels_CHW = given.store.decode(row)[:, :height, :width]
+    model.eval()
+    with torch.inference_mode():
+        expected = list(feature_maps(source, image_BCHW).values())
+        found = maps_of(model, task, pixels_CHW)
+    names = ["C2", "C3", "C4", "C5"][-len(found) :]
+    prove(expected[-len(found) :], found, names, given.log)
+
+
+def maps_of(model: Any, task: Detectron2Detector, pixels_CHW: Tensor) -> list[Tensor]:
+    """C2 to C5 of the model's own ResNet, or C4 and C5 where the last stage is in the heads."""
+    images_BCHW = model.preprocess_image([{"image": pixels_CHW}]).tensor
+    if task.architecture == "fpn":
+        return list(model.backbone.bottom_up(images_BCHW).values())
+    c4_BCHW = model.backbone(images_BCHW)["res4"]
+    stage = model.roi_heads.res5
+    return [c4_BCHW, (stage[:-1] if task.extra_norm else stage)(c4_BCHW)]

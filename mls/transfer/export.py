@@ -1,0 +1,110 @@
+"""A finished backbone as a file that torchvision, timm or Detectron2 loads, checked by loading it there.
+
+    export_backbone(config, Path("backbone.safetensors"), "detectron2", Path("mls.pth"), log)
+
+torchvision and timm: ``.safetensors`` or ``.pth`` with the names that both use, without a classifier. Detectron2: a
+``.pth`` that its checkpointer reads with ``MODEL.WEIGHTS: mls.pth?matching_heuristics=True``, for a network with
+RGB images in pretraining's normalisation and ``RESNETS.STRIDE_IN_1X1: False``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import timm
+import torch
+import torchvision.models
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
+
+from mls.doctor import detectron2_problem
+from mls.errors import MlsError
+from mls.experiment.artifact import atomic_file
+from mls.experiment.params import Backbone
+from mls.models.backbone import feature_maps, load_backbone
+from mls.models.names import COUNTER, to_detectron2
+from mls.transfer.convert import prove
+
+FORMATS = {"torchvision": (".safetensors", ".pth"), "timm": (".safetensors", ".pth"), "detectron2": (".pth",)}
+"""Format -> the endings that its file may have, the usual one first."""
+LEVELS = ("C2", "C3", "C4", "C5")
+
+
+def export_backbone(config: Backbone, weights: Path, form: str, out: Path, log: Callable[[str], None]) -> None:
+    """Write a backbone for another library; its features of one image were seen to be equal there.
+
+    Args:
+        config: of the backbone.
+        weights: its ``backbone.safetensors``.
+        form: one of `FORMATS`.
+        out: the file to write; its ending decides the kind.
+        log: takes a line.
+
+    Raises:
+        MlsError: the library has no such network; an ending that it does not read; features differ.
+    """
+    if out.suffix not in FORMATS[form]:
+        raise MlsError(f"{out}: {form} reads {' or '.join(FORMATS[form])}; give -o a name that ends so")
+    if form != "torchvision" and (config.width != 1.0 or config.stem != "imagenet"):
+        raise MlsError(
+            f"{form} has no {config.name} of width {config.width:g} with stem {config.stem}: its networks have width 1 "
+            "and stem imagenet; --format torchvision keeps the names, for a network of your own"
+        )
+    state = load_file(weights)
+    if form == "detectron2":
+        state = {to_detectron2(name): tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+    check(config, weights, form, state, log)
+    with atomic_file(out) as file:
+        if out.suffix == ".safetensors":
+            file.write(save(state))
+        else:
+            torch.save({"model": state} if form == "detectron2" else state, file)
+    log(f"{out}: {len(state)} tensors in {form}'s names")
+
+
+def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], log: Callable[[str], None]) -> None:
+    """Load the tensors into the other library's network, and compare the features of one random image.
+
+    Raises:
+        MlsError: a tensor is missing or left over there, or features differ.
+    """
+    source = load_backbone(config, weights).eval()
+    image_BCHW = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    if form == "detectron2":
+        if problem := detectron2_problem():
+            log(f"not compared with Detectron2's own network: {problem}")
+            return
+        from mls.transfer.detectron2_model import bare_resnet
+
+        net = bare_resnet(config)
+    elif form == "timm":
+        net = timm.create_model(config.name, num_classes=0)
+    elif config.width == 1.0 and config.stem == "imagenet":
+        net = torchvision.models.get_model(config.name)
+        net.fc = nn.Identity()
+    else:
+        log(f"torchvision has no {config.name} of width {config.width:g} with stem {config.stem}: nothing to compare")
+        return
+    try:
+        own = {name for name in net.state_dict() if not name.endswith(COUNTER)}
+        given = {name for name in state if not name.endswith(COUNTER)}
+        if own != given:
+            raise MlsError(f"{form}'s {config.name} has other tensors: {sorted(own ^ given)[:5]}")
+        net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise MlsError(f"{form}'s {config.name} does not take the tensors: {error}") from error
+    net.eval()
+    with torch.inference_mode():
+        expected = list(feature_maps(source, image_BCHW).values())
+        found = list(net(image_BCHW).values()) if form == "detectron2" else maps_like_ours(net, image_BCHW)
+    prove(expected, found, LEVELS, log)
+
+
+def maps_like_ours(net: nn.Module, image_BCHW: Tensor) -> list[Tensor]:
+    """C2 to C5 of a ResNet of torchvision, or of timm, whose activation has another name."""
+    if not hasattr(net, "relu"):
+        net.relu = net.get_submodule("act1")
+    return list(feature_maps(cast(ResNet, net), image_BCHW).values())

@@ -1,0 +1,67 @@
+"""The instances of some splits' images, as detectors are trained on them.
+
+instances = Instances(store, "train", masks=True)
+instances.rows, instances.of(row)       # annotations in COCO's format
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mls.data.store import Store
+from mls.errors import MlsError
+from mls.experiment.transfers import TrainOn
+
+
+class Instances:
+    """Annotations by image.
+
+    As in Detectron2's default, crowd regions are not trained on (evaluation ignores what lies in them), nor, where
+    masks are asked for, instances without one; an image without any other instance is left out. VOC's difficult
+    objects are trained on.
+    """
+
+    def __init__(self, store: Store, splits: TrainOn, masks: bool) -> None:
+        """Index some splits; no image is read.
+
+        Raises:
+            MlsError: nothing is left.
+        """
+        self._of: dict[int, list[dict[str, Any]]] = {}
+        for annotation in (a for split in splits.split("+") for a in store.ground_truth(split)["annotations"]):
+            if annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0:
+                continue
+            if not masks or has_mask(annotation["segmentation"]):
+                self._of.setdefault(annotation["image_id"], []).append(annotation)
+        self.rows = sorted(self._of)
+        if not self.rows:
+            raise MlsError(
+                f"split {splits!r} of this dataset holds no instances{' with masks' if masks else ''}; "
+                f"the task {'instance' if masks else 'detection'!r} needs boxes{' and masks' if masks else ''}"
+            )
+
+    def __len__(self) -> int:
+        """Images that hold any."""
+        return len(self.rows)
+
+    def of(self, row: int) -> list[dict[str, Any]]:
+        """The annotations of one of `rows`."""
+        return self._of[row]
+
+
+def has_mask(segmentation: list[list[float]] | dict[str, Any]) -> bool:
+    """Whether there is anything to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
+    return isinstance(segmentation, dict) or any(len(polygon) >= 6 for polygon in segmentation)
+
+
+def decode_mask(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> np.ndarray:
+    """Return COCO's polygons or run-length code (counts as a list or compressed) as uint8 (H, W) of 0 and 1."""
+    if isinstance(segmentation, list):
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.decode(segmentation)

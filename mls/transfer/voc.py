@@ -1,0 +1,112 @@
+"""VOC's own average precision, by Detectron2's evaluator, which reads VOC's files.
+
+    metrics = voc_score(store, store.ground_truth("test"), results)     # voc_AP, voc_AP50, voc_AP75
+
+The evaluator reads XML, so a view of the store in VOC's layout is written into a temporary folder for it: pixels
+counted from 1, the last one included. Its AP is the mean over IoU 0.50 to 0.95 (Table 4's), each by VOC's rule: at 11
+points for 2007, the area under the curve for other years; objects marked difficult count neither way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ElementTree, SubElement
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.structures import Boxes, Instances
+
+from mls.data.store import Store
+
+SET = "test"
+"""Name of the view's one image set."""
+
+
+def is_voc(truth: dict[str, Any]) -> bool:
+    """Whether annotations are VOC's: they alone say whether an object is difficult."""
+    return any("difficult" in annotation for annotation in truth["annotations"])
+
+
+def year_of(store: Store, truth: dict[str, Any]) -> int:
+    """2007, whose rule has 11 points, if all images are of that year; else 2012."""
+    return 2007 if all(store.name(image["id"]).startswith("VOC2007/") for image in truth["images"]) else 2012
+
+
+def write_view(truth: dict[str, Any], folder: Path) -> None:
+    """Write ``Annotations/<row>.xml`` and ``ImageSets/Main/test.txt``: what the evaluator reads of VOC's layout.
+
+    Args:
+        truth: a COCO dictionary; annotations with ``difficult``.
+        folder: an existing one.
+    """
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    roots = {image["id"]: Element("annotation") for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        item = SubElement(roots[annotation["image_id"]], "object")
+        x, y, w, h = annotation["bbox"]
+        fields = {
+            "name": names[annotation["category_id"]],
+            "pose": "Unspecified",
+            "truncated": annotation.get("truncated", 0),
+            "difficult": annotation["difficult"],
+        }
+        for tag, value in fields.items():
+            SubElement(item, tag).text = str(value)
+        box = SubElement(item, "bndbox")
+        for tag, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
+            SubElement(box, tag).text = str(round(value))  # the evaluator reads integers
+    annotations, sets = folder / "Annotations", folder / "ImageSets" / "Main"
+    annotations.mkdir()
+    sets.mkdir(parents=True)
+    for row, root in roots.items():
+        ElementTree(root).write(annotations / f"{row}.xml")
+    (sets / f"{SET}.txt").write_text("".join(f"{row}\n" for row in roots), encoding="ascii")
+
+
+def voc_score(store: Store, truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """Return ``voc_AP``, ``voc_AP50`` and ``voc_AP75``, percent, of boxes.
+
+    Classes without an object in the test images (a subset's; VOC has all) have no average precision and are left
+    out of the mean, in which the evaluator would count them as 0.
+
+    Args:
+        store: the data artifact.
+        truth: its test annotations.
+        results: COCO results.
+    """
+    present = sorted({a["category_id"] for a in truth["annotations"] if not a["difficult"]})
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    by_row: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
+    for result in results:
+        if result["category_id"] in present:
+            by_row[result["image_id"]].append(result)
+    dataset = f"voc-{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        write_view(truth, Path(folder))
+        classes = [names[one] for one in present]
+        MetadataCatalog.get(dataset).set(dirname=folder, split=SET, year=year_of(store, truth), thing_classes=classes)
+        try:
+            evaluator = PascalVOCDetectionEvaluator(dataset)
+            evaluator.reset()
+            for row, found in by_row.items():
+                evaluator.process([{"image_id": str(row)}], [{"instances": as_instances(found, present)}])
+            metrics = evaluator.evaluate()["bbox"]
+        finally:
+            MetadataCatalog.remove(dataset)
+    return {f"voc_{name}": float(metrics[name]) for name in ("AP", "AP50", "AP75")}
+
+
+def as_instances(results: list[dict[str, Any]], present: list[int]) -> Instances:
+    """Results of one image as a detector's output, their classes numbered by their place in ``present``."""
+    found = Instances((0, 0))  # the evaluator does not ask for the image's size
+    xywh_N4 = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).view(-1, 4)
+    found.pred_boxes = Boxes(torch.cat([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], dim=1))
+    found.scores = torch.tensor([result["score"] for result in results], dtype=torch.float64)
+    found.pred_classes = torch.tensor([present.index(result["category_id"]) for result in results], dtype=torch.int64)
+    return found

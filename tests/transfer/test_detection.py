@@ -1,0 +1,125 @@
+"""A torchvision detector starts from the pretrained weights, sees boxes and masks where they are, and learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mls.data.store import Store
+from mls.errors import DeterministicError, MlsError
+from mls.experiment.params import Backbone, Execution
+from mls.experiment.transfers import TorchvisionDetector
+from mls.transfer.detection import Detection
+from mls.transfer.instances import Instances
+from mls.transfer.interface import Given
+from mls.transfer.train import fit
+from tests.transfer.conftest import make_record, write_records
+
+
+def test_weights_are_loaded_and_counted(given: Given, task: TorchvisionDetector, log: list[str]) -> None:
+    torch.manual_seed(99)  # another state than the one the weights were drawn from
+    body = Detection(task, given).model.get_submodule("backbone.body").state_dict()
+    stored = load_file(given.weights)
+    assert set(body) == set(stored)
+    assert all(torch.equal(body[key], stored[key]) for key in stored)
+    count = len(stored)
+    assert log[0].startswith(f"backbone loaded: {count} of {count} tensors match, 0 missing, 0 unexpected; new")
+    assert "FPN 16, RPN 6, heads" in log[0]
+    assert "features of one image are equal in both backbones, C2 to C5" in log[1]
+
+
+def test_other_weights_are_refused(given: Given, task: TorchvisionDetector) -> None:
+    wide = replace(given, config=Backbone(name="resnet18", width=0.25, stem="small"))
+    with pytest.raises(MlsError, match="does not fit resnet18"):
+        Detection(task, wide)
+
+
+def test_diverged_weights_are_refused(given: Given, task: TorchvisionDetector) -> None:
+    state = load_file(given.weights)
+    state["layer2.0.conv1.weight"].fill_(float("nan"))
+    save_file(state, given.weights)
+    with pytest.raises(DeterministicError, match=r"not finite \(C3\): look whether the pretraining diverged"):
+        Detection(task, given)
+
+
+def test_the_detectors_random_numbers_do_not_depend_on_the_comparison(given: Given, task: TorchvisionDetector) -> None:
+    torch.manual_seed(5)
+    first = Detection(task, given)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    second = Detection(task, given)
+    assert torch.equal(torch.rand(3), after)
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+
+
+def test_instances_leave_out_crowds_and_empty_images(store: Store) -> None:
+    instances = Instances(store, "train", masks=True)
+    assert instances.rows == list(range(7))
+    assert len(store.split("train")) == 9
+
+
+@pytest.mark.parametrize(("kind", "needs"), [("instance", "boxes and masks"), ("detection", "boxes")])
+def test_no_instances_is_an_error(
+    tmp_path: Path, given: Given, task: TorchvisionDetector, kind: str, needs: str
+) -> None:
+    task = task.model_copy(update={"kind": kind})
+    empty = [make_record("train", 1, instances=0), make_record("test", 2)]
+    with pytest.raises(MlsError, match=rf"split 'train' of this dataset holds no instances.*needs {needs}"):
+        Detection(task, replace(given, store=write_records(tmp_path / "a", empty)))
+    blind = [make_record("train", 1), make_record("test", 2, instances=0)]
+    with pytest.raises(MlsError, match=rf"test split of this dataset holds no instances; .*needs {needs}"):
+        Detection(task, replace(given, store=write_records(tmp_path / "b", blind)))
+    with pytest.raises(MlsError, match="the test split of this dataset is empty"):
+        Detection(task, replace(given, store=write_records(tmp_path / "c", [make_record("train", 1)])))
+
+
+def test_boxes_without_masks_do_for_detection_alone(tmp_path: Path, given: Given, task: TorchvisionDetector) -> None:
+    records = [make_record(split, number) for split in ("train", "test") for number in range(3)]
+    for record in records:
+        for annotation in record.annotations:
+            annotation["segmentation"] = []
+    bare = replace(given, store=write_records(tmp_path / "bare", records))
+    with pytest.raises(MlsError, match="holds boxes, but no masks; the task 'detection' needs no masks"):
+        Detection(task, bare)
+    assert Detection(task.model_copy(update={"kind": "detection"}), bare).train_images == 3
+
+
+def test_flip_moves_everything(given: Given, task: TorchvisionDetector) -> None:
+    detection = Detection(task, given)
+    image, target = detection.load_sample(0, False)
+    flipped, mirrored = detection.load_sample(0, True)
+    assert torch.equal(flipped, image.flip(-1))
+    for boxes, masks in ((target["boxes"], target["masks"]), (mirrored["boxes"], mirrored["masks"])):
+        assert masks.shape == (2, 40, 40)  # one from a polygon, one from a run-length code
+        for box, mask in zip(boxes.int().tolist(), masks, strict=True):
+            ys, xs = torch.where(mask == 1)
+            assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == box
+
+
+def test_eight_images_are_learned_by_heart(tmp_path: Path, given: Given, execution: Execution) -> None:
+    """AP50 above 50 on the images that it was trained on, after a few hundred steps."""
+    records = [make_record(split, number, like="train") for split in ("train", "test") for number in range(8)]
+    task = TorchvisionDetector(
+        kind="instance",
+        dataset="rectangles",
+        image_size=64,
+        epochs=150,
+        batch_size=4,
+        lr=0.006,
+        warmup_steps=100,
+        fpn_channels=16,
+        head_channels=64,
+        rois=32,
+        proposals=50,
+    )
+    detection = Detection(task, replace(given, store=write_records(tmp_path / "eight", records)))
+    assert detection.total == 300
+    work = tmp_path / "work"
+    work.mkdir()
+    fit(detection, execution=execution, work=work, log=given.log)
+    metrics = detection.score(detection.predict(1, "test"))
+    assert metrics["box_AP50"] > 50 and metrics["mask_AP50"] > 50, metrics
