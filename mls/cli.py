@@ -1,6 +1,7 @@
 """The command line: ``mls <command>`` = ``python -m mls <command>``, thin, one function a command.
 
     mls validate                     check params.yaml and every experiments/*.yaml
+    mls doctor                       what this machine lacks to run an experiment, and what to do about it
     mls status                       what of an experiment is done, running, failed or missing
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
@@ -129,6 +130,13 @@ def status(args: argparse.Namespace) -> None:
     print_status(plan_file(args.experiment))
 
 
+def doctor(args: argparse.Namespace) -> None:
+    """Check whether this machine has what an experiment needs; exit with 1 where something is missing."""
+    from mls.doctor import diagnose
+
+    diagnose(args.experiment)
+
+
 def verify(args: argparse.Namespace) -> None:
     """Compare every file of every finished artifact with its recorded sha256."""
     from mls.experiment.status import verify_plan
@@ -233,8 +241,8 @@ def parser() -> argparse.ArgumentParser:
             "target", nargs="+", help="label or id" + (", or: pin NAME, check NAME" if name == "data" else "")
         )
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
-    for name, function in (("status", status), ("verify", verify), ("publish", publish), ("show", show)):
-        add(name, function)
+    for function in (doctor, status, verify, publish, show):
+        add(function.__name__, function)
     add("score", score).add_argument("target", help="probe: label or id; or a predictions.parquet")
     sub = add("export", export)
     sub.add_argument("target", help="pretraining: label or id")

@@ -109,6 +109,8 @@ class Detectron2Detector(Section):
     """Of ``c4``: a batch norm behind the last stage [MoCo's Res5ROIHeadsExtraNorm]."""
     rois: Count = 512
     """Regions sampled per image to train the heads."""
+    proposals: Count = 1000
+    """Proposals kept per image when testing."""
     precise_bn: Annotated[int, Field(ge=0)] = 200
     """Batches from which the statistics of the batch norms are computed anew after training; 0: none."""
 

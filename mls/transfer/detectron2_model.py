@@ -90,6 +90,7 @@ def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) 
         model.RESNETS.RES2_OUT_CHANNELS = 64
     model.ROI_HEADS.NUM_CLASSES = num_classes
     model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = task.rois
+    model.RPN.POST_NMS_TOPK_TEST = task.proposals
     if task.architecture == "c4":
         model.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm" if task.extra_norm else "Res5ROIHeads"
     else:

@@ -1,0 +1,263 @@
+"""What this machine lacks to run an experiment, and what to do about it.
+
+    diagnose(Path("params.yaml"))           # `mls doctor`: a line for each check; MlsError where something is missing
+    problem = detectron2_problem()          # None, or a sentence with its remedy
+
+A finding is ``ok``, ``missing`` (the experiment needs it) or a ``note`` (it does not, or it is worth knowing). Every
+package is imported by the check that looks at it, so that a broken one is a finding and not a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mls.errors import MlsError
+from mls.experiment.artifact import how_to_mend, state
+from mls.experiment.datasets import CocoDataset, LocalDataset, ScenesDataset, VocDataset
+from mls.experiment.load import Loaded, load
+from mls.experiment.plan import ARTIFACTS, DATA_LOCK, WORK, Plan, make_plan, read_lock
+from mls.experiment.references import TRAINED
+from mls.experiment.transfers import Detectron2Detector
+
+DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+"""What was tested, with torch 2.15."""
+FROM_SOURCE = f"--no-build-isolation git+https://github.com/facebookresearch/detectron2@{DETECTRON2_COMMIT}"
+INSTALL = f"pip install {FROM_SOURCE} in this environment (README: Detectron2)"
+# Without these options pip takes what is installed, or the wheel that it kept of the last build.
+REBUILD = f"pip install --force-reinstall --no-deps --no-cache-dir {FROM_SOURCE} in this environment"
+LEAST_GB = 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; its status is ``ok``, ``missing`` or ``note``."""
+
+    status: str
+    name: str
+    text: str
+    remedy: str = ""
+
+
+def diagnose(file: Path) -> None:
+    """Print what was found for an experiment file, then whether all that it needs is here.
+
+    Raises:
+        MlsError: how many things are missing.
+    """
+    findings = examine(file)
+    width = max(len(finding.name) for finding in findings) + 2
+    for finding in findings:
+        lines = [*finding.text.splitlines(), *([f"-> {finding.remedy}"] if finding.remedy else [])]
+        print(f"{finding.status:9}{finding.name:{width}}" + f"\n{'':{9 + width}}".join(lines))
+    missing = sum(finding.status == "missing" for finding in findings)
+    if missing:
+        raise MlsError("1 thing is missing" if missing == 1 else f"{missing} things are missing")
+    print(f"everything that {file} needs is here")
+
+
+def examine(file: Path) -> list[Finding]:
+    """Run every check; one that fails itself is a finding too, and the others still run."""
+    findings: list[Finding] = []
+    loaded, plan = None, None
+    try:
+        loaded = load(file)
+        plan = make_plan(loaded, read_lock(DATA_LOCK))
+        findings.append(Finding("ok", "experiment", f"{file} plans {len(plan.jobs)} jobs"))
+    except MlsError as error:
+        findings.append(Finding("missing", "experiment", str(error)))
+    checks = {
+        "programs": check_programs(),
+        "torch": check_torch(loaded),
+        "detectron2": check_detectron2(loaded),
+        "disk": check_disk(),
+        "data": check_data(plan) if plan else (),
+        "weights": check_weights(plan) if plan else (),
+    }
+    for name, check in checks.items():
+        try:
+            findings.extend(check)
+        except Exception as error:
+            findings.append(Finding("missing", name, f"can't be checked ({reason(error)})"))
+    return findings
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def check_programs() -> Iterator[Finding]:
+    """Python, and what is run, not imported (also where the environment of this Python is not activated)."""
+    version = platform.python_version()
+    late = tuple(map(int, version.split(".")[:2])) >= (3, 11)
+    yield Finding("ok" if late else "missing", "python", version + ("" if late else "; it must be 3.11 or later"))
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    for name, status, absent in (
+        ("snakemake", "missing", "not found, and it runs the stages; make setup installs it"),
+        ("dvc", "note", "not found; stages run without it, but what is versioned can't be fetched (dvc pull)"),
+        ("git", "note", "not found; stages run without it, but don't record the revision that made an artifact"),
+    ):
+        found = shutil.which(name, path=places)
+        yield Finding("ok", name, found) if found else Finding(status, name, absent)
+
+
+def check_torch(loaded: Loaded | None) -> Iterator[Finding]:
+    """Torch and torchvision, of versions that belong together: an operator of the one runs on a tensor of the other."""
+    try:
+        import torch
+        import torchvision
+
+        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    except Exception as error:  # a library that can't be loaded is an OSError
+        remedy = "make setup installs versions of torch and torchvision that belong together (requirements.lock)"
+        yield Finding("missing", "torch", f"torch or torchvision fails: {reason(error)}", remedy)
+        return
+    yield Finding("ok", "torch", f"{torch.__version__}, with torchvision {torchvision.__version__}")
+    yield from check_device(loaded)
+
+
+def check_device(loaded: Loaded | None) -> Iterator[Finding]:
+    """GPUs, where the experiment demands one, and what bf16 costs where none is used."""
+    from torch import cuda
+
+    with warnings.catch_warnings(record=True) as warned:  # torch warns where a driver is too old for it
+        warnings.simplefilter("always")
+        found = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+    gpus = ", ".join(f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in found)
+    why = "".join(f" ({str(one.message).splitlines()[0]})" for one in warned[:1])
+    text = gpus or f"no GPU that torch can use{why}; {len(os.sched_getaffinity(0))} CPU cores"
+    device = loaded.experiment.execution.device if loaded else "auto"
+    if gpus and device != "cpu":
+        yield Finding("ok", "device", text)
+        return
+    runs = [run for run in loaded.runs.values() if run.method in TRAINED] if loaded else []
+    tasks = [*loaded.experiment.probe.values(), *loaded.experiment.transfer.values()] if loaded else []
+    demands = ["execution.device"] if device == "cuda" else []
+    demands += ["pretrain.resident"] if any(run.resident == "cuda" for run in runs) else []
+    said = f"{' and '.join(demands)}: cuda" if demands else f"execution.device: {device}"
+    remedy = "set it to cpu, or use a machine with a GPU" if demands else ""
+    yield Finding("missing" if demands else "ok", "device", f"{text}; {said}", remedy)
+    if any(getattr(one, "precision", None) == "bf16" for one in [*runs, *tasks]) and not cpu_has_bf16():
+        text = "this CPU has no bf16 instructions (AVX-512, AMX): precision bf16 is slower on it than fp32 (README)"
+        yield Finding("note", "bf16", text)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether Linux says that the CPU has bf16 instructions (of x86 or of ARM)."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return bool(re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b", text, re.MULTILINE))
+
+
+def check_detectron2(loaded: Loaded | None) -> Iterator[Finding]:
+    """Needed by tasks of its backend alone."""
+    tasks = loaded.experiment.transfer if loaded else {}
+    needing = [name for name, task in tasks.items() if isinstance(task, Detectron2Detector)]
+    problem, remedy = _detectron2() or ("", "")
+    if not problem:
+        text = f"{sys.modules['detectron2'].__version__}, model zoo and compiled operators load"
+        yield Finding("ok", "detectron2", text)
+    elif needing:
+        yield Finding("missing", "detectron2", f"{problem}; needed by transfer {', '.join(needing)}", remedy)
+    else:
+        yield Finding("note", "detectron2", f"{problem}; no task of this experiment needs it")
+
+
+def detectron2_problem() -> str | None:
+    """What keeps Detectron2 from being used, with the remedy, in a sentence; None where nothing does."""
+    found = _detectron2()
+    return "; ".join(found) if found else None
+
+
+def _detectron2() -> tuple[str, str] | None:
+    """The problem and its remedy."""
+    with warnings.catch_warnings():  # the zoo uses pkg_resources, the layers torch.jit.script: both are deprecated
+        warnings.simplefilter("ignore")
+        try:
+            for part in ("detectron2", "detectron2._C", "detectron2.model_zoo"):
+                importlib.import_module(part)
+            sys.modules[part].get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+        except Exception as error:
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if absent == "detectron2":
+                return "Detectron2 is not installed", INSTALL
+            if absent == "pkg_resources":
+                return "Detectron2's model zoo needs pkg_resources, of older setuptools", "pip install 'setuptools<81'"
+            if part == "detectron2._C":
+                return f"Detectron2's operators were not compiled for this torch ({reason(error)})", REBUILD
+            return f"Detectron2 is incomplete: {part} fails ({reason(error)})", INSTALL
+    return None
+
+
+def check_disk() -> Iterator[Finding]:
+    """Free space, a line for each disk."""
+    disks: dict[int, tuple[Path, list[str]]] = {}
+    for folder in (ARTIFACTS, WORK):
+        there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+        disks.setdefault(there.stat().st_dev, (there, []))[1].append(f"{folder}/")
+    for there, folders in disks.values():
+        free = shutil.disk_usage(there).free / 1e9
+        status, remedy = ("note", "") if free >= LEAST_GB else ("missing", "free some; mls gc lists what nothing needs")
+        yield Finding(status, "disk", f"{free:.1f} GB free for {' and '.join(folders)}", remedy)
+
+
+def check_data(plan: Plan) -> Iterator[Finding]:
+    """Each data set: made already, generated, or where its source is or comes from."""
+    for job in plan.stage("data"):
+        names, found = plan.labels[job.id], state(job.path)
+        if found == "done":
+            yield Finding("ok", "data", f"{names[0]}: {job.path} is made")
+        elif found == "damaged":
+            yield Finding("missing", "data", f"{names[0]}: {job.path} is damaged", how_to_mend(job.path))
+        elif isinstance(job.config, ScenesDataset):
+            yield Finding("ok", "data", f"{names[0]}: is generated")
+        else:
+            yield _source(names, job.config)
+
+
+def _source(names: list[str], config: LocalDataset) -> Finding:
+    from mls.data.sources import find_root
+    from mls.data.voc import is_bare
+    from mls.download import catalog
+    from mls.download.unpack import NOTES
+
+    try:
+        root = find_root(names, config)
+    except MlsError as error:
+        return Finding("missing", "data", str(error))
+    if config.root is not None or (isinstance(config, VocDataset) and is_bare(root, config)):
+        return Finding("ok", "data", f"{names[0]}: {root}")  # a copy that nothing is downloaded into
+    absent = [one for one in catalog.needed(config) if not all((root / path).exists() for path in one.gives)]
+    absent = [one for one in absent if not any((root / folder / one.file).is_file() for folder in ("", NOTES))]
+    if by_hand := [one.file for one in absent if not one.urls]:
+        remedy = f"put it into {root}. {catalog.hint(config)}"
+        return Finding("missing", "data", f"{names[0]}: {', '.join(by_hand)} has no public address", remedy)
+    what = [f"{one.file} ({one.size / 1e9:.2f} GB)" if one.size else one.file for one in absent]
+    what += ["images that are not there"] if isinstance(config, CocoDataset) and config.subset else []
+    if what:
+        return Finding("note", "data", f"{names[0]}: to be downloaded into {root}: {', '.join(what)}")
+    return Finding("ok", "data", f"{names[0]}: {root}")
+
+
+def check_weights(plan: Plan) -> Iterator[Finding]:
+    """Files of other people's weights, for backbones that are not made yet; their sha256 is checked by the stage."""
+    for job in plan.stage("pretrain"):
+        label, config = plan.labels[job.id][0], job.config
+        if config.method not in ("weights", "imagenet") or state(job.path) == "done":
+            continue
+        from mls.models.foreign import weights_root
+
+        if config.method == "imagenet":
+            yield Finding("note", "weights", f"{label}: to be downloaded into {weights_root()}/ if it is not there")
+            continue
+        file = weights_root() / config.weights.file
+        status, remedy = ("ok", "") if file.is_file() else ("missing", "put it there, or set MLS_WEIGHTS to its folder")
+        yield Finding(status, "weights", f"{label}: {file}", remedy)

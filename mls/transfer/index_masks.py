@@ -1,0 +1,103 @@
+"""The class of each pixel of some splits' images: a store's index masks, or drawn from its instances.
+
+    masks = IndexMasks(store, "train+val")
+    masks.classes                           # ["disc", "star", ..., "background"]
+    mask_HW = masks.of(masks.rows[0])       # uint8, 255: belongs to no class
+
+| store | classes | images |
+|---|---|---|
+| with index masks (Cityscapes) | its own | those that have one; others are neither trained on nor judged by |
+| with instances' masks (COCO, scenes) | its own and, last, ``background`` | all; background is where no instance is |
+
+Of instances that overlap the smaller one lies on top. Crowd regions are ignored pixels, whatever else lies there.
+Instances without a mask leave no trace (of COCO's, some are too small for a polygon).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mls.data.store import IGNORE, Store
+from mls.errors import MlsError
+from mls.transfer.instances import decode_mask, has_mask
+
+BACKGROUND = "background"
+
+
+class IndexMasks:
+    """Index masks by image."""
+
+    def __init__(self, store: Store, splits: str) -> None:
+        """Index some splits; no mask is read.
+
+        Args:
+            store: holds the images.
+            splits: one of its splits, or two joined by ``+``.
+
+        Raises:
+            MlsError: the splits hold no image, or no mask; there are more classes than a mask has values.
+        """
+        self.store = store
+        self.rows = [int(row) for split in splits.split("+") for row in store.split(split)]
+        """Images that have an index mask, ascending."""
+        if not self.rows:
+            raise MlsError(f"split {splits!r} of this dataset is empty; the task 'semantic' trains and tests on images")
+        self.classes = [*store.classes] if store.has_masks else [*store.classes, BACKGROUND]
+        """Names, by index in the masks."""
+        if len(self.classes) > IGNORE:
+            raise MlsError(f"{len(self.classes)} classes do not fit into index masks, which hold {IGNORE} at most")
+        self._of: dict[int, list[dict[str, Any]]] = {}
+        if store.has_masks:
+            masked = set(pq.read_table(store.path / "masks.parquet", columns=["image"])["image"].to_pylist())
+            self.rows = [row for row in self.rows if row in masked]
+        else:
+            for annotation in (a for split in splits.split("+") for a in store.ground_truth(split)["annotations"]):
+                if has_mask(annotation["segmentation"]):
+                    self._of.setdefault(annotation["image_id"], []).append(annotation)
+        if not (self.rows if store.has_masks else self._of):
+            raise MlsError(
+                f"split {splits!r} of this dataset holds no masks; the task 'semantic' needs index masks, or instances "
+                "with masks"
+            )
+
+    def __len__(self) -> int:
+        """Images that have an index mask."""
+        return len(self.rows)
+
+    def of(self, row: int) -> Tensor:
+        """The class of each pixel of one of `rows`, uint8 (H, W), `IGNORE` where there is none.
+
+        Raises:
+            MlsError: the mask has another size than its image, or holds a class that is not there.
+        """
+        width, height = self.store.size(row)
+        if not self.store.has_masks:
+            return self._drawn(row, height, width)
+        mask_HW = self.store.mask(row)
+        if mask_HW.shape != (height, width):
+            raise MlsError(
+                f"{self.store.name(row)}: its mask has {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels and the image "
+                f"{width} x {height}; correct the source, make the data artifact again"
+            )
+        unknown = mask_HW[(mask_HW >= len(self.classes)) & (mask_HW != IGNORE)]
+        if len(unknown):
+            raise MlsError(
+                f"{self.store.name(row)}: its mask holds class {int(unknown[0])}, and there are {len(self.classes)} "
+                "from 0; correct the source, make the data artifact again"
+            )
+        return mask_HW
+
+    def _drawn(self, row: int, height: int, width: int) -> Tensor:
+        mask_HW = torch.full((height, width), len(self.classes) - 1, dtype=torch.uint8)
+        shapes = []
+        for annotation in self._of.get(row, ()):
+            shape_HW = torch.from_numpy(decode_mask(annotation["segmentation"], height, width)).bool()
+            value = IGNORE if annotation["iscrowd"] else annotation["category_id"] - 1
+            shapes.append((bool(annotation["iscrowd"]), -int(shape_HW.sum()), value, shape_HW))
+        for _, _, value, shape_HW in sorted(shapes, key=lambda shape: shape[:2]):  # crowds last: they hide the rest
+            mask_HW[shape_HW] = value
+        return mask_HW

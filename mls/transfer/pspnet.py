@@ -1,0 +1,127 @@
+"""PSPNet: the class of each pixel from a dilated ResNet, pooled at several scales.
+
+    dilate(backbone, output_stride=8, first_stride=4)
+    net = PSPNet(backbone, feature_dims(config), task, classes=19)
+    logits = net(images)["out"]             # training mode: also "aux", of the third stage
+
+The network of mmsegmentation's ``configs/_base_/models/pspnet_r50-d8.py`` (Zhao et al., arXiv 1612.01105), its
+initialisation included, but for the stem: mmsegmentation's ResNet-V1c has three 3x3 convolutions there, ours is the
+one that was pretrained.
+
+Shape legend: B images, C channels, H x W pixels, h x w cells of a map, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import ResNet
+
+from mls.errors import MlsError
+from mls.experiment.transfers import SemanticTransfer
+from mls.models.backbone import LAYERS, feature_maps
+from mls.train.runtime import autocast
+
+CLASSIFIER_STD = 0.01
+"""Of the normal distribution that classifiers' weights are drawn from [mmsegmentation's ``conv_seg``]."""
+
+
+def dilate(backbone: ResNet, output_stride: int, first_stride: int) -> None:
+    """Let later stages keep their resolution: strides become 1, and what followed them is spread as far apart.
+
+    Every other cell of a stage that lost its stride is what the stage computed before, borders included; the weights
+    fit as they are. Bottlenecks become those of torchvision's ``replace_stride_with_dilation``, which refuses the
+    basic blocks of smaller ResNets.
+
+    Args:
+        backbone: is changed in place.
+        output_stride: pixels between the cells of the last stage's map.
+        first_stride: the same of the first stage, which nothing changes.
+
+    Raises:
+        MlsError: the stride is none that this network can have.
+    """
+    possible = [first_stride * 2**level for level in range(len(LAYERS))]
+    if output_stride not in possible:
+        raise MlsError(
+            f"output_stride {output_stride}: the stages of this backbone lie {', '.join(map(str, possible))} pixels "
+            "apart, and dilation can only keep one of these up to the last stage; choose one of them"
+        )
+    dilation = 1
+    for stride, name in zip(possible, LAYERS, strict=True):
+        # in the order in which data pass: what comes before a lost stride keeps the dilation of the last stage
+        for conv in (module for module in getattr(backbone, name).modules() if isinstance(module, nn.Conv2d)):
+            spatial = conv.kernel_size == (3, 3)
+            if spatial:
+                conv.dilation = conv.padding = (dilation, dilation)
+            if conv.stride == (2, 2) and stride > output_stride:
+                conv.stride = (1, 1)
+                dilation *= 2 if spatial else 1  # a shortcut's convolution has the same stride once more
+
+
+class PSPNet(nn.Module):
+    """ResNet, pyramid-pooling head on C5 and a small convolutional head on C4, which only training uses."""
+
+    def __init__(self, backbone: ResNet, dims: list[int], task: SemanticTransfer, classes: int) -> None:
+        """Put fresh heads on a backbone; they are drawn from torch's generator.
+
+        Args:
+            backbone: dilated, see `dilate`.
+            dims: channels of its four stages.
+            task: ``pools``, ``head_channels``, ``dropout`` and ``precision`` are read.
+            classes: K.
+        """
+        super().__init__()
+        width = task.head_channels
+        self.backbone = backbone
+        self.precision = task.precision
+        self.pooled = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), *_conv(dims[3], width, 1)) for side in task.pools
+        )
+        joined = _conv(dims[3] + len(task.pools) * width, width, 3)
+        self.head = nn.Sequential(*joined, *_classifier(width, classes, task.dropout))
+        aux = _conv(dims[2], width // 2, 3)
+        self.aux = nn.Sequential(*aux, *_classifier(width // 2, classes, task.dropout))
+
+    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Return logits of every pixel.
+
+        Args:
+            images_BCHW: normalised, float32; in training two at least, since batch norm sees maps of one cell.
+
+        Returns:
+            ``out`` and, in training mode, ``aux``: float32 (B, K, H, W).
+        """
+        size = images_BCHW.shape[-2:]
+        with autocast(images_BCHW.device, self.precision):
+            maps = feature_maps(self.backbone, images_BCHW)
+            heads = {"out": self.head(self._pyramid(maps["3"]))}
+            if self.training:
+                heads["aux"] = self.aux(maps["2"])
+        return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
+
+    def _pyramid(self, map_BChw: Tensor) -> Tensor:
+        """The map and, as further channels, its pooled versions at its own size."""
+        pooled = [_enlarged(pool(map_BChw), map_BChw.shape[-2:]) for pool in self.pooled]
+        return torch.cat([map_BChw, *pooled], dim=1)
+
+
+def _enlarged(map_BChw: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear, corners not aligned [the 512 x 1024 configuration]."""
+    return F.interpolate(map_BChw, size=size, mode="bilinear", align_corners=False)
+
+
+def _conv(before: int, after: int, side: int) -> list[nn.Module]:
+    """Convolution, batch norm and ReLU; He's initialisation, fan out [mmcv's ConvModule]."""
+    conv = nn.Conv2d(before, after, side, padding=side // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+
+
+def _classifier(channels: int, classes: int, dropout: float) -> list[nn.Module]:
+    """Drop whole channels [Dropout2d, as mmsegmentation], then weigh the rest."""
+    conv = nn.Conv2d(channels, classes, 1)
+    nn.init.normal_(conv.weight, std=CLASSIFIER_STD)
+    conv.bias = nn.Parameter(torch.zeros(classes))
+    return [nn.Dropout2d(dropout), conv]

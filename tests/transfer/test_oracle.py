@@ -1,0 +1,138 @@
+"""From a source's files through the data stage: its truth as predictions scores 100, class ids and crowds survive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pycocotools import mask as coco_mask
+
+from mls.data import sources
+from mls.data.store import Store
+from mls.experiment.datasets import CocoDataset, VocDataset
+from mls.experiment.plan import DATA_LOCK
+from mls.transfer.evaluate import score
+from mls.transfer.instances import Instances
+from tests.data.test_coco import make_coco
+from tests.data.test_stage import make
+from tests.data.test_voc import an_object, xml
+from tests.data.test_voc import root as voc_root  # noqa: F401 (a fixture)
+from tests.transfer.conftest import make_record, write_records
+
+BOTH = ("box", "mask")
+
+
+@pytest.fixture
+def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """COCO's files with ids 3, 17 and 90, triangles and crowds, made into a store."""
+    root = tmp_path / "data" / "coco"
+    root.mkdir(parents=True)
+    make_coco(root)
+    monkeypatch.setenv("MLS_DATA", str(tmp_path / "data"))
+    (tmp_path / "tree").mkdir()
+    monkeypatch.chdir(tmp_path / "tree")
+    entry = {"source": "coco", "root": "coco", "val_share": 0.2}
+    sources.pin("coco", CocoDataset.model_validate(entry), DATA_LOCK)
+    return Store(make(coco=entry))
+
+
+def predictions(truth: dict[str, Any], *, crowds: bool = False) -> list[dict[str, Any]]:
+    """The annotations as predictions."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    results = []
+    for annotation in truth["annotations"]:
+        if annotation["iscrowd"] and not crowds:
+            continue
+        code = annotation["segmentation"]
+        if not isinstance(code, dict) or isinstance(code["counts"], list):
+            code = coco_mask.frPyObjects(code, *sizes[annotation["image_id"]])
+            code = coco_mask.merge(code) if isinstance(code, list) else code
+        kept = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        results.append({**kept, "score": 0.9, "segmentation": code})
+    return results
+
+
+def test_coco_truth_scores_100_and_class_ids_survive(coco: Store) -> None:
+    truth = coco.ground_truth("test")
+    assert coco.classes == ["car", "cat", "toothbrush"]
+    metrics = score(truth, predictions(truth), BOTH)
+    assert metrics["box_AP"] == metrics["mask_AP"] == pytest.approx(100)
+    assert metrics["per_class"]["cat"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
+    nothing = {"box_AP": None, "mask_AP": None}
+    assert metrics["per_class"]["car"] == metrics["per_class"]["toothbrush"] == nothing, "crowds alone, and nothing"
+    moved = [{**result, "category_id": result["category_id"] % 3 + 1} for result in predictions(truth)]
+    assert score(truth, moved, BOTH)["box_AP"] == 0
+    assert score(truth, [], BOTH)["mask_AP"] == 0
+
+
+def test_what_lies_in_a_crowd_counts_neither_way(coco: Store) -> None:
+    truth = coco.ground_truth("test")
+    crowd = next(annotation for annotation in truth["annotations"] if annotation["iscrowd"])
+    own = next(a for a in truth["annotations"] if not a["iscrowd"] and a["image_id"] == crowd["image_id"])
+    crowd["category_id"] = own["category_id"]  # the same class, or nothing could be mistaken for it
+    many = [
+        {
+            "image_id": crowd["image_id"],
+            "category_id": crowd["category_id"],
+            "bbox": [x, 0.0, 4.0, 4.0],
+            "score": 0.99,
+            "segmentation": coco_mask.frPyObjects([[x, 0.0, x + 4, 0.0, x + 4, 4.0, x, 4.0]], 10, 20)[0],
+        }
+        for x in (11.0, 13.0, 15.0)
+    ]
+    assert score(truth, predictions(truth) + many, BOTH)["box_AP"] == pytest.approx(100)
+    crowd["iscrowd"] = 0
+    assert score(truth, predictions(truth) + many, BOTH)["box_AP"] < 100
+
+
+def test_crowds_are_not_trained_on(coco: Store) -> None:
+    trained = Instances(coco, "train+val", masks=True)
+    found = [annotation for row in trained.rows for annotation in trained.of(row)]
+    assert len(trained) == len(found) == 9, "ten images, the first without objects"
+    assert not any(annotation["iscrowd"] for annotation in found)
+    assert len(Instances(coco, "train", masks=True)) < 9
+
+
+def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: Path) -> None:  # noqa: F811
+    difficult = an_object("cat", (1, 1, 14, 14), "<difficult>1</difficult>")
+    (voc_root / "VOC2007/Annotations/000009.xml").write_text(xml("000009", an_object(), difficult))
+    sources.pin("voc", VocDataset(source="voc"), DATA_LOCK)
+    store = Store(make(voc={"source": "voc"}))
+    truth = store.ground_truth("test")
+    results = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth["annotations"]]
+    without = [result for result, a in zip(results, truth["annotations"], strict=True) if not a["difficult"]]
+    assert len(without) == len(results) - 1
+    for found in (results, without):
+        metrics = score(truth, found, ("box",))
+        assert metrics["box_AP"] == pytest.approx(100)
+        assert metrics["per_class"]["cat"] == {"box_AP": None}
+    (hard,) = [result for result in results if result not in without]
+    easy = truth | {"annotations": [a | {"difficult": 0} for a in truth["annotations"]]}
+    assert score(easy, without, ("box",))["box_AP"] == pytest.approx(50), "one of two classes"
+    twice = [*results, hard | {"score": 0.8}]
+    assert score(truth, twice, ("box",))["box_AP"] == pytest.approx(100), "a class without other objects has no AP"
+    assert json.dumps(truth) == json.dumps(store.ground_truth("test")), "nothing is written into it"
+
+
+def test_a_class_that_test_lacks_and_one_that_train_lacks(tmp_path: Path) -> None:
+    """The first has no score and no part in the mean; the second is scored, and not found."""
+    records = [make_record(split, number) for split in ("train", "test") for number in range(4)]
+    for record in records:
+        for annotation in record.annotations:
+            annotation["category_id"] = 1 if record.split == "train" else 2 + annotation["category_id"] % 2
+        record.classes = sorted({annotation["category_id"] - 1 for annotation in record.annotations})
+    store = write_records(tmp_path / "lacking", records)
+    truth = store.ground_truth("test")
+    assert {
+        a["category_id"]
+        for row in Instances(store, "train", True).rows
+        for a in Instances(store, "train", True).of(row)
+    } == {1}
+    green = [result for result in predictions(truth) if result["category_id"] == 2]
+    metrics = score(truth, green, BOTH)
+    assert metrics["per_class"]["red"] == {"box_AP": None, "mask_AP": None}
+    assert metrics["per_class"]["green"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
+    assert metrics["per_class"]["blue"] == {"box_AP": 0, "mask_AP": 0}
+    assert metrics["box_AP"] == pytest.approx(50)
