@@ -99,7 +99,7 @@ def check_programs() -> Iterator[Finding]:
     """Python, and what is run, not imported (also where the environment of this Python is not activated)."""
     version = platform.python_version()
     late = tuple(map(int, version.split(".")[:2])) >= (3, 11)
-    yield Finding("ok" if late else "missing", "python", version + ("" if late else "; it must be 3.11 or later"))
+    yield Finding("ok" if late else "missing", "python", version, "" if late else "make setup with 3.11 or later")
     places = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     for name, status, absent in (
         ("snakemake", "missing", "not found, and it runs the stages; make setup installs it"),
@@ -213,12 +213,10 @@ def check_data(plan: Plan) -> Iterator[Finding]:
     """Each data set: made already, generated, or where its source is or comes from."""
     for job in plan.stage("data"):
         names, found = plan.labels[job.id], state(job.path)
-        if found == "done":
-            yield Finding("ok", "data", f"{names[0]}: {job.path} is made")
-        elif found == "damaged":
+        if found == "damaged":
             yield Finding("missing", "data", f"{names[0]}: {job.path} is damaged", how_to_mend(job.path))
-        elif isinstance(job.config, ScenesDataset):
-            yield Finding("ok", "data", f"{names[0]}: is generated")
+        elif found == "done" or isinstance(job.config, ScenesDataset):
+            yield Finding("ok", "data", f"{names[0]}: {f'{job.path} is made' if found == 'done' else 'is generated'}")
         else:
             yield _source(names, job.config)
 
@@ -238,13 +236,14 @@ def _source(names: list[str], config: LocalDataset) -> Finding:
     absent = [one for one in catalog.needed(config) if not all((root / path).exists() for path in one.gives)]
     absent = [one for one in absent if not any((root / folder / one.file).is_file() for folder in ("", NOTES))]
     if by_hand := [one.file for one in absent if not one.urls]:
-        remedy = f"put it into {root}. {catalog.hint(config)}"
-        return Finding("missing", "data", f"{names[0]}: {', '.join(by_hand)} has no public address", remedy)
-    what = [f"{one.file} ({one.size / 1e9:.2f} GB)" if one.size else one.file for one in absent]
-    what += ["images that are not there"] if isinstance(config, CocoDataset) and config.subset else []
-    if what:
-        return Finding("note", "data", f"{names[0]}: to be downloaded into {root}: {', '.join(what)}")
-    return Finding("ok", "data", f"{names[0]}: {root}")
+        text = f"{names[0]}: not in {root}, and without a public address: {', '.join(by_hand)}"
+        return Finding("missing", "data", text, catalog.hint(config) or f"put it into {root}")
+    what = [one.file for one in absent]
+    what += ["images one by one"] if isinstance(config, CocoDataset) and config.subset else []
+    if not what:
+        return Finding("ok", "data", f"{names[0]}: {root}")
+    size = f" ({sum(one.size or 0 for one in absent) / 1e9:.1f} GB)" if all(one.size for one in absent) else ""
+    return Finding("note", "data", f"{names[0]}: to be downloaded into {root}{size}: {', '.join(what)}")
 
 
 def check_weights(plan: Plan) -> Iterator[Finding]:

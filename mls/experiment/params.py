@@ -148,7 +148,7 @@ class Slotcon(Section):
 
 
 class Weights(Section):
-    """Someone's own weights: torchvision, timm, MoCo or DenseCL keys; ``.pth`` or ``.safetensors``."""
+    """Someone's own weights: torchvision, timm, MoCo, DenseCL or Detectron2 keys; ``.pth`` or ``.safetensors``."""
 
     file: str
     """Looked up under ``$MLS_WEIGHTS`` (default ``weights/``); never part of an id."""

@@ -24,7 +24,7 @@ from mls.models.backbone import build_backbone, save_backbone
 from mls.train.runtime import set_up
 from mls.transfer.instances import decode_mask
 from mls.transfer.interface import Given
-from mls.transfer.semantic import SemanticTraining, slide, to_coco, window_starts
+from mls.transfer.semantic import SemanticTraining, to_coco
 from mls.transfer.train import History, fit
 from tests.transfer.conftest import make_record, write_records
 from tests.transfer.semantic_support import CLASSES, masked_record, masked_store, painted, tiny_task, write_masked
@@ -95,6 +95,19 @@ def test_everything_is_trained_and_decayed(masked: Given, name: Any) -> None:
     assert (group["weight_decay"], group["momentum"]) == (5e-4, 0.9)
 
 
+def test_the_auxiliary_loss_reaches_the_third_stage_alone(masked: Given) -> None:
+    training = SemanticTraining(tiny_task(), masked)
+    training.model.train()
+    training.losses(next(training.batches(range(1), 1)))["loss_aux"].backward()
+    body = training.net.backbone
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0 for p in [*body.conv1.parameters(), *body.layer3.parameters()]
+    )
+    assert all(
+        p.grad is None for part in (body.layer4, training.net.pooled, training.net.head) for p in part.parameters()
+    )
+
+
 def names_of(training: SemanticTraining) -> list[str]:
     return [name for name, _ in training.model.named_parameters()]
 
@@ -132,39 +145,6 @@ def test_learning_rate_is_polynomial(masked: Given) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_windows_cover_every_side() -> None:
-    assert window_starts(1024, 512, 341) == [0, 341, 512]
-    assert window_starts(2048, 1024, 683) == [0, 683, 1024]
-    assert window_starts(512, 512, 341) == [0]
-    for side in range(10, 40):
-        starts = window_starts(side, 10, 7)
-        grid = [min(i * 7, side - 10) for i in range(max(side - 10 + 7 - 1, 0) // 7 + 1)]  # mmsegmentation's
-        assert starts == grid
-        assert {pixel for start in starts for pixel in range(start, start + 10)} == set(range(side))
-
-
-def test_sliding_averages_windows() -> None:
-    image = torch.arange(3 * 13 * 17, dtype=torch.float32).reshape(1, 3, 13, 17)
-    shown: list[Tensor] = []
-
-    def local(x: Tensor) -> Tensor:
-        """Logits of a pixel alone, and the window's mean, which differs between windows."""
-        shown.append(x)
-        return torch.cat([2 * x[:, :1], torch.ones_like(x[:, :1]) * x.mean()], dim=1)
-
-    logits = slide(local, image, [6, 8], [4, 5])
-    assert {tuple(x.shape) for x in shown} == {(1, 3, 6, 8)}
-    torch.testing.assert_close(logits[:, 0], 2 * image[:, 0])
-    boxes = [(top, left) for top in (0, 4, 7) for left in (0, 5, 9)]
-    for y, x in np.ndindex(13, 17):
-        means = [
-            float(image[..., top : top + 6, left : left + 8].mean())
-            for top, left in boxes
-            if top <= y < top + 6 and left <= x < left + 8
-        ]
-        assert means and float(logits[0, 1, y, x]) == pytest.approx(np.mean(means))
-
-
 def test_one_window_is_the_whole_image(masked: Given) -> None:
     whole = SemanticTraining(tiny_task(), masked)
     windows = SemanticTraining(tiny_task(inference="slide", crop=[32, 48], stride=[32, 48]), masked)
@@ -183,19 +163,6 @@ def eval_mode(training: SemanticTraining) -> SemanticTraining:
     return training
 
 
-def test_small_images_are_padded_as_in_training() -> None:
-    shown: list[Tensor] = []
-
-    def net(x: Tensor) -> Tensor:
-        shown.append(x)
-        return x
-
-    image = torch.randn(1, 3, 5, 20)
-    assert torch.equal(slide(net, image, [8, 10], [8, 10]), image)
-    assert [tuple(x.shape) for x in shown] == [(1, 3, 8, 10)] * 2
-    assert not shown[0][:, :, 5:].any()
-
-
 @pytest.mark.parametrize("inference", ["whole", "slide"])
 def test_predictions_have_one_class_for_each_pixel(masked: Given, inference: str) -> None:
     training = SemanticTraining(tiny_task(inference=inference), masked)
@@ -206,7 +173,7 @@ def test_predictions_have_one_class_for_each_pixel(masked: Given, inference: str
     assert set(training.score(results)["per_class"]) == set(CLASSES)
     for row in (7, 8, 9):
         shapes = [decode_mask(result["segmentation"], 32, 48) for result in results if result["image_id"] == row]
-        assert (sum(shapes) == 1).all()
+        assert np.array_equal(np.sum(shapes, axis=0), np.ones((32, 48)))
 
 
 def test_truth_as_prediction_is_perfect(given: Given) -> None:

@@ -102,6 +102,13 @@ def test_resize_rounds_as_mmcv() -> None:
     assert image.shape == (3, 5, 6) and mask.shape == (5, 6)  # 4.5 and 5.5 up
 
 
+def test_shrinking_is_not_antialiased() -> None:
+    image_CHW = torch.zeros(3, 2, 8, dtype=torch.uint8)
+    image_CHW[:, :, 3] = 200
+    shrunk_CHW, _ = resized(image_CHW, torch.zeros(2, 8, dtype=torch.uint8), 0.5)
+    assert shrunk_CHW[0].tolist() == [[0, 100, 0, 0]]  # of two pixels; neighbours do not see it
+
+
 def test_crops_that_one_class_fills_are_drawn_anew() -> None:
     mask_HW = torch.zeros(40, 400, dtype=torch.uint8)
     mask_HW[:, :60] = 1
@@ -114,13 +121,15 @@ def test_crops_that_one_class_fills_are_drawn_anew() -> None:
     free, limited = (np.array(shares(limit)) for limit in (1.0, 0.75))
     mixed = [float(((s > 0.25) & (s < 0.75)).mean()) for s in (free, limited)]
     assert mixed[0] < 0.15 and mixed[1] > 0.4
-    # of pixels that count: with the rest ignored, the class that is left fills every crop, and the last is taken
-    mask_HW[mask_HW == 0] = IGNORE
-    rng = np.random.default_rng(0)
-    top, left = draw_crop(mask_HW, [20, 40], 0.75, rng)
+
+
+def test_ignored_pixels_are_not_counted_in_crops() -> None:
+    """Half of every crop is ignored and one class fills the rest: ten are drawn anew, and the last is taken."""
+    mask_HW = torch.ones(40, 400, dtype=torch.uint8)
+    mask_HW[::2] = IGNORE
+    top, left = draw_crop(mask_HW, [20, 40], 0.75, np.random.default_rng(0))
     draws = np.random.default_rng(0)
-    expected = [(int(draws.integers(21)), int(draws.integers(361))) for _ in range(11)][-1]
-    assert (top.start, left.start) == expected
+    assert (top.start, left.start) == [(int(draws.integers(21)), int(draws.integers(361))) for _ in range(11)][-1]
 
 
 class Scripted:
