@@ -30,9 +30,10 @@ import mls.data.stage
 from mls.data.loader import TwoViews, batches
 from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
-from mls.experiment.load import TRAINED, check, read_yaml
+from mls.experiment.load import check, read_yaml
 from mls.experiment.plan import Plan, make_plan, read_lock
 from mls.experiment.provenance import code
+from mls.experiment.references import TRAINED
 from mls.experiment.stage import Context
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up, workers_of

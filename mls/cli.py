@@ -5,7 +5,7 @@
     mls status                       what of an experiment is done, running, failed or missing
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
-    mls score linear/mls             a probe's metrics, recomputed from its predictions; or: mls score FILE
+    mls score linear/mls             metrics recomputed from predictions, of a probe or transfer; or: mls score FILE
     mls data pin coco-tiny           write the digest of a source's files into data.lock
     mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
     mls export mls --format timm     a backbone as a file of torchvision's, timm's or Detectron2's names
@@ -174,7 +174,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    """Print a probe's metrics, recomputed from its predictions (a label, an id, or a predictions.parquet)."""
+    """Print a probe's or transfer's metrics, recomputed from its predictions (a label, an id, or a .parquet file)."""
     from mls.probe.score import print_score
 
     if args.target.endswith(".parquet"):
@@ -182,9 +182,18 @@ def score(args: argparse.Namespace) -> None:
     from mls.experiment.artifact import open_artifact
 
     plan = plan_file(args.experiment)
-    for job in plan.find("probe", args.target):
+    named = args.target.split("/")[0] in plan.loaded.experiment.transfer
+    transfers = named or any(job.id.startswith(args.target) for job in plan.stage("transfer"))
+    for job in plan.find("transfer" if transfers else "probe", args.target):
         print(f"{plan.name(job)}\n", flush=True)
-        print_score(open_artifact(job.path).file("predictions.parquet"))
+        artifact = open_artifact(job.path)
+        if not transfers:
+            print_score(artifact.file("predictions.parquet"))
+            continue
+        from mls.data.store import Store
+        from mls.transfer.score import print_score as print_transfer
+
+        print_transfer(job.config, Store(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
     return None
 
 
@@ -243,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
     for function in (doctor, status, verify, publish, show):
         add(function.__name__, function)
-    add("score", score).add_argument("target", help="probe: label or id; or a predictions.parquet")
+    add("score", score).add_argument("target", help="probe or transfer: label or id; or a predictions.parquet")
     sub = add("export", export)
     sub.add_argument("target", help="pretraining: label or id")
     sub.add_argument("--format", required=True, choices=("torchvision", "detectron2", "timm"), help="whose names")

@@ -21,7 +21,7 @@ from torchvision.models.resnet import ResNet
 from mls.experiment.transfers import TorchvisionDetector
 from mls.models.backbone import LAYERS, feature_maps, load_backbone
 from mls.transfer.convert import first_image, load, prove
-from mls.transfer.evaluate import as_result, ground_truth, in_batches, score
+from mls.transfer.evaluate import as_result, ground_truth, in_batches
 from mls.transfer.instances import Instances, decode_mask
 from mls.transfer.interface import Given, Transfer
 from mls.transfer.order import plan_batch, read_ahead
@@ -44,8 +44,9 @@ class Detection(Transfer):
         Raises:
             MlsError: no instances to train on or to test on; weights of another backbone.
         """
-        self.task, self.given, self.store = task, given, given.store
-        self.truth = ground_truth(given.store, task.kind)
+        self.task: TorchvisionDetector = task
+        self.given, self.store = given, given.store
+        ground_truth(given.store, task.kind)  # nothing to find is seen before training
         self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
         self.train_images = len(self.instances)
         self.rows_N = given.store.split("test")
@@ -107,10 +108,6 @@ class Detection(Transfer):
             for row, found in zip(rows, self.detector(images), strict=True):
                 results += to_coco(row, {key: value.cpu() for key, value in found.items()})
         return results
-
-    def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """COCO's average precision of boxes and, for kind ``instance``, masks."""
-        return score(self.truth, results, ("box", "mask") if self.task.kind == "instance" else ("box",))
 
 
 def load_proved(detector: torch.nn.Module, given: Given, row: int) -> None:

@@ -33,12 +33,11 @@ from mls.experiment.transfers import Detectron2Detector
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
 from mls.transfer.detectron2_model import build_model, load_proved
-from mls.transfer.evaluate import as_result, ground_truth, in_batches, score
+from mls.transfer.evaluate import as_result, ground_truth, in_batches
 from mls.transfer.instances import Instances
 from mls.transfer.interface import Given, Transfer
 from mls.transfer.order import epoch_order, read_ahead
 from mls.transfer.train import undecayed_norms, warm_up_and_drops
-from mls.transfer.voc import is_voc, voc_score
 
 Planned = tuple[int, bool, int]
 """Index of a sample, whether it is flipped, and the epoch."""
@@ -53,8 +52,9 @@ class Detectron2Detection(Transfer):
         Raises:
             MlsError: no instances to train on or to test on; weights of another backbone.
         """
-        self.task, self.given, self.store = task, given, given.store
-        self.truth = ground_truth(given.store, task.kind)
+        self.task: Detectron2Detector = task
+        self.given, self.store = given, given.store
+        ground_truth(given.store, task.kind)  # nothing to find is seen before training
         self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
         self.train_images = len(self.instances)
         self.rows_N = given.store.split("test")
@@ -179,11 +179,6 @@ class Detectron2Detection(Transfer):
                 box, code = (x, y, x + w, y + h), entry.get("segmentation")
                 results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
         return results
-
-    def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """COCO's average precision of boxes and, for kind ``instance``, masks; of VOC its own of boxes too."""
-        metrics = score(self.truth, results, ("box", "mask") if self.task.kind == "instance" else ("box",))
-        return metrics | (voc_score(self.store, self.truth, results) if is_voc(self.truth) else {})
 
     def derived(self) -> dict[str, Any]:
         """Steps and rate by the linear rule too."""

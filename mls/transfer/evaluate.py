@@ -28,6 +28,8 @@ STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The first six numbers of `COCOeval.stats`, in its order."""
 TARGETS = {"box": "bbox", "mask": "segm"}
 """What is scored -> pycocotools' word for it."""
+TARGETS_OF = {"instance": ("box", "mask"), "detection": ("box",)}
+"""Kind of task -> what is scored."""
 
 
 class Evaluation(COCOeval):  # type: ignore[misc]
@@ -72,6 +74,11 @@ def ground_truth(store: Store, kind: str) -> dict[str, Any]:
     if kind == "instance" and not any(item["segmentation"] for item in truth["annotations"]):
         raise MlsError("the test split of this dataset holds boxes, but no masks; the task 'detection' needs no masks")
     return truth
+
+
+def is_voc(truth: dict[str, Any]) -> bool:
+    """Whether annotations are VOC's: they alone say whether an object is difficult."""
+    return any("difficult" in annotation for annotation in truth["annotations"])
 
 
 def as_result(row: int, label: int, xyxy: Sequence[float], score: float, mask: dict[str, Any] | None) -> dict[str, Any]:

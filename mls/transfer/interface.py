@@ -1,11 +1,12 @@
 """What every transfer task is to the stage that runs it: something that trains, predicts and scores.
 
-    transfer = open_transfer(task, store, config, weights, seed=1000, device=device, log=log)
+    transfer = open_transfer(task, Given(store, config, weights, seed=1000, device=device, log=log))
     history = fit(transfer, execution=execution, work=work, log=log, name="transfer detect/mls:0")
-    results = transfer.predict("test", InterruptGuard)
+    transfer.finish(workers, name)
+    results = transfer.predict(workers, name)
     metrics = transfer.score(results)
 
-Three implement it: `mls.transfer.torchvision`, `mls.transfer.detectron2` and `mls.transfer.semantic`.
+Three implement it: `mls.transfer.detection` (torchvision), `mls.transfer.detectron2` and `mls.transfer.semantic`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from mls.data.store import Store
 from mls.experiment.params import Backbone
+from mls.experiment.transfers import TransferTask
+from mls.transfer.score import scored
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Transfer(ABC):
     features of the pretrained one.
     """
 
+    task: TransferTask
+    store: Store
     model: nn.Module
     optimizer: torch.optim.Optimizer
     batch_size: int
@@ -81,9 +86,9 @@ class Transfer(ABC):
             Interrupted: a signal came; the trained state is saved, so only this pass is run again.
         """
 
-    @abstractmethod
     def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """Metrics of results, percent; None where one is not defined."""
+        """Metrics of results, percent; see `mls.transfer.score`."""
+        return scored(self.task, self.store, results)
 
     def derived(self) -> dict[str, Any]:
         """Values that follow from the task and the data, for the artifact's ``params.json``."""

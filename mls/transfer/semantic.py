@@ -35,7 +35,6 @@ from mls.transfer.interface import Given, Transfer
 from mls.transfer.order import plan_batch, read_ahead
 from mls.transfer.pspnet import PSPNet, dilate
 from mls.transfer.semantic_data import Sample, Samples
-from mls.transfer.semantic_score import score
 from mls.transfer.torchvision import FIRST_STRIDE
 
 
@@ -49,7 +48,8 @@ class SemanticTraining(Transfer):
             MlsError: no images or no masks to train on or to test on; weights of another backbone; an output stride
                 that it can't have.
         """
-        self.task, self.given, self.store = task, given, given.store
+        self.task: SemanticTransfer = task
+        self.given, self.store = given, given.store
         self.masks = IndexMasks(given.store, task.train_on)
         self.truth = IndexMasks(given.store, "test")
         self.samples = Samples(given.store, self.masks, task, given.seed)
@@ -113,10 +113,6 @@ class SemanticTraining(Transfer):
         if self.task.inference == "whole":
             return at_once(image_1CHW)
         return slide(at_once, image_1CHW, self.task.crop, self.task.stride)
-
-    def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """mIoU, mAcc and aAcc, and both of each class; see `mls.transfer.semantic_score`."""
-        return score(self.truth, results)
 
     def derived(self) -> dict[str, Any]:
         """Also how many classes there are, ``background`` included where there is one."""

@@ -28,11 +28,6 @@ SET = "test"
 """Name of the view's one image set."""
 
 
-def is_voc(truth: dict[str, Any]) -> bool:
-    """Whether annotations are VOC's: they alone say whether an object is difficult."""
-    return any("difficult" in annotation for annotation in truth["annotations"])
-
-
 def year_of(store: Store, truth: dict[str, Any]) -> int:
     """2007, whose rule has 11 points, if all images are of that year; else 2012."""
     return 2007 if all(store.name(image["id"]).startswith("VOC2007/") for image in truth["images"]) else 2012

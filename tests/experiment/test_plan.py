@@ -200,5 +200,8 @@ PINNED = {
     "transfer detect/random:0": "dfab7573ab",
     "transfer detect/moco-v2:0": "284de9d407",
     "transfer detect/mls:0": "8bafd756d6",
-    "tables micro": "6fdba5d26a",
+    "transfer segment/random:0": "2eb70d19c6",
+    "transfer segment/moco-v2:0": "0d8f8f43bb",
+    "transfer segment/mls:0": "371d2331ca",
+    "tables micro": "7674f7f264",
 }

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mls.data.store import Store
+from mls.errors import MlsError
 from mls.experiment.artifact import Artifact
 from mls.experiment.params import Backbone, Execution
 from mls.experiment.tasks import METRICS
@@ -21,6 +22,7 @@ from mls.experiment.transfers import TorchvisionDetector
 from mls.transfer import stage
 from mls.transfer.detection import to_coco
 from mls.transfer.evaluate import score
+from mls.transfer.score import print_score
 
 BOTH = ("box", "mask")
 
@@ -153,3 +155,27 @@ def test_stage_repeats_byte_for_byte(
     assert json.loads(first["derived.json"]) == {"seed": 1000, "total_steps": 35, "train_images": 7}
     header = first["curves.csv"].decode().splitlines()[0].split(",")
     assert header[0] == "step" and header[-1] == "lr" and "loss_mask" in header
+
+
+def test_scores_are_computed_anew_and_compared(
+    store: Store,
+    config: Backbone,
+    weights: Path,
+    task: TorchvisionDetector,
+    execution: Execution,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What `mls score` does with a finished transfer, and with one whose numbers were changed."""
+    run_stage(store, config, weights, task.model_copy(update={"epochs": 10.0, "lr": 0.05}), execution, tmp_path / "a")
+    out = tmp_path / "a" / "out"
+    artifact = Artifact(out, {"files": {file.name: {} for file in out.iterdir()}})
+    print_score(task, store, artifact)
+    metrics = json.loads((out / "metrics.json").read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{metrics['n_predictions']} predictions in 5 images of test, percent."
+    assert f"box_AP50  {metrics['box_AP50']:7.2f}" in lines and "box_APl         -" in lines
+    assert lines[-1] == f"Agrees with {out / 'metrics.json'}."
+    (out / "metrics.json").write_text(json.dumps(metrics | {"mask_AP": metrics["mask_AP"] + 0.1}))
+    with pytest.raises(MlsError, match=r"says mask_AP = .*its predictions say"):
+        print_score(task, store, artifact)

@@ -1,0 +1,49 @@
+"""The metrics of a transfer, computed anew from its predictions: ``mls score detect/mls``.
+
+    print_score(task, store, artifact)
+
+Prints a line for each metric, and compares with the artifact's ``metrics.json``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mls.data.store import Store
+from mls.experiment.artifact import Artifact
+from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TransferTask
+from mls.probe.score import compare
+from mls.transfer import evaluate, semantic_score
+from mls.transfer.index_masks import IndexMasks
+
+
+def scored(task: TransferTask, store: Store, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of a task's results on the test split, percent; see `mls.transfer.evaluate` and `semantic_score`.
+
+    On VOC with Detectron2 its own are there too, which its evaluator computes.
+    """
+    if isinstance(task, SemanticTransfer):
+        return semantic_score.score(IndexMasks(store, "test"), results)
+    truth = evaluate.ground_truth(store, task.kind)
+    metrics = evaluate.score(truth, results, evaluate.TARGETS_OF[task.kind])
+    if isinstance(task, Detectron2Detector) and evaluate.is_voc(truth):
+        from mls.transfer.voc import voc_score
+
+        metrics |= voc_score(store, truth, results)
+    return metrics
+
+
+def print_score(task: TransferTask, store: Store, artifact: Artifact) -> None:
+    """Print the metrics of an artifact's ``predictions.json``.
+
+    Raises:
+        MlsError: its ``metrics.json`` says something else: names the first metric that differs, and both values.
+    """
+    results = artifact.read_json("predictions.json")
+    metrics = scored(task, store, results)
+    print(f"{len(results):,} predictions in {len(store.split('test')):,} images of test, percent.\n")
+    for name, value in metrics.items():
+        if name != "per_class":
+            print(f"{name:10}{'-' if value is None else f'{value:.2f}':>7}")
+    compare(metrics, artifact.file("metrics.json"))
+    print(f"\nAgrees with {artifact.file('metrics.json')}.")
