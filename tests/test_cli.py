@@ -52,7 +52,7 @@ def test_validate_lists_every_file_and_every_problem(
 ) -> None:
     shutil.copy(ROOT / "experiments" / "micro.yaml", "params.yaml")
     assert run(monkeypatch, "validate") == 0
-    assert "params.yaml: valid; 20 jobs (1 data, 3 pretrain, 3 features, 9 probe" in capsys.readouterr().out
+    assert "params.yaml: valid; 23 jobs (1 data, 3 pretrain, 3 features, 9 probe" in capsys.readouterr().out
     Path("experiments").mkdir()
     for name in ("a", "b"):
         Path(f"experiments/{name}.yaml").write_text("experiment: 1\n")
