@@ -10,6 +10,7 @@ package is imported by the check that looks at it, so that a broken one is a fin
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import re
@@ -175,6 +176,24 @@ def detectron2_problem() -> str | None:
     """What keeps Detectron2 from being used, with the remedy, in a sentence; None where nothing does."""
     found = _detectron2()
     return "; ".join(found) if found else None
+
+
+def require_detectron2(what: str) -> None:
+    """Call before importing what imports Detectron2: its own deprecation warnings are silenced from here on.
+
+    Raises:
+        MlsError: it can't be used; names ``what`` needs it, and the remedy.
+    """
+    if problem := detectron2_problem():
+        raise MlsError(f"{what}: {problem}")
+    for known in (
+        "pkg_resources is dep",
+        ".*torch.jit.script. is dep",
+        "torch.meshgrid",
+        "The given NumPy array is not",
+    ):
+        warnings.filterwarnings("ignore", message=known)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 def _detectron2() -> tuple[str, str] | None:

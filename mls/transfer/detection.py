@@ -117,12 +117,13 @@ def load_proved(detector: torch.nn.Module, given: Given, row: int) -> None:
         MlsError: the weights do not fit, or the features differ.
     """
     with torch.random.fork_rng(devices=[]):  # the copy to compare with is built without moving the generator
-        source = load_backbone(given.config, given.weights).eval()
+        source = load_backbone(given.config, given.weights).eval().double()
     load(detector, {f"{BODY}{name}": tensor for name, tensor in load_file(given.weights).items()}, NEW, given.log)
-    image_BCHW = first_image(given.store, row, torch.device("cpu"))
-    body = detector.get_submodule(BODY.rstrip(".")).eval()
+    image_BCHW = first_image(given.store, row)
+    body = detector.get_submodule(BODY.rstrip(".")).eval().double()
     with torch.inference_mode():
         expected, found = (list(feature_maps(net, image_BCHW).values()) for net in (source, cast(ResNet, body)))
+    body.float()  # exactly what it was
     prove(expected, found, [f"C{level + 2}" for level in range(len(LAYERS))], given.log)
 
 

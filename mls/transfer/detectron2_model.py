@@ -5,39 +5,32 @@
 
 What differs from the zoo's files is what MoCo's, InfoMin's and DenseCL's detection configs change: every stage is
 trained with batch norm over the whole batch, new parts have it too, pixels are RGB in pretraining's normalisation, and
-the stride is in the 3x3 convolution, as in torchvision's ResNet. Detectron2 is imported when this module is.
+the stride is in the 3x3 convolution, as in torchvision's ResNet. `mls.doctor.require_detectron2` is to be called
+before this module is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import warnings
 from typing import Any, cast
 
 import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import META_ARCH_REGISTRY, build_resnet_backbone
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mls.data.augment import MEAN, STD
-from mls.doctor import detectron2_problem
-from mls.errors import MlsError
 from mls.experiment.params import Backbone
 from mls.experiment.transfers import Detectron2Detector
 from mls.models.backbone import feature_maps, load_backbone
 from mls.models.names import to_detectron2
 from mls.transfer.convert import first_image, load, prove
 from mls.transfer.interface import Given
-
-if problem := detectron2_problem():
-    raise MlsError(f"backend 'detectron2': {problem}")
-with warnings.catch_warnings():  # its model zoo uses pkg_resources, its layers torch.jit.script: both are deprecated
-    warnings.simplefilter("ignore")
-    from detectron2 import model_zoo
-    from detectron2.config import CfgNode
-    from detectron2.layers import ShapeSpec, get_norm
-    from detectron2.modeling import META_ARCH_REGISTRY, build_resnet_backbone
-    from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 
 ZOO = {
     ("instance", "fpn"): "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
@@ -147,14 +140,15 @@ def load_proved(model: nn.Module, task: Detectron2Detector, given: Given, row: i
     state = {place(name, task.architecture): tensor for name, tensor in load_file(given.weights).items()}
     load(model, state, NEW, given.log)
     with torch.random.fork_rng(devices=[]):
-        source = load_backbone(given.config, given.weights).eval()
-    image_BCHW = first_image(given.store, row, torch.device("cpu"))
+        source = load_backbone(given.config, given.weights).eval().double()
+    image_BCHW = first_image(given.store, row)
     height, width = image_BCHW.shape[2:]
     pixels_CHW = given.store.decode(row)[:, :height, :width]
-    model.eval()
+    model.eval().double()
     with torch.inference_mode():
         expected = list(feature_maps(source, image_BCHW).values())
         found = maps_of(model, task, pixels_CHW)
+    model.float()  # exactly what it was
     names = ["C2", "C3", "C4", "C5"][-len(found) :]
     prove(expected[-len(found) :], found, names, given.log)
 

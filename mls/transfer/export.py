@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from mls.doctor import detectron2_problem
+from mls.doctor import detectron2_problem, require_detectron2
 from mls.errors import MlsError
 from mls.experiment.artifact import atomic_file
 from mls.experiment.params import Backbone
@@ -71,12 +71,13 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
     Raises:
         MlsError: a tensor is missing or left over there, or features differ.
     """
-    source = load_backbone(config, weights).eval()
-    image_BCHW = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    source = load_backbone(config, weights).eval().double()
+    image_BCHW = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).double()
     if form == "detectron2":
         if problem := detectron2_problem():
             log(f"not compared with Detectron2's own network: {problem}")
             return
+        require_detectron2(form)
         from mls.transfer.detectron2_model import bare_resnet
 
         net = bare_resnet(config)
@@ -96,7 +97,7 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
         net.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise MlsError(f"{form}'s {config.name} does not take the tensors: {error}") from error
-    net.eval()
+    net.eval().double()
     with torch.inference_mode():
         expected = list(feature_maps(source, image_BCHW).values())
         found = list(net(image_BCHW).values()) if form == "detectron2" else maps_like_ours(net, image_BCHW)

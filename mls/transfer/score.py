@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from mls.data.store import Store
+from mls.doctor import require_detectron2
 from mls.experiment.artifact import Artifact
 from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TransferTask
 from mls.probe.score import compare
@@ -27,6 +28,7 @@ def scored(task: TransferTask, store: Store, results: list[dict[str, Any]]) -> d
     truth = evaluate.ground_truth(store, task.kind)
     metrics = evaluate.score(truth, results, evaluate.TARGETS_OF[task.kind])
     if isinstance(task, Detectron2Detector) and evaluate.is_voc(truth):
+        require_detectron2("VOC's average precision")
         from mls.transfer.voc import voc_score
 
         metrics |= voc_score(store, truth, results)

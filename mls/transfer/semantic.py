@@ -132,12 +132,13 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
     first_stride = FIRST_STRIDE[given.config.stem]
     dilate(backbone, output_stride, first_stride)
     given.log(f"backbone loaded: all of {len(backbone.state_dict())} tensors; dilated to output stride {output_stride}")
-    image_BCHW = first_image(given.store, row, torch.device("cpu"))
+    image_BCHW = first_image(given.store, row)
     with torch.inference_mode():
-        expected, found = (feature_maps(net, image_BCHW).values() for net in (source, backbone))
+        expected, found = (feature_maps(net.double(), image_BCHW).values() for net in (source, backbone))
     steps = [max(1, first_stride * 2**level // output_stride) for level in range(len(LAYERS))]
     common = [map_BCHW[..., ::step, ::step] for map_BCHW, step in zip(found, steps, strict=True)]
     prove(list(expected), common, [f"C{level + 2}" for level in range(len(LAYERS))], given.log)
+    backbone.float()  # exactly what it was
     return backbone
 
 

@@ -9,6 +9,7 @@ Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id``
 from __future__ import annotations
 
 from mls.data.store import Store
+from mls.doctor import require_detectron2
 from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
 from mls.experiment.transfers import Detectron2Detector, TorchvisionDetector, TransferTask
@@ -52,6 +53,7 @@ def run(context: Context) -> None:
 def open_transfer(task: TransferTask, given: Given) -> Transfer:
     """Build what a task trains; backends are imported when they are used."""
     if isinstance(task, Detectron2Detector):
+        require_detectron2("backend 'detectron2'")
         from mls.transfer.detectron2 import Detectron2Detection
 
         return Detectron2Detection(task, given)

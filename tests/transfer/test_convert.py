@@ -120,7 +120,7 @@ def test_a_part_of_the_backbone_among_new_ones(log: list[str]) -> None:
 
 def maps(net: nn.Module, image_BCHW: Tensor) -> list[Tensor]:
     with torch.inference_mode():
-        return list(feature_maps(net.eval(), image_BCHW).values())
+        return list(feature_maps(net.eval().double(), image_BCHW.double()).values())
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ LEVELS = ("C2", "C3", "C4", "C5")
 
 
 def test_equal_backbones_are_equal(net: nn.Module, store: Store, log: list[str]) -> None:
-    image = first_image(store, 0, torch.device("cpu"))
+    image = first_image(store, 0)
     assert image.shape == (1, 3, 32, 32)
     prove(maps(net, image), maps(net, image), LEVELS, log.append)
     assert log[0].startswith("features of one image are equal in both backbones, C2 to C5: greatest difference 0.0e+00")
@@ -141,7 +141,7 @@ def test_equal_backbones_are_equal(net: nn.Module, store: Store, log: list[str])
 @pytest.mark.parametrize("tensor", ["layer3.1.conv1.weight", "layer3.0.bn1.running_mean", "layer3.0.bn2.running_var"])
 def test_one_other_tensor_is_seen(net: nn.Module, store: Store, log: list[str], tensor: str) -> None:
     """Batch norms' statistics too, which a training would overwrite and an evaluation would not."""
-    image = first_image(store, 0, torch.device("cpu"))
+    image = first_image(store, 0)
     before = maps(net, image)
     net.state_dict()[tensor].add_(0.05)
     with pytest.raises(DeterministicError, match=r"other features: C4 of one image differs by"):
@@ -149,7 +149,7 @@ def test_one_other_tensor_is_seen(net: nn.Module, store: Store, log: list[str], 
 
 
 def test_another_order_of_colours_is_seen(net: nn.Module, store: Store, log: list[str]) -> None:
-    image = first_image(store, 0, torch.device("cpu"))
+    image = first_image(store, 0)
     with pytest.raises(DeterministicError, match=r"other features: C2"):
         prove(maps(net, image), maps(net, image.flip(1)), LEVELS, log.append)
 
@@ -191,9 +191,9 @@ def test_export(form: str, name: str, resnet18: Path, tmp_path: Path, log: list[
     net.load_state_dict(state)
     original = build_backbone(config)
     original.load_state_dict(load_file(resnet18))
-    image = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(maps_like_ours(net.eval(), image), maps(original, image))
+        torch.testing.assert_close(maps_like_ours(net.eval().double(), image), maps(original, image))
 
 
 @pytest.mark.parametrize(
