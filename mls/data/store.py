@@ -188,10 +188,10 @@ class Store:
         """Width and height of an image, pixels, without decoding it."""
         return int(self._widths[row]), int(self._heights[row])
 
-    def ground_truth(self, split: str) -> dict[str, Any]:
-        """Return the annotations of one split as a COCO dictionary; an image's ``id`` is its row."""
+    def ground_truth(self, *splits: str) -> dict[str, Any]:
+        """Return the annotations of some splits as a COCO dictionary; an image's ``id`` is its row."""
         coco: dict[str, Any] = json.loads((self.path / "annotations.json").read_text(encoding="utf-8"))
-        rows = set(self.split(split).tolist())
+        rows = {row for split in splits for row in self.split(split).tolist()}
         coco["images"] = [image for image in coco["images"] if image["id"] in rows]
         coco["annotations"] = [item for item in coco["annotations"] if item["image_id"] in rows]
         return coco

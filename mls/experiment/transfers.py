@@ -89,7 +89,7 @@ class Detectron2Detector(Section):
     """Of all but normalisation layers."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     """The learning rate rises linearly from a thousandth [100 on VOC]."""
-    steps: Steps = [0.6667, 0.8889]
+    steps: Steps = [0.6666667, 0.8888889]
     """[60k and 80k of 90k; 18k and 22k of 24k]"""
     train_sizes: Annotated[list[Side], Field(min_length=1)] = [640, 672, 704, 736, 768, 800]
     """Shorter side in training, pixels, one drawn for each image [480 to 800 on VOC]."""
@@ -112,14 +112,15 @@ class Detectron2Detector(Section):
     proposals: Count = 1000
     """Proposals kept per image when testing."""
     precise_bn: Annotated[int, Field(ge=0)] = 200
-    """Batches from which the statistics of the batch norms are computed anew after training; 0: none."""
+    """Batches of ``reference_batch`` from which batch norms' statistics are computed anew after training; 0: none."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if max(self.train_sizes) > self.max_size or self.test_size > self.max_size:
             raise ValueError(f"max_size {self.max_size} is less than a shorter side")
-        if self.norm == "FrozenBN" and self.precise_bn and "precise_bn" in self.model_fields_set:
-            raise ValueError("norm 'FrozenBN' has no statistics that precise_bn could compute")
+        other = {"c4": ("fpn_norm", "box_head", "head_norm"), "fpn": ("extra_norm",)}[self.architecture]
+        if unread := [name for name in other if name in self.model_fields_set]:
+            raise ValueError(f"architecture {self.architecture!r} has no {', '.join(unread)}: leave that out")
         return self
 
     @property
@@ -184,6 +185,8 @@ class SemanticTransfer(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.inference == "whole" and "stride" in self.model_fields_set:
+            raise ValueError("inference 'whole' has no stride: leave it out")
         if any(step > side for step, side in zip(self.stride, self.crop, strict=True)) and self.inference == "slide":
             raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.crop}")
         return self

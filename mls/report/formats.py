@@ -156,7 +156,7 @@ def _notes(table: FilledTable) -> Iterator[str]:
     if any(c.summary is None for c in measured):
         yield f"{DASH}: the metric is not defined for this task."
     if any(not c.implemented for row in table.cells.values() for c in row.values()):
-        yield f"{LACKING}: the paper has it, but no maintained library does."
+        yield f"{LACKING}: the paper's table has it, and nothing here computes it."
     if table.differences:
         yield "a - b: the difference, paired by seed."
     if any(c.of == 0 for c in cells):

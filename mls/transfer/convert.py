@@ -61,11 +61,19 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
     log(f"backbone loaded: {counted}, 0 missing, 0 unexpected; new, as expected: {fresh}")
 
 
-def first_image(store: Store, row: int) -> Tensor:
-    """A normalised image, float64 (1, 3, H, W), at most 512 pixels a side, both multiples of 32 where they can be."""
+def first_pixels(store: Store, row: int) -> Tensor:
+    """An image's upper left part, uint8 (3, H, W): at most 512 pixels a side, both multiples of 32 where they can be.
+
+    Detectors pad to such multiples, and would see other pixels at the edge.
+    """
     image_CHW = store.decode(row)
     height, width = (max(min(side, 512) // 32 * 32, min(side, 32)) for side in image_CHW.shape[1:])
-    return normalise(image_CHW[None, :, :height, :width], torch.device("cpu")).double()
+    return image_CHW[:, :height, :width]
+
+
+def as_pretrained(pixels_CHW: Tensor) -> Tensor:
+    """Pixels as pretraining's networks see them: float64 (1, 3, H, W)."""
+    return normalise(pixels_CHW[None], torch.device("cpu")).double()
 
 
 def prove(

@@ -9,6 +9,7 @@ Shape legend: N instances of an image, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +17,12 @@ import torch
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import ResNet
 
 from mls.experiment.transfers import TorchvisionDetector
 from mls.models.backbone import LAYERS, feature_maps, load_backbone
-from mls.transfer.convert import first_image, load, prove
+from mls.transfer.convert import as_pretrained, first_pixels, load, prove
 from mls.transfer.evaluate import as_result, ground_truth, in_batches
 from mls.transfer.instances import Instances, decode_mask
 from mls.transfer.interface import Given, Transfer
@@ -103,15 +105,20 @@ class Detection(Transfer):
         """At most 100 instances an image, with a score of at least 0.05 (torchvision's defaults); masks at 0.5."""
         self.detector.eval()
         results: list[dict[str, Any]] = []
-        for rows in in_batches(self.rows_N, self.batch_size, name):
-            images = [self.store.decode(row).to(self.given.device).float() / 255 for row in rows]
-            for row, found in zip(rows, self.detector(images), strict=True):
-                results += to_coco(row, {key: value.cpu() for key, value in found.items()})
+        size, device = self.batch_size, self.given.device
+        chunks = (self.rows_N[start : start + size].tolist() for start in range(0, len(self.rows_N), size))
+        with closing(read_ahead(chunks, self.store.decode, workers)) as decoded:
+            for rows, images in zip(in_batches(self.rows_N, size, name), decoded, strict=True):
+                outputs = self.detector([image_CHW.to(device).float() / 255 for image_CHW in images])
+                for row, found in zip(rows, outputs, strict=True):
+                    results += to_coco(row, {key: value.cpu() for key, value in found.items()})
         return results
 
 
-def load_proved(detector: torch.nn.Module, given: Given, row: int) -> None:
+def load_proved(detector: FasterRCNN, given: Given, row: int) -> None:
     """Load the pretrained weights into the detector's body, and compare its features of one image.
+
+    The image goes through the detector's own normalisation, so another order of colours would be seen too.
 
     Raises:
         MlsError: the weights do not fit, or the features differ.
@@ -119,10 +126,12 @@ def load_proved(detector: torch.nn.Module, given: Given, row: int) -> None:
     with torch.random.fork_rng(devices=[]):  # the copy to compare with is built without moving the generator
         source = load_backbone(given.config, given.weights).eval().double()
     load(detector, {f"{BODY}{name}": tensor for name, tensor in load_file(given.weights).items()}, NEW, given.log)
-    image_BCHW = first_image(given.store, row)
-    body = detector.get_submodule(BODY.rstrip(".")).eval().double()
+    pixels_CHW = first_pixels(given.store, row)
+    own_1CHW = detector.transform.normalize(pixels_CHW.double() / 255)[None]
+    body = cast(ResNet, detector.get_submodule(BODY.rstrip("."))).eval().double()
     with torch.inference_mode():
-        expected, found = (list(feature_maps(net, image_BCHW).values()) for net in (source, cast(ResNet, body)))
+        expected = list(feature_maps(source, as_pretrained(pixels_CHW)).values())
+        found = list(feature_maps(body, own_1CHW).values())
     body.float()  # exactly what it was
     prove(expected, found, [f"C{level + 2}" for level in range(len(LAYERS))], given.log)
 

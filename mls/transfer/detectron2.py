@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -151,9 +152,10 @@ class Detectron2Detection(Transfer):
 
     def finish(self, workers: int, name: str) -> None:
         """Compute the batch norms' statistics anew from ``precise_bn`` further batches [MoCo's detection configs]."""
-        if self.task.norm == "FrozenBN" or not self.task.precise_bn:
+        count = round(self.task.precise_bn / self.task.scale)
+        if not count:
             return
-        steps = range(self.total, self.total + self.task.precise_bn)
+        steps = range(self.total, self.total + count)
         self.model.train()
 
         def counted() -> Iterator[list[dict[str, Any]]]:
@@ -169,16 +171,21 @@ class Detectron2Detection(Transfer):
         """At most 100 instances an image, with a score of at least 0.05 (Detectron2's defaults)."""
         self.model.eval()
         results: list[dict[str, Any]] = []
-        for (row,) in in_batches(self.rows_N, 1, name):
-            pixels_HWC = self.pixels(row)
-            height, width = pixels_HWC.shape[:2]
-            image_HWC = self.resize((height, width), self.task.test_size).apply_image(pixels_HWC)
-            (found,) = self.model([{"image": to_tensor(image_HWC), "height": height, "width": width}])
-            for entry in instances_to_coco_json(found["instances"].to("cpu"), row):
-                x, y, w, h = entry["bbox"]
-                box, code = (x, y, x + w, y + h), entry.get("segmentation")
-                results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
+        with closing(read_ahead(([row] for row in self.rows_N.tolist()), self.load_test, workers)) as loaded:
+            for (row,), images in zip(in_batches(self.rows_N, 1, name), loaded, strict=True):
+                (found,) = self.model(images)
+                for entry in instances_to_coco_json(found["instances"].to("cpu"), row):
+                    x, y, w, h = entry["bbox"]
+                    box, code = (x, y, x + w, y + h), entry.get("segmentation")
+                    results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
         return results
+
+    def load_test(self, row: int) -> dict[str, Any]:
+        """Return an image, resized, and the size that its masks are to have."""
+        pixels_HWC = self.pixels(row)
+        height, width = pixels_HWC.shape[:2]
+        image_HWC = self.resize((height, width), self.task.test_size).apply_image(pixels_HWC)
+        return {"image": to_tensor(image_HWC), "height": height, "width": width}
 
     def derived(self) -> dict[str, Any]:
         """Steps and rate by the linear rule too."""

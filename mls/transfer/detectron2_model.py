@@ -29,7 +29,7 @@ from mls.experiment.params import Backbone
 from mls.experiment.transfers import Detectron2Detector
 from mls.models.backbone import feature_maps, load_backbone
 from mls.models.names import to_detectron2
-from mls.transfer.convert import first_image, load, prove
+from mls.transfer.convert import as_pretrained, first_pixels, load, prove
 from mls.transfer.interface import Given
 
 ZOO = {
@@ -141,12 +141,10 @@ def load_proved(model: nn.Module, task: Detectron2Detector, given: Given, row: i
     load(model, state, NEW, given.log)
     with torch.random.fork_rng(devices=[]):
         source = load_backbone(given.config, given.weights).eval().double()
-    image_BCHW = first_image(given.store, row)
-    height, width = image_BCHW.shape[2:]
-    pixels_CHW = given.store.decode(row)[:, :height, :width]
+    pixels_CHW = first_pixels(given.store, row)
     model.eval().double()
     with torch.inference_mode():
-        expected = list(feature_maps(source, image_BCHW).values())
+        expected = list(feature_maps(source, as_pretrained(pixels_CHW)).values())
         found = maps_of(model, task, pixels_CHW)
     model.float()  # exactly what it was
     names = ["C2", "C3", "C4", "C5"][-len(found) :]

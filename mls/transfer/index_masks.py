@@ -55,7 +55,7 @@ class IndexMasks:
             masked = set(pq.read_table(store.path / "masks.parquet", columns=["image"])["image"].to_pylist())
             self.rows = [row for row in self.rows if row in masked]
         else:
-            for annotation in (a for split in splits.split("+") for a in store.ground_truth(split)["annotations"]):
+            for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
                 if has_mask(annotation["segmentation"]):
                     self._of.setdefault(annotation["image_id"], []).append(annotation)
         if not (self.rows if store.has_masks else self._of):

@@ -31,7 +31,7 @@ class Instances:
             MlsError: nothing is left.
         """
         self._of: dict[int, list[dict[str, Any]]] = {}
-        for annotation in (a for split in splits.split("+") for a in store.ground_truth(split)["annotations"]):
+        for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
             if annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0:
                 continue
             if not masks or has_mask(annotation["segmentation"]):

@@ -28,7 +28,7 @@ from mls.data.store import IGNORE
 from mls.experiment.transfers import SemanticTransfer
 from mls.models.backbone import LAYERS, channels_last, feature_dims, feature_maps, load_backbone
 from mls.probe.features import normalise
-from mls.transfer.convert import first_image, prove
+from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.interface import Given, Transfer
@@ -132,7 +132,7 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
     first_stride = FIRST_STRIDE[given.config.stem]
     dilate(backbone, output_stride, first_stride)
     given.log(f"backbone loaded: all of {len(backbone.state_dict())} tensors; dilated to output stride {output_stride}")
-    image_BCHW = first_image(given.store, row)
+    image_BCHW = as_pretrained(first_pixels(given.store, row))
     with torch.inference_mode():
         expected, found = (feature_maps(net.double(), image_BCHW).values() for net in (source, backbone))
     steps = [max(1, first_stride * 2**level // output_stride) for level in range(len(LAYERS))]

@@ -8,11 +8,13 @@ Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id``
 
 from __future__ import annotations
 
+import torch
+
 from mls.data.store import Store
 from mls.doctor import require_detectron2
 from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
-from mls.experiment.transfers import Detectron2Detector, TorchvisionDetector, TransferTask
+from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferTask
 from mls.files import write_csv, write_json
 from mls.train.runtime import set_up, workers_of
 from mls.transfer.interface import Given, Transfer
@@ -35,6 +37,8 @@ def run(context: Context) -> None:
     store = Store(context.inputs["data"].path)
     pretrain = context.inputs["pretrain"]
     config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
+    if not isinstance(context.job.config, SemanticTransfer):
+        torch.backends.cudnn.benchmark = False  # nearly every batch of a detector has a shape of its own
     given = Given(store, config, pretrain.file("backbone.safetensors"), seed, device, context.log)
     transfer = open_transfer(context.job.config, given)
     name = f"transfer {context.label}"

@@ -78,7 +78,7 @@ def fit(
     """Train in place, from the newest checkpoint in ``work`` where there is one; leaves the final state there.
 
     Raises:
-        DeterministicError: a loss is not finite; nothing was updated with it.
+        DeterministicError: a loss or a gradient is not finite; nothing was updated with it.
         Interrupted: a signal came; the state is saved.
     """
     model, optimizer, total = transfer.model, transfer.optimizer, transfer.total
@@ -123,15 +123,17 @@ def fit(
                 group["lr"] = lr
             losses = transfer.losses(batch)
             loss = torch.stack(list(losses.values())).sum()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                parts = ", ".join(f"{key} {float(part.detach()):.3g}" for key, part in losses.items())
-                raise DeterministicError(
-                    f"the loss is not finite at step {done} of {total} ({parts}); the learning rate is {lr:.3g}: "
-                    "lower lr, or let it rise more slowly"
-                )
             optimizer.zero_grad()
             loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
+            if not math.isfinite(value) or not math.isfinite(norm_value):
+                parts = ", ".join(f"{key} {float(part.detach()):.3g}" for key, part in losses.items())
+                what = "gradient" if math.isfinite(value) else "loss"
+                raise DeterministicError(
+                    f"the {what} is not finite at step {done} of {total} ({parts}); the learning rate is {lr:.3g}: "
+                    "lower lr, or let it rise more slowly"
+                )
             optimizer.step()
             if done % CURVE_EVERY == 0 or done == total - 1:
                 parts_now = {key: float(part.detach()) for key, part in losses.items()}

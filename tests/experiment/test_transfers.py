@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,14 @@ def test_kind_and_backend_choose_the_schema() -> None:
             "transfer.task: max_size 700 is less than a shorter side",
         ),
         (
-            {"kind": "instance", "backend": "detectron2", "norm": "FrozenBN", "precise_bn": 5},
-            "transfer.task: norm 'FrozenBN' has no statistics that precise_bn could compute",
+            {"kind": "instance", "backend": "detectron2", "architecture": "c4", "box_head": "2fc", "fpn_norm": "none"},
+            "transfer.task: architecture 'c4' has no fpn_norm, box_head: leave that out",
         ),
+        (
+            {"kind": "instance", "backend": "detectron2", "extra_norm": False},
+            "transfer.task: architecture 'fpn' has no extra_norm: leave that out",
+        ),
+        ({"kind": "semantic", "stride": [9, 9]}, "transfer.task: inference 'whole' has no stride: leave it out"),
     ],
 )
 def test_what_is_wrong_is_named_as_in_the_file(task: dict[str, Any], message: str) -> None:
@@ -119,6 +125,8 @@ def test_the_linear_rule() -> None:
     assert (quarter.scale, quarter.total_steps) == (0.25, 360_000)
     whole = task_of({"kind": "instance", "backend": "detectron2"})
     assert (whole.scale, whole.total_steps) == (1, 90_000)
+    for task, drops in ((whole, [60_000, 80_000]), (quarter, [240_000, 320_000])):
+        assert [math.floor(share * task.total_steps) for share in task.steps] == drops
 
 
 def test_columns_that_are_not_implemented() -> None:

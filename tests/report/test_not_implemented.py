@@ -29,7 +29,7 @@ def test_markdown() -> None:
     assert rows["run"] == ["psp.mIoU", "psanet.mIoU", "psanet.mAcc", "n"]
     assert rows["mls"][1:] == ["not implemented", "not implemented", "2 trials"]
     assert rows["mls - moco-v2"][1:3] == ["not implemented", "not implemented"]
-    assert "- not implemented: the paper has it, but no maintained library does." in lines
+    assert "- not implemented: the paper's table has it, and nothing here computes it." in lines
     assert not any("not defined" in line or "n 0" in line for line in lines)
 
 

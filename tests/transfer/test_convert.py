@@ -15,7 +15,7 @@ from mls.errors import DeterministicError, MlsError
 from mls.experiment.params import Backbone
 from mls.models.backbone import build_backbone, feature_maps, save_backbone
 from mls.models.names import from_detectron2, to_detectron2
-from mls.transfer.convert import TOLERANCE, first_image, load, prove
+from mls.transfer.convert import TOLERANCE, as_pretrained, first_pixels, load, prove
 from mls.transfer.export import export_backbone, maps_like_ours
 
 NAMES = list(build_backbone(Backbone(name="resnet50", width=0.125)).state_dict())
@@ -132,7 +132,7 @@ LEVELS = ("C2", "C3", "C4", "C5")
 
 
 def test_equal_backbones_are_equal(net: nn.Module, store: Store, log: list[str]) -> None:
-    image = first_image(store, 0)
+    image = as_pretrained(first_pixels(store, 0))
     assert image.shape == (1, 3, 32, 32)
     prove(maps(net, image), maps(net, image), LEVELS, log.append)
     assert log[0].startswith("features of one image are equal in both backbones, C2 to C5: greatest difference 0.0e+00")
@@ -141,7 +141,7 @@ def test_equal_backbones_are_equal(net: nn.Module, store: Store, log: list[str])
 @pytest.mark.parametrize("tensor", ["layer3.1.conv1.weight", "layer3.0.bn1.running_mean", "layer3.0.bn2.running_var"])
 def test_one_other_tensor_is_seen(net: nn.Module, store: Store, log: list[str], tensor: str) -> None:
     """Batch norms' statistics too, which a training would overwrite and an evaluation would not."""
-    image = first_image(store, 0)
+    image = as_pretrained(first_pixels(store, 0))
     before = maps(net, image)
     net.state_dict()[tensor].add_(0.05)
     with pytest.raises(DeterministicError, match=r"other features: C4 of one image differs by"):
@@ -149,7 +149,7 @@ def test_one_other_tensor_is_seen(net: nn.Module, store: Store, log: list[str], 
 
 
 def test_another_order_of_colours_is_seen(net: nn.Module, store: Store, log: list[str]) -> None:
-    image = first_image(store, 0)
+    image = as_pretrained(first_pixels(store, 0))
     with pytest.raises(DeterministicError, match=r"other features: C2"):
         prove(maps(net, image), maps(net, image.flip(1)), LEVELS, log.append)
 

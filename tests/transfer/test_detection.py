@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mls.experiment.transfers import TorchvisionDetector
 from mls.transfer.detection import Detection
 from mls.transfer.instances import Instances
 from mls.transfer.interface import Given
+from mls.transfer.torchvision import build_detector
 from mls.transfer.train import fit
 from tests.transfer.conftest import make_record, write_records
 
@@ -44,6 +46,35 @@ def test_diverged_weights_are_refused(given: Given, task: TorchvisionDetector) -
     save_file(state, given.weights)
     with pytest.raises(DeterministicError, match=r"not finite \(C3\): look whether the pretraining diverged"):
         Detection(task, given)
+
+
+def test_blue_before_red_is_seen(given: Given, task: TorchvisionDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*args: Any) -> Any:
+        detector = build_detector(*args)
+        detector.transform.image_mean.reverse()
+        return detector
+
+    monkeypatch.setattr("mls.transfer.detection.build_detector", build)
+    with pytest.raises(DeterministicError, match="the converted backbone gives other features: C2"):
+        Detection(task, given)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    given: Given, task: TorchvisionDetector, execution: Execution, tmp_path: Path
+) -> None:
+    """Its loss is finite: it would be in a checkpoint before the next loss is seen."""
+    transfer = Detection(task, given)
+    transfer.detector.roi_heads.box_predictor.cls_score.weight.register_hook(lambda grad: grad * float("inf"))
+    before = {name: value.clone() for name, value in transfer.model.named_parameters()}
+    with pytest.raises(DeterministicError, match="the gradient is not finite at step 0 of 6"):
+        fit(transfer, execution=execution, work=tmp_path, log=given.log)
+    assert all(torch.equal(before[name], value) for name, value in transfer.model.named_parameters())
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_threads_change_no_prediction(given: Given, task: TorchvisionDetector) -> None:
+    transfer = Detection(task, given)
+    assert transfer.predict(1, "test") == transfer.predict(3, "test")
 
 
 def test_the_detectors_random_numbers_do_not_depend_on_the_comparison(given: Given, task: TorchvisionDetector) -> None:
@@ -89,9 +120,9 @@ def test_boxes_without_masks_do_for_detection_alone(tmp_path: Path, given: Given
 
 
 def test_flip_moves_everything(given: Given, task: TorchvisionDetector) -> None:
-    detection = Detection(task, given)
-    image, target = detection.load_sample(0, False)
-    flipped, mirrored = detection.load_sample(0, True)
+    transfer = Detection(task, given)
+    image, target = transfer.load_sample(0, False)
+    flipped, mirrored = transfer.load_sample(0, True)
     assert torch.equal(flipped, image.flip(-1))
     for boxes, masks in ((target["boxes"], target["masks"]), (mirrored["boxes"], mirrored["masks"])):
         assert masks.shape == (2, 40, 40)  # one from a polygon, one from a run-length code
@@ -116,10 +147,10 @@ def test_eight_images_are_learned_by_heart(tmp_path: Path, given: Given, executi
         rois=32,
         proposals=50,
     )
-    detection = Detection(task, replace(given, store=write_records(tmp_path / "eight", records)))
-    assert detection.total == 300
+    transfer = Detection(task, replace(given, store=write_records(tmp_path / "eight", records)))
+    assert transfer.total == 300
     work = tmp_path / "work"
     work.mkdir()
-    fit(detection, execution=execution, work=work, log=given.log)
-    metrics = detection.score(detection.predict(1, "test"))
+    fit(transfer, execution=execution, work=work, log=given.log)
+    metrics = transfer.score(transfer.predict(1, "test"))
     assert metrics["box_AP50"] > 50 and metrics["mask_AP50"] > 50, metrics

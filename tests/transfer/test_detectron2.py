@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from mls.data.augment import MEAN
 from mls.data.store import Store
+from mls.data.writer import Record
 from mls.errors import DeterministicError, Interrupted
 from mls.experiment.params import Backbone, Execution
 from mls.experiment.transfers import Detectron2Detector
@@ -35,10 +37,10 @@ from tests.transfer.conftest import make_record, make_store, write_records
 
 pytest.importorskip("detectron2", reason="needs detectron2 (README: Detectron2)")
 
-from mls.transfer import detectron2_model
+from mls.transfer import detectron2, detectron2_model
 from mls.transfer.detectron2 import Detectron2Detection
 from mls.transfer.export import export_backbone
-from mls.transfer.voc import voc_score
+from mls.transfer.voc import voc_score, year_of
 
 pytestmark = pytest.mark.xdist_group("detectron2")  # one worker: each ResNet-50 trained takes 2 GB
 
@@ -217,6 +219,28 @@ def test_precise_statistics_replace_the_running_ones(start: Given, execution: Ex
     assert bool(((precise - pretrained).abs() > 3 * (running - pretrained).abs()).all())
 
 
+def test_parts_beside_a_frozen_backbone_get_precise_statistics(
+    start: Given, execution: Execution, tmp_path: Path
+) -> None:
+    task = task_of(norm="FrozenBN", iterations=1, precise_bn=2)
+    with_, without = (
+        run(start, task.model_copy(update={"precise_bn": n}), execution, tmp_path / f"work{n}").model.state_dict()
+        for n in (2, 0)
+    )
+    moved = {name for name in with_ if not torch.equal(with_[name], without[name]) and "running" in name}
+    assert moved and not any("bottom_up" in name for name in moved)
+
+
+def test_precise_statistics_are_of_as_many_images_by_the_linear_rule(
+    start: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = Detectron2Detection(task_of(batch_size=2, reference_batch=8, precise_bn=3), start)
+    counted: list[int] = []
+    monkeypatch.setattr(detectron2, "update_bn_stats", lambda model, batches, num_iters: counted.append(num_iters))
+    transfer.finish(1, "test")
+    assert counted == [12]
+
+
 def test_the_linear_rule(start: Given, log: list[str]) -> None:
     given = {"batch_size": 2, "reference_batch": 8, "iterations": 30, "warmup_steps": 10, "lr": 0.08}
     transfer = Detectron2Detection(task_of(**given, steps=[0.5]), start)
@@ -311,7 +335,15 @@ def voc(tmp_path: Path) -> Store:
     for record in records:
         for index, annotation in enumerate(record.annotations):
             annotation |= {"segmentation": [], "difficult": int(index == 0 and record.split == "test"), "truncated": 0}
-    return write_records(tmp_path / "voc", records)
+    return named(tmp_path / "voc", records, 2007)
+
+
+def named(folder: Path, records: list[Record], *years: int) -> Store:
+    """Write records under VOC's names, years in turn."""
+    store = write_records(folder, records)
+    names = [f"VOC{years[i % len(years)]}/JPEGImages/{i:06d}.jpg" for i in range(len(store))]
+    store._names = pa.chunked_array([names])
+    return store
 
 
 def boxes(truth: dict[str, Any], difficult: bool) -> list[dict[str, Any]]:
@@ -330,6 +362,30 @@ def test_voc_truth_scores_100_and_nothing_0(voc: Store) -> None:
         assert score(truth, results, ("box",))["box_AP"] == pytest.approx(100)
     assert voc_score(voc, truth, []) == {"voc_AP": 0, "voc_AP50": 0, "voc_AP75": 0}
     assert score(truth, [], ("box",))["box_AP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("years", "expected"),
+    [
+        ((2007,), 100 * (6 * 1 + 5 * 2 / 3) / 11),  # precision at recalls 0, 0.1, ..., 1
+        ((2012,), 100 * (0.5 * 1 + 0.5 * 2 / 3)),  # area under the curve
+        ((2007, 2012), 100 * (0.5 * 1 + 0.5 * 2 / 3)),
+    ],
+)
+def test_each_year_has_its_rule(tmp_path: Path, years: tuple[int, ...], expected: float) -> None:
+    """Two objects: found, a mistake, found."""
+    records = [make_record("train", 0), make_record("test", 1, instances=1), make_record("test", 2, instances=1)]
+    for record in records:
+        for annotation in record.annotations:
+            annotation |= {"segmentation": [], "difficult": 0, "truncated": 0, "category_id": 1}
+        record.classes = [0]
+    store = named(tmp_path / "voc", records, *years)
+    truth = store.ground_truth("test")
+    first, second = boxes(truth, True)
+    wrong = {**first, "bbox": [0.0, 0.0, 2.0, 2.0], "score": 0.5}
+    metrics = voc_score(store, truth, [first, wrong, {**second, "score": 0.1}])
+    assert year_of(store, truth) == (2007 if years == (2007,) else 2012)
+    assert metrics["voc_AP50"] == pytest.approx(expected) and metrics["voc_AP"] == pytest.approx(expected)
 
 
 def test_voc_boxes_keep_their_pixels(voc: Store) -> None:

@@ -205,3 +205,19 @@ def test_an_experiment_that_changed_under_a_run_is_a_clear_error(fresh: Clone) -
     (fresh.path / "params.yaml").write_text("experiment: [")
     assert "not valid YAML" in fresh.run("snakemake", "-n", ok=False)
     assert Path(fresh.path / "artifacts").exists() is False
+
+
+def test_what_is_finished_can_be_scored_and_exported(pulled: Clone) -> None:
+    """By label or id; in a clone that made none of it."""
+    for target, metric in (("detect/mls", "box_AP"), ("segment/mls", "mIoU"), ("linear/mls", "mAP")):
+        text = pulled.run("mls", "score", target)
+        assert metric in text and "Agrees with artifacts/" in text, target
+    sealed = next(path.parent for path in pulled.path.glob("artifacts/transfer/*/artifact.json"))
+    assert f"Agrees with artifacts/transfer/{sealed.name}/metrics.json" in pulled.run("mls", "score", sealed.name)
+    text = pulled.run("mls", "export", "mls", "--format", "torchvision")
+    assert "mls-0-torchvision.safetensors: 122 tensors in torchvision's names" in text
+    assert "torchvision has no resnet18 of width 0.125 with stem small: nothing to compare" in text
+    assert (pulled.path / "mls-0-torchvision.safetensors").exists()
+    text = pulled.run("mls", "export", "mls", "--format", "timm", ok=False)
+    assert "timm has no resnet18 of width 0.125 with stem small" in text
+    assert "everything that params.yaml needs is here" in pulled.run("mls", "doctor")
