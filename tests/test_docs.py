@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mls.doctor import DETECTRON2_COMMIT
 from mls.experiment.load import load, parse_yaml
 from mls.experiment.params import Moco, Pretrain
 from mls.experiment.plan import plan_file
@@ -107,3 +109,37 @@ def test_the_runs_shown_in_the_docs_are_valid(page: str, trainings: int) -> None
     pretrain = {**SMALL["pretrain"], "moco": {"bn_splits": 2}, "mls": {}}
     plan = plan_of(small(**parse_yaml(block, page), pretrain=pretrain))
     assert len(plan.stage("pretrain")) == trainings
+
+
+def test_the_tasks_shown_in_the_docs_of_transfers_are_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/protocols.md").read_text(), re.DOTALL)
+    data = {**SMALL["datasets"], "coco": {"source": "coco"}, "cityscapes": {"source": "cityscapes"}}
+    base = {**SMALL["pretrain"], "backbone": {"name": "resnet50"}}
+    counts = [
+        len(plan_of(small(**parse_yaml(block, "docs"), datasets=data, pretrain=base)).stage("transfer"))
+        for block in blocks
+    ]
+    assert counts == [3 * 5, 3], "of three runs; one task is done twice"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/protocols.md"])
+def test_the_detectron2_that_is_named_is_the_one_that_was_tested(page: str) -> None:
+    named = re.findall(r"detectron2@(\w+)", (ROOT / page).read_text())
+    assert named == [DETECTRON2_COMMIT]
+
+
+def test_the_papers_transfers_are_its_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the paper states: iterations, architectures, how often; the rest is the schema's defaults."""
+    monkeypatch.chdir(ROOT)
+    found: dict[str, Any] = {
+        name: next(iter(load(Path(f"experiments/paper-{name}.yaml")).experiment.transfer.values()))
+        for name in ("coco-fpn", "coco-c4", "voc-c4", "cityscapes")
+    }
+    assert [(task.kind, task.backend, task.iterations, task.trials) for task in found.values()] == [
+        ("instance", "detectron2", 90_000, 1),
+        ("instance", "detectron2", 90_000, 1),
+        ("detection", "detectron2", 24_000, 3),
+        ("semantic", "torchvision", 40_000, 2),
+    ]
+    assert [found[name].architecture for name in ("coco-fpn", "coco-c4", "voc-c4")] == ["fpn", "c4", "c4"]
+    assert {found[name].scale for name in ("coco-fpn", "coco-c4", "voc-c4")} == {1}
