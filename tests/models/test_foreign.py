@@ -15,7 +15,8 @@ from mls.errors import DeterministicError, MlsError
 from mls.experiment.artifact import sha256
 from mls.experiment.params import Backbone, Pretrain, Weights
 from mls.models.backbone import build_backbone
-from mls.models.foreign import load_weights
+from mls.models.foreign import load_weights, read_state, translate
+from mls.models.names import from_detectron2, to_detectron2
 
 SHAPE = Backbone(name="resnet18", width=0.125)
 HEAD = {"fc.weight": torch.zeros(2, 2)}
@@ -112,3 +113,30 @@ def test_another_file_or_none_is_one_clear_error(tmp_path: Path, monkeypatch: py
     (tmp_path / "w.pth").write_bytes(b"other")
     with pytest.raises(MlsError, match="but the experiment names"):
         load_weights(config, lambda message: None)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.bottom_up."])
+def test_detectron2s_names(tmp_path: Path, prefix: str) -> None:
+    """C5 may be in the heads; what is no part of the ResNet is not used."""
+    net = build_backbone(SHAPE)
+    state = {f"{prefix}{to_detectron2(name)}": tensor for name, tensor in net.state_dict().items()}
+    if prefix == "backbone.":
+        moved = {name: f"roi_heads.{to_detectron2(name)}" for name in net.state_dict() if name.startswith("layer4")}
+        state = {moved.get(from_detectron2(name) or "", name): tensor for name, tensor in state.items()}
+    torch.save({"model": {**state, "roi_heads.box_head.fc1.weight": torch.zeros(2)}}, tmp_path / "d2.pth")
+    wanted = build_backbone(SHAPE).state_dict()
+    found, named, unused = translate(read_state(tmp_path / "d2.pth"), wanted, tmp_path / "d2.pth")
+    assert named == "Detectron2's names" and unused == ["roi_heads.box_head.fc1.weight"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_another_methods_network_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    torch.save(
+        {"model": {"patch_embed.proj.weight": torch.zeros(2), "blocks.0.norm1.bias": torch.zeros(2)}},
+        tmp_path / "vit.pth",
+    )
+    wanted = build_backbone(SHAPE).state_dict()
+    with pytest.raises(
+        DeterministicError, match=r"lacks .* tensors: conv1.weight.*it holds: patch_embed.proj"
+    ):
+        translate(read_state(tmp_path / "vit.pth"), wanted, tmp_path / "vit.pth")
