@@ -136,7 +136,5 @@ def test_another_methods_network_is_refused_with_what_it_holds(tmp_path: Path) -
         tmp_path / "vit.pth",
     )
     wanted = build_backbone(SHAPE).state_dict()
-    with pytest.raises(
-        DeterministicError, match=r"lacks .* tensors: conv1.weight.*it holds: patch_embed.proj"
-    ):
+    with pytest.raises(DeterministicError, match=r"lacks .* tensors: conv1.weight.*it holds: patch_embed.proj"):
         translate(read_state(tmp_path / "vit.pth"), wanted, tmp_path / "vit.pth")
