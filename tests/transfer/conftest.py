@@ -22,6 +22,7 @@ from mls.transfer.interface import Given
 CLASSES = ["red", "green", "blue"]
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 SIDE = 40
+R50 = Backbone(name="resnet50")
 
 
 def make_record(split: str, number: int, instances: int = 2, crowd: bool = False, like: str = "") -> Record:
@@ -125,3 +126,25 @@ def log() -> list[str]:
 def given(store: Store, config: Backbone, weights: Path, log: list[str]) -> Given:
     """What a transfer starts from."""
     return Given(store, config, weights, 1000, torch.device("cpu"), log.append)
+
+
+@pytest.fixture(scope="session")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a ResNet-50 whose batch norms have statistics of their own."""
+    torch.manual_seed(0)
+    net = build_backbone(R50)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if name.endswith(("running_mean", "bias")):
+                tensor.normal_(0, 0.05)
+            if name.endswith("running_var"):
+                tensor.uniform_(0.8, 1.2)
+    file = tmp_path_factory.mktemp("resnet50") / "backbone.safetensors"
+    save_backbone(net, file)
+    return file
+
+
+@pytest.fixture
+def start(store: Store, resnet50: Path, log: list[str]) -> Given:
+    """What a transfer of a ResNet-50 starts from."""
+    return Given(store, R50, resnet50, 1000, torch.device("cpu"), log.append)
