@@ -70,6 +70,7 @@ def tiny_task(**changes: Any) -> SemanticTransfer:
         "scale": [0.75, 1.5],
         "head_channels": 8,
         "pools": [1, 2],
-        "stride": [16, 24],
     }
+    if changes.get("inference") == "slide":
+        values["stride"] = [16, 24]
     return SemanticTransfer(**{**values, **changes})
