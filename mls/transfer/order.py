@@ -18,8 +18,6 @@ import numpy as np
 PREFETCH = 2
 """Batches that are prepared ahead."""
 
-Place = tuple[int, int]
-"""Index of a sample, and the epoch in which it comes."""
 Loaded = TypeVar("Loaded")
 Planned = TypeVar("Planned")
 
