@@ -3,6 +3,7 @@
     mls validate                     check params.yaml and every experiments/*.yaml
     mls doctor                       what this machine lacks to run an experiment, and what to do about it
     mls status                       what of an experiment is done, running, failed or missing
+    mls plan FILE ...                the jobs, device hours and disk that experiments need, from measured speeds
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
     mls score linear/mls             metrics recomputed from predictions, of a probe or transfer; or: mls score FILE
@@ -12,7 +13,7 @@
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls verify | mls gc | mls retry ID | mls publish | mls show
 
-Every command that reads an experiment takes ``-e FILE`` (default: params.yaml).
+Every other command that reads an experiment takes ``-e FILE`` (default: params.yaml).
 """
 
 from __future__ import annotations
@@ -128,6 +129,17 @@ def status(args: argparse.Namespace) -> None:
     from mls.experiment.status import print_status
 
     print_status(plan_file(args.experiment))
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print the jobs, device hours and disk that experiments need; run nothing."""
+    from mls.experiment.cost import as_json, estimate, print_costs
+
+    costs = estimate([plan_file(path) for path in args.files])
+    if args.json:
+        print(as_json(costs))
+    else:
+        print_costs(costs)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -250,6 +262,9 @@ def parser() -> argparse.ArgumentParser:
             "target", nargs="+", help="label or id" + (", or: pin NAME, check NAME" if name == "data" else "")
         )
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
+    sub = add("plan", plan, experiment=False)
+    sub.add_argument("files", nargs="*", type=Path, default=[Path("params.yaml")], help="default: params.yaml")
+    sub.add_argument("--json", action="store_true", help="for machines: every job, and totals")
     for function in (doctor, status, verify, publish, show):
         add(function.__name__, function)
     add("score", score).add_argument("target", help="probe or transfer: label or id; or a predictions.parquet")
