@@ -80,7 +80,18 @@ def test_help_and_make_help_list_everything() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "mls", "--help"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     ).stdout
-    for command in (*cli.STAGE_MODULES, "validate", "status", "verify", "gc", "retry", "publish", "show", "draw"):
+    for command in (
+        *cli.STAGE_MODULES,
+        "validate",
+        "status",
+        "plan",
+        "verify",
+        "gc",
+        "retry",
+        "publish",
+        "show",
+        "draw",
+    ):
         assert command in text
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = [

@@ -176,9 +176,8 @@ def print_costs(costs: Sequence[Cost]) -> None:
 
 
 def _stages(costs: Sequence[Cost]) -> Table:
-    table = _table(
-        "stage", "jobs", "done", "left", "of unknown hours", "artifacts", right=("jobs", "done", "artifacts")
-    )
+    columns = ("stage", "jobs", "done", "hours left", "of unknown hours", "artifacts left")
+    table = _table(*columns, right=("jobs", "done", "of unknown hours", "artifacts left"))
     for stage in STAGES:
         if of_stage := [cost for cost in costs if cost.stage == stage]:
             total = totals(of_stage)
@@ -196,9 +195,9 @@ def _summary(total: dict[str, Any]) -> list[str]:
     for unit, value in sorted(total["hours"].items()):
         lines.append(f"{unit}: {_least(hours(value), total['unknown_hours'])}")
     if total["unknown_hours"]:
-        lines.append(f"hours of {total['unknown_hours']} jobs are not known")
+        lines.append(f"jobs of which nobody knows the hours: {total['unknown_hours']}")
     lines.append(
-        f"disk: {_least(size(total['disk']), total['unknown_disk'])} of artifacts, and while the largest job runs "
+        f"disk: {_least(size(total['disk']), total['unknown_disk'])} for artifacts; while the largest job runs, "
         f"{_least(size(total['peak']), total['unknown_peak'])} in work/"
     )
     if total["download"] or total["unknown_download"]:
@@ -220,7 +219,9 @@ def _least(text: str, unknown: int) -> str:
 
 
 def hours(value: float) -> str:
-    """Two significant digits at least."""
+    """Two significant digits at least, down to 0.001, a few seconds."""
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 

@@ -34,15 +34,15 @@ COCO_CLASSES = 80
 def artifact_bytes(job: Job, jobs: Jobs) -> int | None:
     """Of the finished artifact's large files.
 
-    Features and scores are float32; a data set that keeps its source's files takes what its archives do, at most.
-    Other data sets and the predictions of a transfer depend on what is in the images.
+    Features and a probe's scores are float32, and the rest of their files is small. A data set that keeps its source's
+    files takes what its archives do, at most. Other data sets and the predictions of a transfer depend on what is in
+    the images.
     """
     config = job.config
     if job.stage == "data":
         return _store_bytes(job)
     if isinstance(config, Pretrain):
-        trained = config.method in TRAINED
-        return _backbone(config.backbone) + (_pretraining(config.model_dump_json()) if trained else 0)
+        return _backbone(config.backbone.model_dump_json()) + _pretraining(_sized(config))
     if isinstance(config, FrozenProbe | TrainedProbe):
         classes, images = _classes(job, jobs), judged_images(job, jobs)
         return None if isinstance(config, RetrievalProbe) or not classes else images and images * classes * FLOAT32
@@ -61,7 +61,7 @@ def peak_bytes(job: Job, jobs: Jobs, keep: int) -> int | None:
     """
     config = job.config
     if isinstance(config, Pretrain):
-        one: int | None = _pretraining(config.model_dump_json()) if config.method in TRAINED else 0
+        one: int | None = _pretraining(_sized(config))
     elif isinstance(config, TrainedProbe) or job.stage == "transfer":
         classes = _classes(job, jobs)
         layout = _layout(job, jobs).model_dump_json()
@@ -117,23 +117,33 @@ def _trained_bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
 
 
-def _backbone(layout: Backbone) -> int:
+@cache
+def _backbone(layout_json: str) -> int:
     import torch
 
     from mls.models.backbone import build_backbone
 
     with torch.device("meta"):
-        return _bytes(build_backbone(layout))
+        return _bytes(build_backbone(Backbone.model_validate_json(layout_json)))
+
+
+def _sized(config: Pretrain) -> str:
+    """Of a run what decides sizes: a sweep of other values builds its networks once."""
+    names = ("method", "backbone", "moco", "byol", "slotcon", "optimizer")
+    return Pretrain(**{name: getattr(config, name) for name in names}).model_dump_json()
 
 
 @cache
 def _pretraining(config_json: str) -> int:
-    """Of one checkpoint: networks, dictionary, and the optimiser's state of each parameter that is trained."""
+    """Of one checkpoint: networks, dictionary, and the optimiser's state of each parameter that is trained; 0 where
+    nothing is."""
     import torch
 
     from mls.train.stage import METHODS
 
     config = Pretrain.model_validate_json(config_json)
+    if config.method not in TRAINED:
+        return 0
     with torch.device("meta"):
         method = METHODS[config.method](config)
     return _bytes(method) + _optimizer_tensors(config.optimizer) * _trained_bytes(method)
