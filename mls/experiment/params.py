@@ -197,12 +197,15 @@ class Pretrain(Section):
 
 
 class Paper(Section):
-    """Numbers of the paper, printed to the right of the measured ones: never bold, averaged or subtracted."""
+    """Numbers of the paper, printed to the right of the measured ones: never bold, never averaged."""
 
     table: str
     """Its number in the paper, in quotes; ``mls.report.paper`` holds the numbers."""
     rows: dict[str, str] = {}
     """Row of this table -> row of the paper's; those of the paper that none claims follow as rows of their own."""
+    columns: dict[str, str] = {}
+    """Column of this table -> the paper's column of the same metric: the difference is printed too, marked where the
+    protocol is not the paper's. Without it the paper's columns are printed as they are."""
 
 
 class Table(Section):

@@ -258,7 +258,7 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
         if table.not_implemented:
             tables[name]["not_implemented"] = table.not_implemented
         if table.paper is not None:
-            tables[name]["paper"] = table.paper.model_dump()
+            tables[name]["paper"] = essence(table.paper)
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
     params = {"experiment": plan.loaded.experiment.experiment, "tables": tables, "runs": runs}

@@ -13,7 +13,7 @@ from typing import Any
 from mls.experiment.datasets import ClassificationDataset
 from mls.experiment.params import Pretrain
 from mls.experiment.tasks import metrics_of
-from mls.report.paper import problems as problems_of_paper
+from mls.report.paper import TABLES
 
 TRAINED = ("mls", "moco", "densecl", "byol", "slotcon")
 """Methods that train, and therefore read a dataset."""
@@ -117,8 +117,7 @@ def _of_tables(
         rows = list(runs) if rows is None else as_list(rows)
         if isinstance(baseline, str) and baseline not in rows:
             yield f"tables.{table}.baseline: {baseline!r} is not a row of this table{nearest(baseline, rows)}"
-        paper = mapping(mapping(body).get("paper"))
-        yield from problems_of_paper(f"tables.{table}.paper", paper, map(str, rows), nearest)
+        yield from _of_paper(f"tables.{table}.paper", mapping(body), [str(row) for row in rows])
         for column in as_list(mapping(body).get("not_implemented")):
             if str(column).partition(".")[0] in tasks or "." not in str(column):
                 yield f"tables.{table}.not_implemented: {column!r} is not <what is not a task here>.<metric>"
@@ -131,6 +130,30 @@ def _of_tables(
                 yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{nearest(task, tasks)}"
             elif known and metric not in known:
                 yield f"tables.{table}.columns: {column!r}: task {task!r} gives {', '.join(known)}"
+
+
+def _of_paper(where: str, table: dict[str, Any], rows: list[str]) -> Iterator[str]:
+    """What a table's ``paper`` names that is not there; wrong types are the schema's to say."""
+    section = mapping(table.get("paper"))
+    number, columns = section.get("table"), [str(column) for column in as_list(table.get("columns"))]
+    reported = TABLES.get(number) if isinstance(number, str) else None
+    if isinstance(number, str) and reported is None:
+        yield f"{where}.table: the paper has no table {number!r}{nearest(number, TABLES)}"
+    for ours, claimed in mapping(section.get("rows")).items():
+        if ours not in rows:
+            yield f"{where}.rows.{ours}: {ours!r} is not a row of this table{nearest(ours, rows)}"
+        if reported and isinstance(claimed, str) and claimed not in reported.rows:
+            told = f"table {number} of the paper has no row {claimed!r}{nearest(claimed, reported.rows)}"
+            yield f"{where}.rows.{ours}: {told}"
+    for ours, claimed in mapping(section.get("columns")).items():
+        if ours not in columns:
+            yield f"{where}.columns.{ours}: {ours!r} is not a column of this table{nearest(ours, columns)}"
+        if reported and isinstance(claimed, str) and claimed not in reported.columns:
+            told = f"table {number} of the paper has no column {claimed!r}{nearest(claimed, reported.columns)}"
+            yield f"{where}.columns.{ours}: {told}"
+        elif reported and isinstance(claimed, str) and reported.columns[claimed] != str(ours).partition(".")[2]:
+            metric = reported.columns[claimed]
+            yield f"{where}.columns.{ours}: the paper's {claimed!r} is {metric}, and only equal metrics can be compared"
 
 
 def mapping(value: Any) -> dict[str, Any]:

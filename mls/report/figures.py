@@ -23,7 +23,7 @@ from pycocotools import mask as rle
 from mls.data.store import Store
 from mls.experiment.artifact import Artifact
 from mls.report.curves import draw_losses, draw_mechanism, run_name
-from mls.report.formats import DASH
+from mls.report.layout import DASH
 from mls.report.statistics import mean
 from mls.report.style import HATCHES, LIGHT, PALETTE, legend_below, plain_style, save
 

@@ -1,18 +1,41 @@
 """Numbers that the paper reports (MLS, ICCV 2023, arXiv 2308.03286), as data, to stand beside measured ones.
 
-    TABLES["5"].rows["MLS"]["VOC07"].percent      # 85.8
+    TABLES["5"].rows["MLS"].cells["VOC07"].percent      # 85.8
+    TABLES["5a"].rows["1024"].cells["APb"].decoded      # True: read from the vectors of Figure 5a
 
-Planning imports this module, so it imports nothing heavy. The id of a tables artifact covers which table is chosen,
-not its numbers: raise the tables stage's version when one is corrected here.
+``paper.csv`` beside this file holds every number of Tables 1 to 8 and Figures 5a and 5b; ``anchors.csv`` what others
+report of other methods on the same benchmarks. Planning imports this module, so it imports nothing heavy. The id of a
+tables artifact covers which table is chosen, not its numbers: raise the tables stage's version when one is corrected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import csv
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 SOURCE = "arXiv 2308.03286"
+FOLDER = Path(__file__).parent
+
+TITLES = {
+    "1": "Table 1: COCO val2017, Mask R-CNN R50-FPN, 90k iterations",
+    "2": "Table 2: COCO val2017, Mask R-CNN R50-C4, 90k iterations",
+    "3": "Table 3: Cityscapes val, PSANet and PSPNet, 40k iterations, mean of 2",
+    "4": "Table 4: VOC2007 test, Faster R-CNN R50-C4, 24k iterations, mean of 3",
+    "5": "Table 5: classification after training on each set",
+    "6": "Table 6: the loss; transfer as in Table 1",
+    "7": "Table 7: the dictionaries; transfer as in Table 1",
+    "8": "Table 8: k; transfer as in Table 1",
+    "5a": "Figure 5a: D; transfer as in Table 1",
+    "5b": "Figure 5b: lambda; transfer as in Table 1",
+}
+"""What each table is of.
+
+Table 5: fine-tuned, 120 epochs for the seven sets of top-1; of VOC07 the paper says neither whether all or the
+classifier alone is trained, nor at what resolution (docs/classification.md). That Tables 6 to 8 and Figure 5 are of
+400 epochs is inferred: their MLS is Table 1's of 400.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,64 +43,111 @@ class Number:
     """One cell of the paper."""
 
     percent: float
-    doubtful: bool = False
-    """It is printed so, but can hardly be meant; its table's ``doubt`` says why."""
+    decoded: bool = False
+    """Read from the vectors of a figure; the others are printed."""
+    doubt: str = ""
+    """Why it can hardly be meant although it is printed so; empty for most."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    data: str
+    """What the backbone was pretrained on: COCO, ImageNet, or empty for random weights."""
+    epochs: int | None
+    """Of that pretraining; None where the paper does not say."""
+    cells: Mapping[str, Number]
+    """Column -> number; a column for which the paper has none is absent."""
 
 
 @dataclass(frozen=True)
 class Reported:
-    """One table of the paper."""
+    """One table of the paper, or a figure's points."""
 
-    setting: str
-    """Pretraining in two words, for a header."""
-    pretraining: str
-    """All that the paper says of it, rows that differ included."""
+    title: str
     columns: Mapping[str, str]
-    """Column -> what is measured."""
-    rows: Mapping[str, Mapping[str, Number]]
-    """Row -> column -> number; a column for which the paper has none is absent."""
-    doubt: str = ""
-    """Why doubtful cells are."""
+    """Column -> metric, as tasks here call it: ``APb`` -> ``box_AP``."""
+    rows: Mapping[str, Row]
+
+    @property
+    def pretraining(self) -> str:
+        """Who was pretrained on what, for a note."""
+        groups: dict[str, list[str]] = {}
+        for name, row in self.rows.items():
+            epochs = f", {row.epochs} epochs" if row.epochs else ""
+            groups.setdefault((row.data or "no data") + epochs, []).append(name)
+        return "ResNet-50; " + "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items())
 
 
-def numbers(columns: Iterable[str], text: str) -> dict[str, Number]:
-    """A row as it is printed: ``58.1?`` is doubtful, ``-`` is not reported.
+def load_tables(file: Path = FOLDER / "paper.csv") -> dict[str, Reported]:
+    """Every table of the paper by its number, ``5a`` and ``5b`` being figures; rows and columns in the paper's order.
+
+    Args:
+        file: columns ``table``, ``row``, ``data``, ``epochs``, ``column``, ``metric``, ``value`` (percent), ``origin``
+            (``printed`` or ``decoded``) and ``doubt``.
 
     Raises:
-        ValueError: as many numbers as columns are needed.
+        ValueError: a number, an origin or a table's name can't be read, a cell is there twice, or lines of one row (or
+            column) say different things of it.
     """
-    cells = zip(columns, text.split(), strict=True)
-    return {column: Number(float(one.rstrip("?")), one.endswith("?")) for column, one in cells if one != "-"}
+    found: dict[str, tuple[dict[str, str], dict[str, tuple[str, str, dict[str, Number]]]]] = {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            columns, rows = found.setdefault(line["table"], ({}, {}))
+            data, epochs, cells = rows.setdefault(line["row"], (line["data"], line["epochs"], {}))
+            where = f"{file.name}: table {line['table']}, row {line['row']}, column {line['column']}"
+            if line["table"] not in TITLES or line["origin"] not in ("printed", "decoded") or line["column"] in cells:
+                raise ValueError(f"{where}: unknown table or origin, or there twice")
+            same = (columns.setdefault(line["column"], line["metric"]), data, epochs)
+            if same != (line["metric"], line["data"], line["epochs"]):
+                raise ValueError(f"{where}: another metric, data or epochs than in a line before")
+            cells[line["column"]] = Number(float(line["value"]), line["origin"] == "decoded", line["doubt"])
+    return {
+        table: Reported(
+            TITLES[table],
+            columns,
+            {name: Row(data, int(epochs) if epochs else None, cells) for name, (data, epochs, cells) in rows.items()},
+        )
+        for table, (columns, rows) in found.items()
+    }
 
 
-# ---------------------------------------------------------------------------------------- the tables
+TABLES = load_tables()
+"""Number of the table -> the table, each number checked against the PDF's text or, of Figure 5, its vectors."""
 
-_CLASSIFICATION = {"VOC07": "mAP"} | dict.fromkeys(
-    ("CUB200", "Flowers", "Cars", "Aircraft", "Indoor67", "Pets", "DTD"), "top-1"
-)
 
-TABLES: dict[str, Reported] = {
-    "5": Reported(
-        setting="COCO, 400 epochs",
-        pretraining="ResNet-50, COCO train2017, 400 epochs; Supervised: ImageNet",
-        columns=_CLASSIFICATION,
-        rows={
-            row: numbers(_CLASSIFICATION, text)
-            for row, text in {
-                "Supervised": "89.0 81.3 96.7 90.6 86.7 58.1? 64.4? 74.7?",
-                "MoCo-v2": "80.5 68.8 89.6 87.5 80.4 64.1 79.4 60.9",
-                "DenseCL": "83.7 69.3 88.6 88.3 79.9 65.4 80.0 61.8",
-                "MLS": "85.8 71.7 91.2 88.5 81.2 67.1 81.9 63.0",
-            }.items()
-        },
-        doubt="the paper's text has supervised pretraining ahead of all others; these three look permuted",
-    ),
-}
-"""Number of the table -> the table, each number checked against the text of the PDF.
+@dataclass(frozen=True)
+class Anchor:
+    """What others report of a method on one of the paper's benchmarks, or near it."""
 
-Table 5: classification after training on each set. Fine-tuned, 120 epochs for the seven sets of top-1; of VOC07 the
-paper says neither whether all or the classifier alone is trained, nor at what resolution (docs/classification.md).
-"""
+    method: str
+    data: str
+    """Of pretraining; empty for random weights."""
+    epochs: str
+    benchmark: str
+    metric: str
+    percent: float
+    source: str
+    verified: bool
+    """False: from memory, not looked up."""
+
+
+def load_anchors(file: Path = FOLDER / "anchors.csv") -> list[Anchor]:
+    """Every anchor, in the file's order.
+
+    Raises:
+        ValueError: a number, or the answer to whether it was verified, can't be read.
+    """
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [
+            Anchor(
+                **{key: line[key] for key in ("method", "data", "epochs", "benchmark", "metric", "source")},
+                percent=float(line["value"]),
+                verified=("no", "yes").index(line["verified"]) == 1,
+            )
+            for line in csv.DictReader(lines)
+        ]
 
 
 # -------------------------------------------------------------------------------- beside measured rows
@@ -91,43 +161,41 @@ class Beside:
     """One of `TABLES`."""
     claims: Mapping[str, str]
     """Measured row -> the row of the paper that belongs to it."""
+    columns: Mapping[str, str]
+    """Measured column -> the paper's column of the same metric, to be subtracted; where empty, the paper's columns
+    stand to the right as they are."""
 
     @property
     def reported(self) -> Reported:
         """The paper's table."""
         return TABLES[self.table]
 
+    @property
+    def apart(self) -> list[str]:
+        """The paper's columns that stand to the right of all measured ones."""
+        return [] if self.columns else list(self.reported.columns)
+
     def of(self, row: str) -> Mapping[str, Number]:
         """Column -> number of the paper for a measured row; none where it claims no row."""
-        return self.reported.rows[self.claims[row]] if row in self.claims else {}
+        return self.reported.rows[self.claims[row]].cells if row in self.claims else {}
 
     @property
     def further(self) -> dict[str, Mapping[str, Number]]:
         """Rows that no measured one claims, by label (``Supervised [paper]``, which no run can be called)."""
         claimed = set(self.claims.values())
-        return {f"{row} [paper]": cells for row, cells in self.reported.rows.items() if row not in claimed}
+        return {f"{name} [paper]": row.cells for name, row in self.reported.rows.items() if name not in claimed}
+
+    @property
+    def shown(self) -> Iterator[Number]:
+        """Every number that is printed."""
+        columns = set(self.columns.values()) or set(self.reported.columns)
+        for row in self.reported.rows.values():
+            yield from (number for column, number in row.cells.items() if column in columns)
 
 
-def problems(
-    where: str, section: Mapping[str, Any], rows: Iterable[str], nearest: Callable[[Any, Any], str]
-) -> Iterator[str]:
-    """What a ``paper`` section of an experiment file names that is not there; wrong types are the schema's to say.
-
-    Args:
-        where: its dotted path, ``tables.<table>.paper``.
-        section: as it was read.
-        rows: of the measured table.
-        nearest: (name, known names) -> the end of a message.
-    """
-    table, claims, rows = section.get("table"), section.get("rows"), list(rows)
-    reported = TABLES.get(table) if isinstance(table, str) else None
-    if isinstance(table, str) and reported is None:
-        yield f"{where}.table: no numbers of table {table!r} of the paper are kept{nearest(table, TABLES)}"
-    for row, claimed in claims.items() if isinstance(claims, Mapping) else ():
-        if row not in rows:
-            yield f"{where}.rows.{row}: {row!r} is not a row of this table{nearest(row, rows)}"
-        if reported is not None and isinstance(claimed, str) and claimed not in reported.rows:
-            yield (
-                f"{where}.rows.{row}: table {table} of the paper has no row {claimed!r}"
-                f"{nearest(claimed, reported.rows)}"
-            )
+def metrics_of(columns: Iterable[str], reported: Reported) -> str:
+    """``mAP of VOC07; top1 of CUB200, Flowers``."""
+    by_metric: dict[str, list[str]] = {}
+    for column in columns:
+        by_metric.setdefault(reported.columns[column], []).append(column)
+    return "; ".join(f"{metric} of {', '.join(names)}" for metric, names in by_metric.items())

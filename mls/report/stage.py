@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from mls.errors import MlsError
 from mls.experiment.artifact import Artifact
-from mls.experiment.plan import Job
+from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import Context
 from mls.report.curves import merge
 from mls.report.figures import draw_figures, read_curves, run_order
 from mls.report.formats import to_csv, to_latex, to_markdown
+from mls.report.protocol import against_paper, remarks
 from mls.report.tables import FilledTable, fill, to_metrics
 
 TASK_STAGES = ("probe", "transfer")
@@ -30,11 +33,9 @@ def run(context: Context) -> None:
     tasks = by_id(context.inputs, *TASK_STAGES)
     metrics = {one: artifact.read_json("metrics.json") for one, artifact in tasks.items()}
     experiment = context.plan.loaded.experiment.experiment
-    tables = []
-    for name in context.plan.loaded.experiment.tables:
-        spec = context.job.params["tables"][name]
+    for name, spec in context.job.params["tables"].items():
         trace(name, spec, tasks, by_id(context.inputs, "pretrain"))
-        tables.append(fill(name, spec, metrics))
+    tables = filled(context.plan, metrics)
     folder = context.out / "tables"
     folder.mkdir()
     for table in tables:
@@ -51,6 +52,26 @@ def run(context: Context) -> None:
         (context.out / "curves.csv").write_text(text, encoding="utf-8")
     drawn = draw_figures(context.job.params, context.inputs, context.out / "figures")
     context.log(f"{len(tables)} tables, {len(drawn)} figures")
+
+
+def filled(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[FilledTable]:
+    """Every table of an experiment with its numbers, and with what in it follows another protocol.
+
+    Args:
+        plan: of the experiment.
+        metrics: probe or transfer id -> content of its ``metrics.json``.
+    """
+    experiment, runs = plan.loaded.experiment, plan.loaded.runs
+    tables = []
+    for name in experiment.tables:
+        table = fill(name, plan.tables.params["tables"][name], metrics)
+        against = {}
+        if table.paper:
+            for row, column in product(table.paper.claims, table.paper.columns):
+                if text := against_paper(experiment, runs[row], table.paper, row, column):
+                    against[row, column] = text
+        tables.append(replace(table, remarks=remarks(experiment, runs, list(table.cells)), against=against))
+    return tables
 
 
 def by_id(inputs: dict[str, Artifact], *stages: str) -> dict[str, Artifact]:

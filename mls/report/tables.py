@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from mls.report.paper import Beside
@@ -66,6 +66,10 @@ class FilledTable:
     """Rows ``<row> - <baseline>``, paired by seed; none without a baseline."""
     paper: Beside | None
     """Numbers of the paper to print beside them."""
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """Rows whose pretraining is not that of most rows -> in what it differs (``mls.report.protocol``)."""
+    against: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(row, column) that are compared with the paper, but are of another protocol -> in what it differs."""
 
     @property
     def all_cells(self) -> dict[str, dict[str, Filled]]:
@@ -91,8 +95,8 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
     Args:
         name: of the table.
         spec: ``{"columns": [...], "rows": [{"label", "tasks": {task: [[pretrain id, task id], ...]}}]}``, and
-            ``"baseline"``, the label of a row, ``"paper"``, ``{"table", "rows": {row: row of the paper}}``, and
-            ``"not_implemented"``, further columns, where there are any.
+            ``"baseline"``, the label of a row, ``"paper"``, ``{"table", "rows": {row: row of the paper}, "columns":
+            {column: column of the paper}}``, and ``"not_implemented"``, further columns, where there are any.
         metrics: task id -> content of its ``metrics.json``.
     """
     cells: dict[str, dict[str, Filled]] = {}
@@ -116,7 +120,8 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
         for row, own in cells.items()
         if baseline is not None and row != baseline
     }
-    paper = Beside(spec["paper"]["table"], spec["paper"]["rows"]) if "paper" in spec else None
+    beside = spec.get("paper")
+    paper = Beside(beside["table"], beside.get("rows", {}), beside.get("columns", {})) if beside else None
     return FilledTable(name, [*spec["columns"], *lacking], cells, differences, paper)
 
 
