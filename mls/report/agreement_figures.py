@@ -12,6 +12,7 @@ from operator import itemgetter
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from mls.report.curves import BANDS, by_run, draw_band, draw_lines, values
 from mls.report.style import legend_below
@@ -50,6 +51,7 @@ def draw_agreement(
             banded |= len(frames) > 1
             (draw_band if len(frames) > 1 else draw_lines)(axes, frames, run.at, linestyle=line)
         axes.set_title(run.name, fontsize=8 if len(run.name) <= 34 else 6)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(True, color="0.9")
         axes.margins(x=0.02)
     for axes in all_axes[len(trained) :]:

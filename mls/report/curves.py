@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from mls.report.style import MANY, legend_below, look
 
@@ -100,8 +100,9 @@ def draw_panels(
     """Panels in rows of ``across``; a run without a panel's columns has no line in it."""
     trained = by_run(curves, labels, runs)
     down = math.ceil(len(panels) / across)
-    least = 8.8 if len(trained) > MANY else 0.0  # a single panel's width would make a tower of the legend
-    figure = Figure(figsize=(max(4.2 * across + 0.4, least), 3.0 * down + 0.4), layout="constrained")
+    # a single panel's width would make a tower of a long legend
+    least, legend = (8.8, 1.0) if len(trained) > MANY else (0.0, 0.4)
+    figure = Figure(figsize=(max(4.2 * across + 0.4, least), 3.0 * down + legend), layout="constrained")
     all_axes = figure.subplots(down, across, squeeze=False).ravel()
     entries: dict[str, Any] = {}
     banded = False
@@ -118,13 +119,21 @@ def draw_panels(
         if title == GRADIENTS:
             axes.set_yscale("log")
             for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                formatter(LogFormatter())  # the default writes powers in TeX, which `STYLE` does not parse
+                formatter(PlainLogFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(True, color="0.9")
         axes.margins(x=0.02)
     for axes in all_axes[len(panels) :]:
         axes.remove()
     legend_below(figure, entries, BANDS if banded else "")
     return figure
+
+
+class PlainLogFormatter(LogFormatter):
+    """Numbers as 0.3: matplotlib's own are powers in TeX, which `STYLE` does not parse, or 3e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def by_run(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> list[Trained]:

@@ -29,7 +29,7 @@ IMAGES = 6
 RUNS = 3
 LEAST = 0.5
 """Score of the faintest prediction that is drawn."""
-LINE = 24
+LINE = 28
 """Characters that fit above a picture."""
 
 Results = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def draw_detections(store: Store, results: Mapping[str, Results], images: int = 
     figure = Figure(figsize=(2.1 * columns + 0.2, 2.1 * len(rows) + 0.7), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, title in zip(grid[0], ("ground truth", *results), strict=True):
-        axes.set_title(fill(title, LINE), fontsize=9)
+        axes.set_title(fill(title, LINE), fontsize=8)
     real = [one for one in truth["annotations"] if not one["iscrowd"]]
     kept = [[one for one in found if one["score"] >= LEAST] for found in results.values()]
     for line, row in zip(grid, rows, strict=True):

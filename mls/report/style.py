@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442")
 LIGHT = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
 """Of these, the colours on which black text reads better than white."""
-LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", "-.", ":")
 HATCHES = ("", "////", "....", "xxxx")
 """In print without colours runs are told apart by these; see `look`."""
 MANY = 16
