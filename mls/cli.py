@@ -11,6 +11,7 @@
     mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
     mls export mls --format timm     a backbone as a file of torchvision's, timm's or Detectron2's names
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
+    mls draw detect/mls              what a finished detector finds in test images, likewise
     mls verify | mls gc | mls retry ID | mls publish | mls show
 
 Every other command that reads an experiment takes ``-e FILE`` (default: params.yaml).
@@ -26,6 +27,7 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from mls.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
@@ -227,17 +229,25 @@ def export(args: argparse.Namespace) -> None:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Draw the paper's Figures 3 and 4 of finished pretrainings; print the files."""
-    from mls.report.neighbour_figures import draw_neighbours
-    from mls.train.runtime import set_up
-
+    """Draw the paper's Figures 3 and 4 of finished pretrainings, or what finished detectors find; print the files."""
     plan = plan_file(args.experiment)
-    jobs = plan.find("pretrain", args.target)
+    named = args.target.split("/")[0] in plan.loaded.experiment.transfer
+    of_id = len(args.target) >= 4 and any(job.id.startswith(args.target) for job in plan.stage("transfer"))
+    jobs = plan.find("transfer" if named or of_id else "pretrain", args.target)
     if args.out and len(jobs) > 1:
         raise MlsError(f"-o is one folder, but {args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
-    set_up(plan.loaded.experiment.execution.model_copy(update={"device": "cpu"}), seed=0)
+    if jobs[0].stage == "pretrain":
+        from mls.report.neighbour_figures import draw_neighbours
+        from mls.train.runtime import set_up
+
+        set_up(plan.loaded.experiment.execution.model_copy(update={"device": "cpu"}), seed=0)
+        draw_job = partial(draw_neighbours, images=args.images, seed=args.seed)
+    else:
+        from mls.report.detection_figures import draw_transfer
+
+        draw_job = partial(draw_transfer, images=args.images)
     for job in jobs:
-        for file in draw_neighbours(plan, job, args.out or Path("drawn") / job.id, args.images, args.seed):
+        for file in draw_job(plan, job, args.out or Path("drawn") / job.id):
             print(file)
 
 
@@ -273,9 +283,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", required=True, choices=("torchvision", "detectron2", "timm"), help="whose names")
     sub.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: <run>-<seed>-<format>.<ending>")
     sub = add("draw", draw)
-    sub.add_argument("target", help="pretraining: label or id")
+    sub.add_argument("target", help="pretraining or transfer: label or id")
     sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="default: drawn/<id>/")
-    sub.add_argument("--images", type=int, default=6, metavar="N", help="queries in Figure 4 (default: 6)")
+    sub.add_argument("--images", type=int, default=6, metavar="N", help="queries in Figure 4, test images (default: 6)")
     sub.add_argument("--seed", type=int, default=0, help="decides the queries and their crops (default: 0)")
     add("gc", gc, experiment=False).add_argument("--delete", action="store_true", help="really remove them")
     add("retry", retry, experiment=False).add_argument("ids", nargs="+", help="artifact ids")

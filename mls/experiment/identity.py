@@ -51,6 +51,11 @@ METHOD_READS: dict[str, tuple[str, ...]] = {
 """The params of ``pretrain`` that each method reads; the others can't change its result."""
 
 
+def reads(method: str, key: str) -> bool:
+    """Whether a method reads a dotted key of ``pretrain``."""
+    return any(key == one or key.startswith(f"{one}.") for one in METHOD_READS[method])
+
+
 def essence(section: BaseModel, only: tuple[str, ...] | None = None, *, defaults: bool = False) -> dict[str, Any]:
     """Return what of a section belongs to an identity: fields that can matter and are not at their default.
 

@@ -218,6 +218,9 @@ class Table(Section):
     """A row; every other row's difference from it is printed too, paired by seed."""
     paper: Paper | None = None
     """Which table of the paper stands beside it."""
+    plot: str | None = None
+    """A dotted key of ``pretrain``, a number: the columns are drawn against each row's value of it [paper, Fig. 5].
+    Rows whose method does not read it are no points, nor is a ``baseline`` of another method; that is a line across."""
     not_implemented: list[str] = []
     """Further columns, printed as such in every row: of the paper's table, and of no task here."""
 
@@ -258,4 +261,7 @@ class Experiment(Section):
     probe: dict[Name, ProbeTask] = {}
     transfer: dict[Name, TransferTask] = {}
     tables: Annotated[dict[Name, Table], Field(min_length=1)]
+    draw: list[str] = []
+    """Runs (or sweep points) whose Fig. 3 and Fig. 4 are drawn, of their first seed; Fig. 4 of generated scenes alone,
+    since photos are not published."""
     execution: Execution = Execution()

@@ -17,7 +17,7 @@ from mls.experiment.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
 from mls.experiment.load import Loaded, load, parse_yaml
 from mls.experiment.params import Pretrain
-from mls.experiment.references import TRAINED
+from mls.experiment.references import TRAINED, points_of
 from mls.experiment.tasks import Features, FrozenProbe, ProbeTask
 from mls.experiment.transfers import TransferTask
 
@@ -159,7 +159,7 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] =
                         images = plan.add(_features_job(task_config, source, upstream), label)
                     job = plan.add(_task_job(stage, task_config, trial, images, upstream), label)
                     cells[run][task].append(Cell(upstream.id, job.id))
-    plan.tables = plan.add(_tables_job(plan, cells), experiment.experiment)
+    plan.tables = plan.add(_tables_job(plan, cells, pretrained), experiment.experiment)
     plan.jobs = dict(sorted(plan.jobs.items(), key=lambda item: STAGES.index(item[1].stage)))
     return plan
 
@@ -241,7 +241,7 @@ def _task_job(stage: str, config: ProbeTask | TransferTask, trial: int, images: 
     return Job(stage, config, params, {images.stage: images.id, "pretrain": pretrain.id}, trial)
 
 
-def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
+def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained: dict[str, list[Job]]) -> Job:
     """Tables print labels, so here, and only here, labels belong to the identity."""
     tables = {}
     for name, table in plan.loaded.experiment.tables.items():
@@ -259,9 +259,15 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]]) -> Job:
             tables[name]["not_implemented"] = table.not_implemented
         if table.paper is not None:
             tables[name]["paper"] = essence(table.paper)
+            tables[name]["paper"] = table.paper.model_dump()
+        if table.plot is not None:
+            points = points_of(table.plot, {row: plan.loaded.runs[row] for row in rows}, table.baseline)
+            tables[name]["plot"] = {"key": table.plot, "x": points}
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
     params = {"experiment": plan.loaded.experiment.experiment, "tables": tables, "runs": runs}
+    if drawn := plan.loaded.experiment.draw:
+        params["draw"] = {run: pretrained[run][0].id for run in drawn}
     return Job("tables", plan.loaded.experiment, params, inputs)
 
 

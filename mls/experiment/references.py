@@ -6,11 +6,15 @@ problems = list(broken_references(raw, runs))        # one line each: dotted pat
 from __future__ import annotations
 
 import difflib
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from mls.experiment.datasets import ClassificationDataset
+from mls.experiment.identity import reads
 from mls.experiment.params import Pretrain
 from mls.experiment.tasks import metrics_of
 from mls.report.paper import TABLES
@@ -46,6 +50,8 @@ def broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None]) 
     yield from _of_detectron2(transfers, runs)
     yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)
     yield from _of_tables(mapping(raw.get("tables")), {**probes, **transfers}, datasets, runs)
+    yield from _of_plots(mapping(raw.get("tables")), runs)
+    yield from _of_draw(as_list(raw.get("draw")), runs)
 
 
 def _of_runs(runs: Mapping[str, Pretrain | None], datasets: dict[str, Any]) -> Iterator[str]:
@@ -154,6 +160,77 @@ def _of_paper(where: str, table: dict[str, Any], rows: list[str]) -> Iterator[st
         elif reported and isinstance(claimed, str) and reported.columns[claimed] != str(ours).partition(".")[2]:
             metric = reported.columns[claimed]
             yield f"{where}.columns.{ours}: the paper's {claimed!r} is {metric}, and only equal metrics can be compared"
+
+
+def _of_plots(tables: dict[str, Any], runs: Mapping[str, Pretrain | None]) -> Iterator[str]:
+    """What ``plot`` asks of a table; its rows are judged by `_of_tables`."""
+    for table, body in tables.items():
+        where, key = f"tables.{table}.plot", mapping(body).get("plot")
+        if not isinstance(key, str):
+            continue
+        if key not in (known := keys_of(Pretrain)):
+            yield f"{where}: {key!r} is no key of pretrain{nearest(key, known)}"
+            continue
+        rows = mapping(body).get("rows")
+        wanted = {str(row): runs.get(str(row)) for row in (runs if rows is None else as_list(rows))}
+        if None in wanted.values():
+            continue
+        points = points_of(key, {row: run for row, run in wanted.items() if run}, mapping(body).get("baseline"))
+        if len(points) < 2:
+            yield f"{where}: needs at least two rows whose method reads {key}; they are: {', '.join(points) or 'none'}"
+        seen: dict[Any, str] = {}
+        for row, value in points.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                yield f"{where}: row {row!r} has {key} = {value!r}, which is no number; plot a key that is one"
+            elif value in seen:
+                yield (
+                    f"{where}: rows {seen[value]!r} and {row!r} both have {key} = {value!r}; leave one out of "
+                    f"tables.{table}.rows, or make a table of its own for it"
+                )
+            else:
+                seen[value] = row
+
+
+def points_of(key: str, rows: Mapping[str, Pretrain], baseline: str | None) -> dict[str, Any]:
+    """Row -> its value of a dotted key, for the rows of a table that are points of its ``plot``.
+
+    Rows whose method does not read the key have no value of their own; neither has a baseline of another method than
+    all other rows, though it may read the key: it is what the sweep is compared with.
+    """
+    reading = {row: run for row, run in rows.items() if reads(run.method, key)}
+    others = {run.method for row, run in reading.items() if row != baseline}
+    return {
+        row: functools.reduce(getattr, key.split("."), run)
+        for row, run in reading.items()
+        if row != baseline or run.method in others
+    }
+
+
+def keys_of(section: type[BaseModel]) -> list[str]:
+    """Dotted keys of all values of a section and the sections in it."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += [f"{name}.{key}" for key in keys_of(inner)]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _of_draw(drawn: list[Any], runs: Mapping[str, Pretrain | None]) -> Iterator[str]:
+    can = [name for name, run in runs.items() if run is not None and run.method in TRAINED]
+    for number, name in enumerate(drawn):
+        run = runs.get(str(name))
+        if str(name) not in runs:
+            yield f"draw: {name!r} is not in runs{nearest(name, runs)}"
+        elif name in drawn[:number]:
+            yield f"draw: {name!r} is named twice"
+        elif run is not None and run.method not in TRAINED:
+            yield (
+                f"draw: {name!r} has method {run.method!r}, which trains nothing and keeps no dictionary to draw"
+                f"{nearest(name, can)}"
+            )
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from mls.report.style import LINES, PALETTE, legend_below
+from mls.report.style import MANY, legend_below, look
 
 LOSSES = {
     "info_nce": "InfoNCE",
@@ -29,6 +31,10 @@ LOSSES = {
 }
 POINTS = 400
 """A curve has at most so many points; more would only make the file large."""
+
+MANY_LINES = 8
+"""Of more runs than that each has one line, whatever its seeds."""
+BANDS = "line: mean over seeds; band: from their least to their greatest"
 
 GRADIENTS = "gradient on z: lambda multi-label / InfoNCE"
 
@@ -51,8 +57,16 @@ MECHANISM: dict[str, tuple[tuple[str, ...], Curve]] = {
 """Panel -> the columns it needs, and what is drawn of them."""
 
 
+class Trained(NamedTuple):
+    """A run that trained: its name, its place in the order of runs, and ``curves.csv`` of each seed."""
+
+    name: str
+    at: int
+    frames: list[pd.DataFrame]
+
+
 def draw_losses(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> Figure:
-    """One panel per loss, one line per pretraining; the seeds of a run share its colour.
+    """One panel per loss, one line per pretraining, or per run where there are many; a run has a colour.
 
     Args:
         curves: pretrain id -> columns ``epoch``, ``loss`` and one per loss.
@@ -84,35 +98,80 @@ def draw_panels(
     runs: list[str],
 ) -> Figure:
     """Panels in rows of ``across``; a run without a panel's columns has no line in it."""
+    trained = by_run(curves, labels, runs)
     down = math.ceil(len(panels) / across)
-    figure = Figure(figsize=(4.2 * across + 0.4, 3.0 * down + 0.4), layout="constrained")
+    # a single panel's width would make a tower of a long legend
+    least, legend = (8.8, 1.0) if len(trained) > MANY else (0.0, 0.4)
+    figure = Figure(figsize=(max(4.2 * across + 0.4, least), 3.0 * down + legend), layout="constrained")
     all_axes = figure.subplots(down, across, squeeze=False).ravel()
-    named = {one: names(labels[one], runs) for one in curves}
-    order = sorted(curves, key=lambda one: (runs.index(named[one][0]), labels[one], one))
     entries: dict[str, Any] = {}
+    banded = False
     for axes, (title, (columns, curve)) in zip(all_axes, panels.items(), strict=False):
-        for one in order:
-            if not set(columns) <= set(curves[one]):
-                continue
-            frame = thin(pd.DataFrame({"epoch": curves[one]["epoch"], "value": curve(curves[one])}).dropna())
-            at = runs.index(named[one][0])
-            colour, dashes = PALETTE[at % len(PALETTE)], LINES[at // len(PALETTE) % len(LINES)]
-            marker = "o" if len(frame) == 1 else ""  # one point draws no line
-            (line,) = axes.plot(
-                frame["epoch"], frame["value"], color=colour, linestyle=dashes, marker=marker, linewidth=1.2
-            )
-            entries.setdefault(" = ".join(named[one]), line)
+        for run in trained:
+            frames = [values(frame, curve) for frame in run.frames if set(columns) <= set(frame)]
+            if len(frames) > 1 and len(trained) > MANY_LINES:
+                line, banded = draw_band(axes, frames, run.at), True
+            else:
+                line = draw_lines(axes, frames, run.at)
+            if line is not None:
+                entries.setdefault(run.name, line)
         axes.set(xlabel="epoch", title=title)
         if title == GRADIENTS:
             axes.set_yscale("log")
             for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                formatter(LogFormatter())  # the default writes powers in TeX, which `STYLE` does not parse
+                formatter(PlainLogFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(True, color="0.9")
         axes.margins(x=0.02)
     for axes in all_axes[len(panels) :]:
         axes.remove()
-    legend_below(figure, entries)
+    legend_below(figure, entries, BANDS if banded else "")
     return figure
+
+
+class PlainLogFormatter(LogFormatter):
+    """Numbers as 0.3: matplotlib's own are powers in TeX, which `STYLE` does not parse, or 3e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The number, or nothing where the axis would be crowded."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def by_run(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], runs: list[str]) -> list[Trained]:
+    """The trainings of each run, both in order; arguments as `draw_losses` has them."""
+    found: dict[str, Trained] = {}
+    named = {one: names(labels[one], runs) for one in curves}
+    for one in sorted(curves, key=lambda one: (runs.index(named[one][0]), labels[one], one)):
+        run = Trained(" = ".join(named[one]), runs.index(named[one][0]), [])
+        found.setdefault(run.name, run).frames.append(curves[one])
+    return list(found.values())
+
+
+def values(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:
+    """Columns ``epoch`` and ``value`` of one training, without gaps."""
+    return pd.DataFrame({"epoch": frame["epoch"], "value": curve(frame)}).dropna()
+
+
+def draw_lines(axes: Axes, frames: list[pd.DataFrame], at: int, **other: Any) -> Line2D | None:
+    """A line per training of the run at a place; return the first. ``other``: of matplotlib's ``plot``."""
+    own = look(at)
+    style: dict[str, Any] = {"color": own.colour, "linestyle": own.line, "linewidth": 1.2} | other
+    lines = []
+    for frame in map(thin, frames):
+        marker = "o" if len(frame) == 1 else ""  # one point draws no line
+        lines += axes.plot(frame["epoch"], frame["value"], marker=marker, **style)
+    return lines[0] if lines else None
+
+
+def draw_band(axes: Axes, frames: list[pd.DataFrame], at: int, **other: Any) -> Line2D | None:
+    """The mean over the seeds of the run at a place, and a band from their least to their greatest.
+
+    Only epochs that all of them have: a mean of others would jump.
+    """
+    by_epoch = pd.concat(frames).groupby("epoch")["value"].agg(["mean", "min", "max", "count"])
+    kept = thin(by_epoch[by_epoch["count"] == len(frames)].reset_index())
+    axes.fill_between(kept["epoch"], kept["min"], kept["max"], color=look(at).colour, alpha=0.18, linewidth=0)
+    return draw_lines(axes, [kept.rename(columns={"mean": "value"})], at, **other)
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:

@@ -32,9 +32,10 @@ from matplotlib.ticker import StrMethodFormatter
 
 from mls.data.store import Store
 from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.artifact import open_artifact
+from mls.experiment.artifact import Artifact, open_artifact
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import open_inputs, say
+from mls.methods.method import Method
 from mls.report.neighbours import (
     BINS,
     NEIGHBOURS,
@@ -98,35 +99,60 @@ def draw_neighbours(plan: Plan, job: Job, out: Path, images: int = 6, seed: int 
             f"{plan.loaded.path} can draw: {', '.join(can) or 'none of its runs'}"
         )
     try:
-        artifact = open_artifact(job.path)
-        after = trained(job.config, artifact)
+        after = finished(job, open_artifact(job.path), name)
     except DamagedArtifact as error:
         make = f"mls pretrain {plan.labels[job.id][0]} -e {plan.loaded.path}"
         raise MlsError(f"{name} can't be drawn: {error}. The command that makes it: {make}") from error
-    if not after.dictionary.known_D.any():
-        raise MlsError(
-            f"{name} ended with a dictionary without keys: every step was skipped as not finite "
-            f"(nonfinite_steps in {job.path / 'metrics.json'}); lower pretrain.optimizer.lr and pretrain again"
-        )
     data = open_inputs(plan, job)["data"]
     store = Store(data.path)
-    queries = nearest(after, store, *sample_queries(store, images, seed, job.config.augment.scale))
-    pair, place = first_pair(store, job.config, job.seed), sample_place(job.config, seed)
-    scores = {"before": score(initial(job.config, job.seed), pair, place), "after": score(after, pair, place)}
-
-    row = int(pair.row_B[place])
-    about = {"pretrain": job.id, "seed": seed, "query": {"row": row, "name": store.name(row)}}
     with plain_style():
-        save(draw_scores(scores, topk_of(job.config), job.config.epochs), out / "fig3")
-        save(draw_queries(store, queries), out / "fig4")
-    text = json.dumps(about | numbers(scores, topk_of(job.config)), indent=1, sort_keys=True)
-    (out / "fig3.json").write_text(text + "\n", encoding="utf-8")
+        figure, told = scores_figure(job, after, store, seed)
+        save(figure, out / "fig3")
+        save(queries_figure(job, after, store, images, seed), out / "fig4")
+    (out / "fig3.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if data.seal["params"].get("source") != "scenes":
         say(f"{out}/fig4.* show photos of the data set; don't publish them without the photos' licences")
     return [out / file for file in ("fig3.png", "fig3.pdf", "fig3.json", "fig4.png", "fig4.pdf")]
 
 
+def finished(job: Job, artifact: Artifact, name: str) -> Method[Any]:
+    """Return the state that a pretraining ended with.
+
+    Args:
+        job: a pretraining by a method that trains.
+        artifact: what it made.
+        name: what a person calls it.
+
+    Raises:
+        DamagedArtifact: its checkpoint can't be read, or is not of these params.
+        MlsError: its dictionary holds no key.
+    """
+    after = trained(job.config, artifact)
+    if not after.dictionary.known_D.any():
+        raise MlsError(
+            f"{name} ended with a dictionary without keys: every step was skipped as not finite "
+            f"(nonfinite_steps in {job.path / 'metrics.json'}); lower pretrain.optimizer.lr and pretrain again"
+        )
+    return after
+
+
 # -------------------------------------------------------------------------------------------- Fig. 3
+
+
+def scores_figure(job: Job, after: Method[Any], store: Store, seed: int = 0) -> tuple[Figure, dict[str, object]]:
+    """Fig. 3 of a pretraining, and its numbers; the caller's RNG is undisturbed.
+
+    Args:
+        job: the pretraining.
+        after: the state it ended with; see `finished`.
+        store: what it was trained on.
+        seed: decides which image of the first batch is the query.
+    """
+    pair, place = first_pair(store, job.config, job.seed), sample_place(job.config, seed)
+    scores = {"before": score(initial(job.config, job.seed), pair, place), "after": score(after, pair, place)}
+    row, topk = int(pair.row_B[place]), topk_of(job.config)
+    about = {"pretrain": job.id, "seed": seed, "query": {"row": row, "name": store.name(row)}}
+    return draw_scores(scores, topk, job.config.epochs), about | numbers(scores, topk)
 
 
 def numbers(scores: Mapping[str, Scores], topk: int) -> dict[str, object]:
@@ -198,6 +224,11 @@ def draw_histogram(axes: Axes, told: Mapping[str, Any], space: str, lane: int) -
 
 
 # -------------------------------------------------------------------------------------------- Fig. 4
+
+
+def queries_figure(job: Job, after: Method[Any], store: Store, images: int = 6, seed: int = 0) -> Figure:
+    """Fig. 4 of a pretraining; arguments as `scores_figure` and `draw_neighbours` have them."""
+    return draw_queries(store, nearest(after, store, *sample_queries(store, images, seed, job.config.augment.scale)))
 
 
 def draw_queries(store: Store, queries: Sequence[Query]) -> Figure:

@@ -170,11 +170,6 @@ class Beside:
         """The paper's table."""
         return TABLES[self.table]
 
-    @property
-    def apart(self) -> list[str]:
-        """The paper's columns that stand to the right of all measured ones."""
-        return [] if self.columns else list(self.reported.columns)
-
     def of(self, row: str) -> Mapping[str, Number]:
         """Column -> number of the paper for a measured row; none where it claims no row."""
         return self.reported.rows[self.claims[row]].cells if row in self.claims else {}
@@ -184,6 +179,15 @@ class Beside:
         """Rows that no measured one claims, by label (``Supervised [paper]``, which no run can be called)."""
         claimed = set(self.claims.values())
         return {f"{name} [paper]": row.cells for name, row in self.reported.rows.items() if name not in claimed}
+
+    @property
+    def points(self) -> dict[float, float] | None:
+        """Value -> percent of the first column, of a table whose rows are values of one parameter; else None."""
+        column = next(iter(self.columns.values()), next(iter(self.reported.columns)))
+        try:
+            return {float(name): row.cells[column].percent for name, row in self.reported.rows.items()}
+        except ValueError:
+            return None
 
     @property
     def shown(self) -> Iterator[Number]:

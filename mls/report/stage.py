@@ -50,7 +50,11 @@ def run(context: Context) -> None:
     if curves := read_curves(context.inputs):
         text = merge(curves, context.job.params["runs"], run_order(context.job.params))
         (context.out / "curves.csv").write_text(text, encoding="utf-8")
-    drawn = draw_figures(context.job.params, context.inputs, context.out / "figures")
+    if context.job.params.get("draw"):  # these figures alone compute with torch
+        from mls.train.runtime import set_up
+
+        set_up(context.execution.model_copy(update={"device": "cpu"}), seed=0)
+    drawn = draw_figures(context.job.params, context.inputs, tables, context.plan.jobs, context.out / "figures")
     context.log(f"{len(tables)} tables, {len(drawn)} figures")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image
 
 from mls.experiment.artifact import VOLATILE
+from mls.report.class_figures import draw_per_class, per_class_ap
 from mls.report.curves import draw_losses, thin
-from mls.report.figures import draw_figures, draw_per_class, per_class_ap, run_order
+from mls.report.figures import draw_figures, file_names, run_order
 from mls.report.style import PALETTE, plain_style, save
 from tests.report.support import make_tables, small_plan, write_inputs, write_scenes
 
@@ -61,7 +63,7 @@ def test_photos_are_never_drawn(in_tmp: Path) -> None:
 
     Fake.path.mkdir()
     write_scenes(Fake.path)  # could be drawn, if only the source allowed it
-    assert draw_figures({"tables": {}, "runs": {}}, {"data/0123456789": Fake()}, Path("figures")) == []  # type: ignore[dict-item]
+    assert draw_figures({"tables": {}, "runs": {}}, {"data/0123456789": Fake()}, [], {}, Path("figures")) == []  # type: ignore[dict-item]
     assert not Path("figures").exists()
 
 
@@ -120,6 +122,13 @@ def test_colours_do_not_depend_on_the_order_of_mappings() -> None:
     assert run_order({"tables": {"t": table}, "runs": dict(reversed(runs.items()))}) == expected
 
 
+def test_names_of_runs_are_safe_and_stay_apart_in_file_names() -> None:
+    made = file_names(["mls", "mls[topk=5]", "w[file=../a b.pth]", "a[b=1]", "a_b_1"])
+    assert made["mls"] == "mls" and made["mls[topk=5]"] == "mls_topk_5"
+    assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", name) for name in made.values())
+    assert made["a[b=1]"] != made["a_b_1"] and len(set(made.values())) == 5
+
+
 def test_thinning_averages_neighbours() -> None:
     frame = pd.DataFrame({"epoch": np.arange(1200.0), "loss": np.arange(1200.0) * 2})
     thinned = thin(frame)
@@ -139,7 +148,9 @@ def test_another_process_and_matplotlibrc_give_the_same_bytes(tmp_path: Path) ->
         save(draw_per_class("linear", {"mls": {"disc": 40.0, "star": 50.0}}, ["mls"]), tmp_path / "here")
     (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.facecolor: red\n")
     script = (
-        "from mls.report.figures import *\n"
+        "from pathlib import Path\n"
+        "from mls.report.class_figures import draw_per_class\n"
+        "from mls.report.style import plain_style, save\n"
         "with plain_style():\n"
         "    save(draw_per_class('linear', {'mls': {'disc': 40.0, 'star': 50.0}}, ['mls']), Path('there'))\n"
     )

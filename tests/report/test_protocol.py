@@ -34,7 +34,9 @@ def test_the_papers_experiments_follow_its_protocols(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     found: dict[Any, str] = {}
     for name in PAPERS:
-        found |= {(name, *place): text for place, text in compared(plan_file(Path(f"experiments/paper-{name}.yaml"))).items()}
+        found |= {
+            (name, *place): text for place, text in compared(plan_file(Path(f"experiments/paper-{name}.yaml"))).items()
+        }
     assert len({place[0] for place in found}) == len(PAPERS)
     told = {place[:3]: text for place, text in found.items() if text}
     assert told == {("table1", "main", "moco-v2"): "400 epochs instead of 800 epochs"}, (
