@@ -10,7 +10,7 @@
     mls data check coco-tiny         what a finished data set holds, and what in it contradicts itself
     mls export mls --format timm     a backbone as a file of torchvision's, timm's or Detectron2's names
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
-    mls verify | mls gc | mls retry ID | mls publish | mls show
+    mls verify | mls gc | mls retry ID | mls publish | mls show | mls report
 
 Every command that reads an experiment takes ``-e FILE`` (default: params.yaml).
 """
@@ -173,6 +173,13 @@ def show(args: argparse.Namespace) -> None:
     print(show_tables(plan_file(args.experiment)))
 
 
+def report(args: argparse.Namespace) -> None:
+    """Write the pages of the experiment's report, one file each, into report/; print the folder (all: make report)."""
+    from mls.report.pages import build
+
+    print(build(plan_file(args.experiment)))
+
+
 def score(args: argparse.Namespace) -> None:
     """Print a probe's or transfer's metrics, recomputed from its predictions (a label, an id, or a .parquet file)."""
     from mls.probe.score import print_score
@@ -250,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
             "target", nargs="+", help="label or id" + (", or: pin NAME, check NAME" if name == "data" else "")
         )
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
-    for function in (doctor, status, verify, publish, show):
+    for function in (doctor, status, verify, publish, show, report):
         add(function.__name__, function)
     add("score", score).add_argument("target", help="probe or transfer: label or id; or a predictions.parquet")
     sub = add("export", export)
