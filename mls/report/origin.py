@@ -40,12 +40,14 @@ ARTIFACT = [
     Column("environment", number=True),
 ]
 STARTED = "Under how long it took: when it started, in UTC."
+CODE = "Code: git revision; + behind it: with uncommitted changes."
 PAIR_NOTES = [
     "One line for each pretraining and task behind a number: a number is the mean of their values, and a difference "
     "has the lines of both of its rows.",
     STARTED,
     "a / b: of the pretraining / of the task, where they differ.",
-    "Code: git revision; + behind it: with uncommitted changes.",
+    "Features that a probe reads were extracted apart, in a time of their own: see the artifacts.",
+    CODE,
 ]
 
 
@@ -94,7 +96,7 @@ def took(artifact: Artifact | None) -> Value:
 
 def differing(both: list[dict[str, Any]], fact: Callable[[dict[str, Any]], str]) -> str:
     """What two artifacts have in common or, where they differ, of each."""
-    return " / ".join(dict.fromkeys(map(fact, both)))
+    return " / ".join(filter(None, dict.fromkeys(map(fact, both))))
 
 
 def device(made: dict[str, Any]) -> str:
@@ -138,7 +140,7 @@ def artifacts_page(plan: Plan, made: dict[str, Artifact]) -> tuple[str, str, lis
             "Every artifact",
             ARTIFACT,
             rows,
-            [STARTED, f"{DASH}: not here. Features may be removed; local photos stay where they are."],
+            [STARTED, CODE, f"{DASH}: not here. Features may be removed; local photos stay where they are."],
             dense=True,
         ),
         Sheet(

@@ -35,10 +35,14 @@ def build(plan: Plan) -> Path:
     Raises:
         DamagedArtifact: an artifact is damaged, or the tables or what they read are not made yet.
     """
-    for job in (plan.tables, *(job for stage in TASK_STAGES for job in plan.stage(stage))):
-        open_artifact(job.path)
-    made = {job.id: open_artifact(job.path) for job in plan.jobs.values() if state(job.path) != "missing"}
-    metrics = {job.id: made[job.id].read_json("metrics.json") for stage in TASK_STAGES for job in plan.stage(stage)}
+    tasks = [job for stage in TASK_STAGES for job in plan.stage(stage)]
+    needed = {job.id for job in (plan.tables, *tasks)}
+    made = {
+        job.id: open_artifact(job.path)
+        for job in plan.jobs.values()
+        if job.id in needed or state(job.path) != "missing"
+    }
+    metrics = {job.id: made[job.id].read_json("metrics.json") for job in tasks}
     out, experiment = folder(plan), plan.loaded.experiment.experiment
     shutil.rmtree(out, ignore_errors=True)
     (out / "tables").mkdir(parents=True)
@@ -54,9 +58,8 @@ def build(plan: Plan) -> Path:
         if Path(file).match("figures/*.png"):
             shutil.copy(tables.file(file), out / file)
     lead = f"Every number of experiment {experiment}, and the artifacts that it comes from."
-    write_page(
-        out / "provenance.html", "Provenance", lead, [Sheet("", [Column("table"), *PAIR], rows, PAIR_NOTES, dense=True)]
-    )
+    sheet = Sheet("", [Column("table"), *PAIR], rows, PAIR_NOTES, dense=True)
+    write_page(out / "provenance.html", "Provenance", lead, [sheet])
     write_page(out / "artifacts.html", *artifacts_page(plan, made))
     write_graph(out / "graph.html", plan, made)
     return out
@@ -77,11 +80,8 @@ def table_page(table: FilledTable, experiment: str, pairs: list[Row]) -> tuple[s
             values.append(Value(shown.text, key, link=link, best=shown.best))
         rows.append(Row(values, kind=line.kind))
     lead = f"Experiment {experiment}, percent. A click on a number shows where it comes from."
-    numbers, sources = (
-        Sheet("", columns, rows, layout.notes),
-        Sheet("Where they come from", PAIR, pairs, PAIR_NOTES, dense=True),
-    )
-    return layout.title, lead, [numbers, sources]
+    sources = Sheet("Where they come from", PAIR, pairs, PAIR_NOTES, dense=True)
+    return layout.title, lead, [Sheet("", columns, rows, layout.notes), sources]
 
 
 def leading_number(text: str) -> float | None:
