@@ -32,15 +32,18 @@ class Shown:
 
     lines: list[str] = field(default_factory=list)
     key: float | None = None
+    link: str = ""
 
 
 class Pages(HTMLParser):
-    """The rows of all tables of a page, and the names of the elements in it."""
+    """The rows of all tables of a page; its elements' tags, its rows' names, the cells in each of its header rows."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tables: list[list[list[Shown]]] = []
         self.tags: list[str] = []
+        self.names: list[str] = []
+        self.heads: list[int] = []
         self.body = self.inside = False
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -51,9 +54,16 @@ class Pages(HTMLParser):
             self.tables.append([])
         elif tag == "tr" and self.body:
             self.tables[-1].append([])
+            self.names.append(dict(attrs)["data-name"] or "")
+        elif tag == "tr":
+            self.heads.append(0)
+        elif tag == "th":
+            self.heads[-1] += 1
         elif tag == "td":
             key = dict(attrs).get("data-key")
             self.tables[-1][-1].append(Shown(key=float(key) if key else None))
+        elif tag == "a":
+            self.tables[-1][-1][-1].link = (dict(attrs)["href"] or "").removeprefix("#")
         self.inside = tag in ("td", "a", "small")
 
     def handle_endtag(self, tag: str) -> None:
@@ -103,6 +113,18 @@ def test_every_cell_has_a_line_for_each_pair_of_artifacts_behind_it(plan: Plan) 
     }
     assert len(found) == len(wanted) and set(found) == wanted
     assert {row for _, row, *_ in found} == {"random", "mls", "mls - random"}
+
+
+def test_a_tables_numbers_sort_by_their_means_and_lead_to_their_lines(plan: Plan) -> None:
+    page = Pages(build(plan) / "tables" / "main.html")
+    numbers, sources = page.tables
+    assert {len(row) for row in numbers} == {page.heads[1]} and {len(row) for row in sources} == {page.heads[2]}
+    means = json.loads((plan.tables.path / "metrics.json").read_text())["main"]
+    for row, *cells in numbers:
+        for column, cell in zip(("linear.mAP", "detect.box_AP"), cells, strict=False):
+            assert cell.key == means[row.lines[0]][column]["mean"]
+            lines = [line for line, name in zip(sources, page.names[len(numbers) :], strict=True) if name == cell.link]
+            assert lines and {(line[0].lines[0], line[1].lines[0]) for line in lines} == {(row.lines[0], column)}
 
 
 def test_lines_tell_the_pairs_own_value_and_the_seals_times(plan: Plan) -> None:
