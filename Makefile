@@ -6,7 +6,7 @@ EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint format micro status bench lock clean
+.PHONY: help setup reproduce report test lint format micro status bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 reproduce: setup ## run an experiment (EXPERIMENT=params.yaml) and print its tables
 	snakemake --config experiment=$(EXPERIMENT)
 	mls show --experiment $(EXPERIMENT)
+
+report: setup ## write report/<experiment>.html (EXPERIMENT=params.yaml): tables, figures, provenance; needs no network
+	snakemake --config experiment=$(EXPERIMENT) -- pages
+	pages=$$(mls report --experiment $(EXPERIMENT)) && file=$${pages%-*}.html && \
+	  snakemake --config experiment=$(EXPERIMENT) --quiet all --report $$file -- pages && echo $$file
 
 test: setup ## run the tests, in parallel
 	python -m pytest -n 2

@@ -12,7 +12,7 @@
     mls export mls --format timm     a backbone as a file of torchvision's, timm's or Detectron2's names
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls draw detect/mls              what a finished detector finds in test images, likewise
-    mls verify | mls gc | mls retry ID | mls publish | mls show
+    mls verify | mls gc | mls retry ID | mls publish | mls show | mls report
 
 Every other command that reads an experiment takes ``-e FILE`` (default: params.yaml).
 """
@@ -187,6 +187,13 @@ def show(args: argparse.Namespace) -> None:
     print(show_tables(plan_file(args.experiment)))
 
 
+def report(args: argparse.Namespace) -> None:
+    """Write the pages of the experiment's report, one file each, into report/; print the folder (all: make report)."""
+    from mls.report.pages import build
+
+    print(build(plan_file(args.experiment)))
+
+
 def score(args: argparse.Namespace) -> None:
     """Print a probe's or transfer's metrics, recomputed from its predictions (a label, an id, or a .parquet file)."""
     from mls.probe.score import print_score
@@ -275,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("plan", plan, experiment=False)
     sub.add_argument("files", nargs="*", type=Path, default=[Path("params.yaml")], help="default: params.yaml")
     sub.add_argument("--json", action="store_true", help="for machines: every job, and totals")
-    for function in (doctor, status, verify, publish, show):
+    for function in (doctor, status, verify, publish, show, report):
         add(function.__name__, function)
     add("score", score).add_argument("target", help="probe or transfer: label or id; or a predictions.parquet")
     sub = add("export", export)

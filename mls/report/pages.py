@@ -1,0 +1,89 @@
+"""Pages of Snakemake's report: the tables as sortable views, and where and when everything in them was made.
+
+    mls report -e params.yaml            # report/<experiment>-<id of the tables>/
+
+Times and provenance come from the seals (``artifact.json``), so they are the same in a clone that made nothing itself.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from itertools import zip_longest
+from pathlib import Path
+
+from mls.experiment.artifact import open_artifact, state
+from mls.experiment.plan import Plan
+from mls.report.graph import write_graph
+from mls.report.layout import lay_out
+from mls.report.origin import PAIR, PAIR_NOTES, artifacts_page, cell_name, provenance_rows
+from mls.report.page import Column, Row, Sheet, Value, write_page
+from mls.report.stage import TASK_STAGES, filled
+from mls.report.tables import FilledTable
+
+REPORT = Path("report")
+
+
+def folder(plan: Plan) -> Path:
+    """Where the pages of a plan are: another table, another folder."""
+    return REPORT / f"{plan.loaded.experiment.experiment}-{plan.tables.id}"
+
+
+def build(plan: Plan) -> Path:
+    """Write ``tables/``, ``figures/``, ``provenance.html``, ``artifacts.html`` and ``graph.html``; return the folder.
+
+    Raises:
+        DamagedArtifact: an artifact is damaged, or the tables or what they read are not made yet.
+    """
+    tasks = [job for stage in TASK_STAGES for job in plan.stage(stage)]
+    needed = {job.id for job in (plan.tables, *tasks)}
+    made = {
+        job.id: open_artifact(job.path)
+        for job in plan.jobs.values()
+        if job.id in needed or state(job.path) != "missing"
+    }
+    metrics = {job.id: made[job.id].read_json("metrics.json") for job in tasks}
+    out, experiment = folder(plan), plan.loaded.experiment.experiment
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "tables").mkdir(parents=True)
+    (out / "figures").mkdir()
+    rows: list[Row] = []
+    for table in filled(plan, metrics):
+        pairs = provenance_rows(plan, table, made, metrics)
+        write_page(out / "tables" / f"{table.name}.html", *table_page(table, experiment, pairs))
+        rows += [Row([Value(table.name), *row.values]) for row in pairs]
+    tables = made[plan.tables.id]
+    for file in tables.seal["files"]:
+        if Path(file).match("figures/*.png"):
+            shutil.copy(tables.file(file), out / file)
+    lead = f"Every number of experiment {experiment}, and the artifacts that it comes from."
+    sheet = Sheet("", [Column("table"), *PAIR], rows, PAIR_NOTES, dense=True)
+    write_page(out / "provenance.html", "Provenance", lead, [sheet])
+    write_page(out / "artifacts.html", *artifacts_page(plan, made))
+    write_graph(out / "graph.html", plan, made)
+    return out
+
+
+def table_page(table: FilledTable, experiment: str, pairs: list[Row]) -> tuple[str, str, list[Sheet]]:
+    """Title, lead and sheets of a table: its numbers, then the artifacts behind each."""
+    layout = lay_out(table, experiment)
+    columns = [Column(name, group, number=i > 0) for i, (group, name) in enumerate(layout.header)]
+    rows = []
+    for line in layout.lines:
+        own = {} if line.kind == "paper" else table.all_cells[line.row]
+        values = [Value(line.label)]
+        for column, shown in zip_longest(own, line.cells):
+            cell = own.get(column)
+            key = cell.summary.mean if cell and cell.summary else leading_number(shown.text)
+            link = cell_name(table, line.row, column) if cell and cell.sources else ""
+            values.append(Value(shown.text, key, link=link, best=shown.best))
+        rows.append(Row(values, kind=line.kind))
+    lead = f"Experiment {experiment}, percent. A click on a number shows where it comes from."
+    sources = Sheet("Where they come from", PAIR, pairs, PAIR_NOTES, dense=True)
+    return layout.title, lead, [Sheet("", columns, rows, layout.notes), sources]
+
+
+def leading_number(text: str) -> float | None:
+    """What a cell that is no mean of ours is sorted by: 3 of ``3 seeds``, 85.2 of ``85.2?``."""
+    found = re.match(r"[-+]?\d+(\.\d+)?", text)
+    return float(found[0]) if found else None

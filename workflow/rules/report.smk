@@ -1,0 +1,58 @@
+# What Snakemake's report shows: `make report`, or mls report, then snakemake --report FILE.html pages
+
+PAGES = f"report/{PLAN.loaded.experiment.experiment}-{PLAN.tables.id}"
+
+# For the captions, which see nothing of this file but its config.
+config["shown"] = {
+    "experiment": PLAN.loaded.experiment.experiment,
+    "file": EXPERIMENT,
+    "tables": PLAN.tables.id,
+}
+
+
+rule pages:
+    input:
+        ancient(
+            [
+                s
+                for stage in ("pretrain", "probe", "transfer", "tables")
+                for s in seals(stage)
+            ]
+        ),
+    output:
+        report(
+            directory(f"{PAGES}/tables"),
+            patterns=["{name}.html"],
+            category="Tables",
+            labels={"table": "{name}"},
+            caption="../report/table.rst",
+        ),
+        report(
+            directory(f"{PAGES}/figures"),
+            patterns=["{name}.png"],
+            category="Figures",
+            labels={"figure": "{name}"},
+            caption="../report/figure.rst",
+        ),
+        report(
+            f"{PAGES}/provenance.html",
+            category="Provenance",
+            labels={"page": "every number"},
+            caption="../report/provenance.rst",
+        ),
+        report(
+            f"{PAGES}/artifacts.html",
+            category="Provenance",
+            labels={"page": "every artifact"},
+            caption="../report/artifacts.rst",
+        ),
+        report(
+            f"{PAGES}/graph.html",
+            category="Provenance",
+            labels={"page": "graph of artifacts"},
+            caption="../report/graph.rst",
+        ),
+    message:
+        "pages of the report of {EXPERIMENT}"
+    shell:
+        "{MLS} report --experiment {EXPERIMENT:q}"
