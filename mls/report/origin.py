@@ -11,7 +11,7 @@ from typing import Any
 
 from mls.experiment.artifact import Artifact
 from mls.experiment.plan import Job, Plan
-from mls.report.formats import DASH
+from mls.report.layout import DASH
 from mls.report.page import Column, Row, Sheet, Value, spent
 from mls.report.tables import FilledTable
 

@@ -31,6 +31,13 @@ from tests.conftest import plan_of, small
 SCENES = {"source": "scenes", "train": 4, "val": 2, "test": 2, "size": 32}
 
 
+PREDICTIONS = [
+    {"image_id": 6, "category_id": 1, "bbox": [4.0, 8.0, 20.0, 12.0], "score": 0.9},
+    {"image_id": 6, "category_id": 2, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.4},
+]
+"""What every detector found in the first test image of `write_scenes`, and nothing in the second."""
+
+
 def small_plan(**changes: Any) -> Plan:
     """Two runs, one linear probe, one detection task; keyword arguments replace whole sections."""
     raw: dict[str, Any] = {
@@ -58,6 +65,8 @@ def write_inputs(plan: Plan, metrics: Callable[[str], dict[str, Any]]) -> None:
         with building(job) as out:
             if job.stage in ("probe", "transfer"):
                 (out / "metrics.json").write_text(json.dumps(metrics(plan.labels[job.id][0])))
+                if job.stage == "transfer":
+                    (out / "predictions.json").write_text(json.dumps(PREDICTIONS))
             elif job.stage == "pretrain" and job.config.method in ("mls", "moco"):
                 (out / "curves.csv").write_text(curves(job))
             elif job.stage == "data":

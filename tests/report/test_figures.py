@@ -37,13 +37,15 @@ def shows(image: np.ndarray[Any, Any], colour: str) -> int:
     return int((image == wanted).all(axis=2).sum())
 
 
-def test_all_three_figures_show_their_data(in_tmp: Path) -> None:
+def test_all_figures_show_their_data(in_tmp: Path) -> None:
     plan = small_plan(seeds=[0, 1])
     write_inputs(plan, lambda label: METRICS)
     folder = make_tables(plan) / "figures"
     scenes = f"scenes-{plan.stage('data')[0].id}"
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        f"{name}.{end}" for name in ("curves", "per_class-linear", scenes) for end in ("png", "pdf")
+        f"{name}.{end}"
+        for name in ("curves", "per_class-linear", "detections-detect", scenes)
+        for end in ("png", "pdf")
     )
     assert "mechanism" not in {p.stem for p in folder.iterdir()}, "these curves have none of its columns"
     random, mls = PALETTE[:2]  # in the order of the rows

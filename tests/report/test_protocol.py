@@ -38,13 +38,10 @@ def test_the_papers_experiments_follow_its_protocols(monkeypatch: pytest.MonkeyP
             (name, *place): text for place, text in compared(plan_file(Path(f"experiments/paper-{name}.yaml"))).items()
         }
     assert len({place[0] for place in found}) == len(PAPERS)
-    told = {place[:3]: text for place, text in found.items() if text}
-    assert told == {("table1", "main", "moco-v2"): "400 epochs instead of 800 epochs"}, (
-        "the paper's row is DenseCL's number; its own baseline is Table 6's"
-    )
+    assert not any(found.values()), {place: text for place, text in found.items() if text}
 
 
-def test_small_experiments_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_experiments_do_not() -> None:
     paper = {"table": "1", "rows": {"mls": "MLS, 400 epochs", "random": "MoCo-v2"}, "columns": {"detect.box_AP": "APb"}}
     plan = small_plan(tables={"main": {"columns": ["detect.box_AP"], "paper": paper}})
     found = compared(plan)
