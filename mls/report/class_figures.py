@@ -24,6 +24,8 @@ from mls.report.tables import Filled, fill_cell, subtract
 PerClass = dict[str, dict[str, float]]
 MOST_CLASSES = 20
 MOST_ROWS = 4
+MOST_RUNS = 8
+"""Bars side by side that an eye can still follow."""
 METRIC = {"instance": "box_AP", "detection": "box_AP", "semantic": "IoU"}
 """Kind of transfer -> which of its metrics of a class is compared; classifiers have AP alone."""
 

@@ -32,6 +32,8 @@ LOSSES = {
 POINTS = 400
 """A curve has at most so many points; more would only make the file large."""
 
+LABEL = 24
+"""Letters of a legend's entry, if it names several runs."""
 MANY_LINES = 8
 """Of more runs than that each has one line, whatever its seeds."""
 BANDS = "line: mean over seeds; band: from their least to their greatest"
@@ -142,9 +144,18 @@ def by_run(curves: Mapping[str, pd.DataFrame], labels: Mapping[str, list[str]], 
     found: dict[str, Trained] = {}
     named = {one: names(labels[one], runs) for one in curves}
     for one in sorted(curves, key=lambda one: (runs.index(named[one][0]), labels[one], one)):
-        run = Trained(" = ".join(named[one]), runs.index(named[one][0]), [])
+        run = Trained(short(named[one]), runs.index(named[one][0]), [])
         found.setdefault(run.name, run).frames.append(curves[one])
     return list(found.values())
+
+
+def short(equal: list[str]) -> str:
+    """Equal runs in a legend: ``mls = k[topk=20]``, as many as fit, then how many more; runs before sweep points."""
+    first, *others = sorted(equal, key=lambda name: "[" in name)
+    text = first
+    while others and len(text) + len(others[0]) < LABEL:
+        text += f" = {others.pop(0)}"
+    return text + (f" (+{len(others)})" if others else "")
 
 
 def values(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:

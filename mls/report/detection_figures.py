@@ -27,7 +27,7 @@ DETECTORS = ("instance", "detection")
 """Kinds of transfer whose predictions are objects."""
 IMAGES = 6
 RUNS = 3
-LEAST = 0.5
+LEAST = 0.3
 """Score of the faintest prediction that is drawn."""
 LINE = 28
 """Characters that fit above a picture."""

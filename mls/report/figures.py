@@ -22,7 +22,14 @@ from mls.data.store import Store
 from mls.experiment.artifact import Artifact
 from mls.experiment.plan import Job
 from mls.report.agreement_figures import draw_agreement
-from mls.report.class_figures import MOST_CLASSES, class_differences, draw_differences, draw_per_class, per_class_ap
+from mls.report.class_figures import (
+    MOST_CLASSES,
+    MOST_RUNS,
+    class_differences,
+    draw_differences,
+    draw_per_class,
+    per_class_ap,
+)
 from mls.report.curves import draw_losses, draw_mechanism, run_name
 from mls.report.detection_figures import detectors, draw_detections
 from mls.report.scene_figures import draw_scenes
@@ -67,7 +74,7 @@ def draw_figures(
                 figures[f"sweep-{table.name}"] = draw_sweep(table, spec["plot"], spec.get("baseline"), paper)
         probes, transfers = of_stage(inputs, "probe"), of_stage(inputs, "transfer")
         for (task, split), by_run in per_class_ap(params, probes).items():
-            if len(next(iter(by_run.values()))) <= MOST_CLASSES:
+            if len(next(iter(by_run.values()))) <= MOST_CLASSES and len(by_run) <= MOST_RUNS:
                 figures[f"per_class-{task}"] = draw_per_class(f"{task}, {split}", by_run, runs)
         for (name, task), apart in class_differences(params, probes | transfers).items():
             figures[f"per_class_difference-{name}-{task}"] = draw_differences(f"{name}, {task}", apart, runs)
@@ -78,9 +85,7 @@ def draw_figures(
             data = inputs[f"data/{next(iter(by_row.values())).seal['inputs']['data']}"]
             if is_generated(data):
                 found = {row: one.read_json("predictions.json") for row, one in by_row.items()}
-                figures[f"detections-{task}"] = draw_detections(
-                    Store(data.path), found, note="; first seed, first trial"
-                )
+                figures[f"detections-{task}"] = draw_detections(Store(data.path), found, note=FIRST)
         if drawn := params.get("draw"):
             figures.update(neighbour_figures(drawn, inputs, jobs))
         shown = {name: figure for name, figure in figures.items() if figure}

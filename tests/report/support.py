@@ -33,7 +33,7 @@ SCENES = {"source": "scenes", "train": 4, "val": 2, "test": 2, "size": 32}
 
 PREDICTIONS = [
     {"image_id": 6, "category_id": 1, "bbox": [4.0, 8.0, 20.0, 12.0], "score": 0.9},
-    {"image_id": 6, "category_id": 2, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.4},
+    {"image_id": 6, "category_id": 2, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.2},
 ]
 """What every detector found in the first test image of `write_scenes`, and nothing in the second."""
 

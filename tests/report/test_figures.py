@@ -18,7 +18,7 @@ from PIL import Image
 
 from mls.experiment.artifact import VOLATILE
 from mls.report.class_figures import draw_per_class, per_class_ap
-from mls.report.curves import draw_losses, thin
+from mls.report.curves import draw_losses, short, thin
 from mls.report.figures import draw_figures, file_names, run_order
 from mls.report.style import PALETTE, plain_style, save
 from tests.report.support import make_tables, small_plan, write_inputs, write_scenes
@@ -129,6 +129,11 @@ def test_names_of_runs_are_safe_and_stay_apart_in_file_names() -> None:
     assert made["mls"] == "mls" and made["mls[topk=5]"] == "mls_topk_5"
     assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", name) for name in made.values())
     assert made["a[b=1]"] != made["a_b_1"] and len(set(made.values())) == 5
+
+
+def test_a_legend_names_some_of_many_equal_runs() -> None:
+    assert short(["D[queue_size=1024]", "mls"]) == "mls = D[queue_size=1024]"
+    assert short(["D[queue_size=1024]", "mls", "k[topk=20]", "k"]) == "mls = k (+2)"
 
 
 def test_thinning_averages_neighbours() -> None:

@@ -68,7 +68,7 @@ def test_detections_beside_the_truth(tmp_path: Path) -> None:
     assert len(figure.axes) == 2 * 3, "two test images; ground truth and two runs"
     words = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert words == [["disc"], ["disc 0.90"], ["nothing found"], ["star"], ["nothing found"], ["nothing found"]]
-    assert "score of at least 0.5" in figure._supxlabel.get_text()  # type: ignore[attr-defined]
+    assert "score of at least 0.3" in figure._supxlabel.get_text()  # type: ignore[attr-defined]
 
 
 def test_agreement_is_drawn_with_chance() -> None:
