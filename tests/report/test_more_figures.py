@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
@@ -77,7 +78,7 @@ def test_agreement_is_drawn_with_chance() -> None:
     figure = draw_agreement({"a": frame, "b": frame[["epoch"]]}, labels, ["moco", "mls"])
     assert figure is not None
     (axes,) = figure.axes
-    assert [list(line.get_ydata()) for line in axes.lines] == [[0.3, 0.6], [0.2, 0.2]]
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [[0.3, 0.6], [0.2, 0.2]]
     assert axes.lines[0].get_linestyle() == "-" and axes.lines[1].get_linestyle() == ":"
     assert draw_agreement({"b": frame[["epoch"]]}, labels, ["moco", "mls"]) is None
 
