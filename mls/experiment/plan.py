@@ -259,7 +259,6 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained:
             tables[name]["not_implemented"] = table.not_implemented
         if table.paper is not None:
             tables[name]["paper"] = essence(table.paper)
-            tables[name]["paper"] = table.paper.model_dump()
         if table.plot is not None:
             points = points_of(table.plot, {row: plan.loaded.runs[row] for row in rows}, table.baseline)
             tables[name]["plot"] = {"key": table.plot, "x": points}

@@ -80,7 +80,7 @@ def test_a_changed_param_of_one_run_reruns_that_run(pulled: Clone) -> None:
 
 
 def test_renaming_a_row_prints_the_table_anew_and_runs_nothing(pulled: Clone) -> None:
-    pulled.edit(runs__mls=None, runs__ours={})
+    pulled.edit(runs__mls=None, runs__ours={}, draw=["ours"])
     assert pulled.planned() == {"tables_artifact": 1, "publish": 1}
     pulled.run("snakemake")
     assert "| ours" in pulled.run("mls", "show")
