@@ -151,6 +151,9 @@ def _of_paper(where: str, table: dict[str, Any], rows: list[str]) -> Iterator[st
         if reported and isinstance(claimed, str) and claimed not in reported.rows:
             told = f"table {number} of the paper has no row {claimed!r}{nearest(claimed, reported.rows)}"
             yield f"{where}.rows.{ours}: {told}"
+    claims = [str(claimed) for claimed in mapping(section.get("columns")).values()]
+    for twice in sorted({claimed for claimed in claims if claims.count(claimed) > 1}):
+        yield f"{where}.columns: two columns claim the paper's {twice!r}; make a table for each"
     for ours, claimed in mapping(section.get("columns")).items():
         if ours not in columns:
             yield f"{where}.columns.{ours}: {ours!r} is not a column of this table{nearest(ours, columns)}"

@@ -70,8 +70,7 @@ def draw_figures(
         for table in tables:
             spec = params["tables"][table.name]
             if "plot" in spec:
-                paper = table.paper.points if table.paper else None
-                figures[f"sweep-{table.name}"] = draw_sweep(table, spec["plot"], spec.get("baseline"), paper)
+                figures[f"sweep-{table.name}"] = draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
         probes, transfers = of_stage(inputs, "probe"), of_stage(inputs, "transfer")
         for (task, split), by_run in per_class_ap(params, probes).items():
             if len(next(iter(by_run.values()))) <= MOST_CLASSES and len(by_run) <= MOST_RUNS:

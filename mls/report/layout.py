@@ -74,12 +74,17 @@ def lay_out(table: FilledTable, experiment: str) -> Layout:
         lines.append(Line(row, row, "paper", list(map(Shown, texts))))
     for row, cells in table.differences.items():
         texts = [*(_show(cell, sign="+") for cell in cells.values()), _repeats(cells), *_beside(table, row, marks)]
-        lines.append(Line(row, row, "difference", list(map(Shown, texts))))
+        label = row + _mark(marks, "difference", table.remarks.get(row))
+        lines.append(Line(label, row, "difference", list(map(Shown, texts))))
     said = (f"({at}): {WHY[why]}: {text}." for (why, text), at in marks.items())
     return Layout(table.name, experiment, header, lines, [*_notes(table), *said])
 
 
-WHY = {"row": "pretrained otherwise than most rows", "paper": "another protocol than the paper's"}
+WHY = {
+    "row": "pretrained otherwise than most rows",
+    "difference": "of two unlike pretrainings",
+    "paper": "another protocol than the paper's",
+}
 """What a mark is about."""
 Marks = dict[tuple[str, str], str]
 """(key of `WHY`, in what it differs) -> the letter of the mark."""
@@ -87,7 +92,8 @@ Marks = dict[tuple[str, str], str]
 
 def _marks(table: FilledTable) -> Marks:
     """A letter for everything that has to be said of a row's pretraining or of a comparison with the paper."""
-    told = [("row", text) for text in table.remarks.values()] + [("paper", text) for text in table.against.values()]
+    told = [("difference" if row in table.differences else "row", text) for row, text in table.remarks.items()]
+    told += [("paper", text) for text in table.against.values()]
     return {what: ascii_lowercase[i % 26] * (i // 26 + 1) for i, what in enumerate(dict.fromkeys(told))}
 
 
@@ -119,11 +125,14 @@ def _repeats(cells: Mapping[str, Filled]) -> str:
 
 
 def _paper_columns(table: FilledTable) -> list[tuple[str, str]]:
-    """(group, column of the paper) of what stands to the right."""
+    """(group, column of the paper) of what stands to the right: those that are compared first."""
     if table.paper is None:
         return []
-    compared = [(group, column) for column in table.paper.columns.values() for group in (PAPER, DIFFERENCE)]
-    return compared or [(PAPER, column) for column in table.paper.reported.columns]
+    compared = table.paper.columns.values()
+    others = [column for column in table.paper.reported.columns if column not in compared]
+    return [(group, column) for column in compared for group in (PAPER, DIFFERENCE)] + [
+        (PAPER, column) for column in others
+    ]
 
 
 def _reported(number: Number | None) -> str:
@@ -186,7 +195,7 @@ def _notes(table: FilledTable) -> Iterator[str]:
 def _paper_notes(paper: Beside) -> Iterator[str]:
     """Where the paper's numbers come from, and what can be compared with them."""
     reported, shown = paper.reported, list(paper.shown)
-    columns = metrics_of(paper.columns.values() or reported.columns, reported)
+    columns = metrics_of(reported.columns, reported)
     yield (
         f"paper: numbers of the paper ({SOURCE}, {reported.title}; {reported.pretraining}), not measured here"
         + ("." if paper.columns else ": other data, model and scale, unless this experiment has the paper's.")
@@ -194,6 +203,8 @@ def _paper_notes(paper: Beside) -> Iterator[str]:
     )
     if paper.columns:
         yield f"{DIFFERENCE}: the difference of the means."
+    if paper.points() and any(not row.endswith(f"={theirs}]") for row, theirs in paper.claims.items()):
+        yield f"Row here: row of the paper. {'; '.join(f'{row}: {theirs}' for row, theirs in paper.claims.items())}."
     if any(number.decoded for number in shown):
         yield "The paper's numbers here are read from the vectors of its figure."
     yield f"{DASH} beside them: not reported, or not measured."

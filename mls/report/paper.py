@@ -180,21 +180,22 @@ class Beside:
         claimed = set(self.claims.values())
         return {f"{name} [paper]": row.cells for name, row in self.reported.rows.items() if name not in claimed}
 
-    @property
-    def points(self) -> dict[float, float] | None:
-        """Value -> percent of the first column, of a table whose rows are values of one parameter; else None."""
-        column = next(iter(self.columns.values()), next(iter(self.reported.columns)))
+    def points(self, column: str | None = None) -> dict[float, float]:
+        """Value -> percent of a column (default: the first), of a table whose rows are values of one parameter.
+
+        Empty of any other table.
+        """
+        column = column or next(iter(self.reported.columns))
         try:
             return {float(name): row.cells[column].percent for name, row in self.reported.rows.items()}
         except ValueError:
-            return None
+            return {}
 
     @property
     def shown(self) -> Iterator[Number]:
         """Every number that is printed."""
-        columns = set(self.columns.values()) or set(self.reported.columns)
         for row in self.reported.rows.values():
-            yield from (number for column, number in row.cells.items() if column in columns)
+            yield from row.cells.values()
 
 
 def metrics_of(columns: Iterable[str], reported: Reported) -> str:

@@ -1,6 +1,6 @@
 """Which protocol a row or a task follows, and in what it differs from the other rows' or from the paper's.
 
-    remarks(experiment, runs, ["moco-v2", "mls", "mls-800"])      # {"mls-800": "800 epochs instead of 400"}
+    remarks(experiment, runs, ["moco-v2", "mls", "mls-800"])      # {"mls-800": "800 epochs instead of 400 epochs"}
     against_paper(experiment, runs["mls"], beside, "mls", "detect.box_AP")   # "" where it is the paper's protocol
 
 A table never mixes protocols unseen: whatever is said here is printed as a mark and a note.
@@ -8,18 +8,28 @@ A table never mixes protocols unseen: whatever is said here is printed as a mark
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel
 
-from mls.experiment.datasets import CocoDataset, Dataset
+from mls.experiment.datasets import CocoDataset, Dataset, VocDataset
 from mls.experiment.identity import essence
-from mls.experiment.params import Experiment, Pretrain
+from mls.experiment.params import Experiment, Mls, Moco, Pretrain
 from mls.experiment.references import TRAINED
 from mls.experiment.transfers import Detectron2Detector, SemanticTransfer
-from mls.report.paper import Beside
+from mls.report.paper import TABLES, Beside
+
+
+def described(dataset: Dataset) -> str:
+    """A data set in words: its source and every key that is not at its default (of scenes all that matter)."""
+    told = essence(dataset)
+    words = [str(told.pop("source")), *(f"{key} {value}" for key, value in told.items() if key != "seed")]
+    return ", ".join(words)
+
 
 _FPN = Detectron2Detector(kind="instance", backend="detectron2", dataset="coco")
 PAPER_TASKS: dict[str, BaseModel] = {
@@ -39,19 +49,55 @@ PAPER_TASKS: dict[str, BaseModel] = {
 }
 """Table of the paper -> how it trains and tests; experiments/paper-*.yaml say the same. Of Table 5 it states little
 more than 120 epochs of fine-tuning."""
-SOURCES = {"3": "cityscapes", "4": "voc"}
-"""Table -> source of its task's images; of the others COCO, whole."""
 TUNING_EPOCHS = 120
 """Of the sets of top-1 in Table 5."""
+IMAGES = {
+    "3": "cityscapes",
+    "4": described(VocDataset(source="voc", train_sets=["2007/trainval", "2012/trainval"], test_sets=["2007/test"])),
+}
+"""Table -> its task's images, in words; of the other transfers COCO, whole."""
+TUNED_ON = {
+    "VOC07": "voc",
+    "CUB200": "cub200",
+    "Flowers": "flowers102",
+    "Cars": "cars",
+    "Aircraft": "aircraft",
+    "Indoor67": "indoor67",
+    "Pets": "pets",
+    "DTD": "dtd",
+}
+"""Column of Table 5 -> source of its images."""
+
+METHODS = {
+    "Random": "none",
+    "Supervised": "imagenet",
+    "Baseline": "moco",
+    "MoCo-v2": "moco",
+    "BYOL": "byol",
+    "DenseCL": "densecl",
+}
+"""Row of the paper -> method here; of the ablations' others and of ``MLS, 800 epochs`` mls."""
+STATED = ("optimizer.lr", "optimizer.weight_decay", *(f"moco.{k}" for k in Moco.model_fields if k != "bn_splits"))
+"""Keys of ``pretrain`` whose values the paper states for MLS and its own baseline, and all of ``mls``; the schema's
+defaults are those values. Of its other rows, copied or trained by others' recipes, it states none."""
+ABLATED: dict[str, dict[str, tuple[str, Any]]] = {
+    "6": {"+kNN": ("mls.terms", "knn"), "+BCE-pos": ("mls.terms", "bce_pos")},
+    "7": {"Q_g only": ("mls.logit_space", "backbone"), "Q_z only": ("mls.label_space", "projection")},
+    **{
+        table: {row: (key, json.loads(row)) for row in TABLES[table].rows}
+        for table, key in (("8", "mls.topk"), ("5a", "moco.queue_size"), ("5b", "mls.weight"))
+    },
+}
+"""Table -> row -> the key that it ablates, and its value there."""
 
 Facts = dict[str, str]
 
 
-def described(dataset: Dataset) -> str:
-    """A data set in words: its source and every key that is not at its default (of scenes all that matter)."""
-    told = essence(dataset)
-    words = [str(told.pop("source")), *(f"{key} {value}" for key, value in told.items() if key != "seed")]
-    return ", ".join(words)
+def tested_on(dataset: Dataset) -> str:
+    """`described`, less how much of train is val: tasks train on both in the end."""
+    fields = type(dataset).model_fields
+    whole = {"val_share": fields["val_share"].default} if "val_share" in fields else {}
+    return described(dataset.model_copy(update=whole))
 
 
 def pretraining(run: Pretrain, datasets: Mapping[str, Dataset]) -> Facts:
@@ -70,12 +116,20 @@ def differences(facts: Facts, usual: Facts) -> str:
     return "; ".join(told)
 
 
-def remarks(experiment: Experiment, runs: Mapping[str, Pretrain], rows: Sequence[str]) -> dict[str, str]:
-    """The rows whose pretraining is not that of most rows, and in what it differs."""
+def remarks(
+    experiment: Experiment, runs: Mapping[str, Pretrain], rows: Sequence[str], baseline: str | None = None
+) -> dict[str, str]:
+    """The rows whose pretraining is not that of most rows, and in what it differs.
+
+    With a baseline also the differences ``<row> - <baseline>`` that are of two unlike pretrainings.
+    """
     all_facts = {row: pretraining(runs[row], experiment.datasets) for row in rows}
     keys = dict.fromkeys(key for facts in all_facts.values() for key in facts)
     usual = {key: Counter(f[key] for f in all_facts.values() if key in f).most_common(1)[0][0] for key in keys}
-    return {row: text for row, facts in all_facts.items() if (text := differences(facts, usual))}
+    compared = [(row, row, usual) for row in rows]
+    if baseline is not None:
+        compared += [(f"{row} - {baseline}", row, all_facts[baseline]) for row in rows if row != baseline]
+    return {name: text for name, row, against in compared if (text := differences(all_facts[row], against))}
 
 
 # --------------------------------------------------------------------------------- against the paper
@@ -91,35 +145,45 @@ def against_paper(experiment: Experiment, run: Pretrain, beside: Beside, row: st
         row: that claims one of its rows.
         column: ``<task>.<metric>``, that claims one of its columns.
     """
-    reported = beside.reported.rows[beside.claims[row]]
-    told = [*_pretraining_against(experiment, run, reported.data, reported.epochs)]
+    told = _pretraining_against(experiment, run, beside.table, beside.claims[row])
     config: Any = {**experiment.probe, **experiment.transfer}[column.split(".", 1)[0]]
     told += _task_against(config, beside.table, beside.columns[column], experiment.datasets[config.dataset])
     return "; ".join(told)
 
 
-def _pretraining_against(experiment: Experiment, run: Pretrain, data: str, epochs: int | None) -> list[str]:
-    method = {"": "none", "ImageNet": "imagenet"}.get(data)
-    if method and run.method != method:
+def _pretraining_against(experiment: Experiment, run: Pretrain, table: str, name: str) -> list[str]:
+    of_mls = table in ABLATED or name.startswith("MLS")
+    method = METHODS.get(name, "mls" if of_mls else name)
+    if run.method != method:
         return [f"method {run.method} instead of {method}"]
-    paper = Pretrain(dataset="coco", epochs=epochs or run.epochs)
-    theirs = pretraining(paper, {"coco": CocoDataset(source="coco")})
-    return [text] if (text := differences(pretraining(run, experiment.datasets), theirs)) else []
+    paper = Pretrain(dataset="coco", epochs=TABLES[table].rows[name].epochs or run.epochs)
+    coco = CocoDataset(source="coco")
+    facts = pretraining(run, experiment.datasets)
+    told = [text] if (text := differences(facts, pretraining(paper, {"coco": coco}))) else []
+    if run.method == "imagenet" and run.imagenet != paper.imagenet:
+        told.append(f"{run.imagenet.weights} instead of {paper.imagenet.weights}")
+    if facts.get("data") == described(coco):
+        told.append(f"pretrained on COCO's train images less {100 * coco.val_share:g} %")
+    if method in ("mls", "moco") and (of_mls or name == "Baseline"):
+        keys = [*STATED, *(f"mls.{key}" for key in Mls.model_fields if method == "mls")]
+        theirs = {key: attrgetter(key)(paper) for key in keys}
+        if name in (ablated := ABLATED.get(table, {})):
+            theirs |= dict([ablated[name]])
+        ours = {key: attrgetter(key)(run) for key in keys}
+        told += [f"{key} {ours[key]} instead of {theirs[key]}" for key in keys if ours[key] != theirs[key]]
+    return told
 
 
 def _task_against(config: Any, table: str, column: str, dataset: Dataset) -> list[str]:
-    told = []
+    images, theirs = tested_on(dataset), TUNED_ON[column] if table == "5" else IMAGES.get(table, "coco")
+    told = [f"task on {images} instead of {theirs}"] if images != theirs else []
     if table == "5":
         if config.kind != "finetune":
-            return [f"{config.kind} instead of finetune"]
+            return [*told, f"{config.kind} instead of finetune"]
         other = column != "VOC07" and config.epochs != TUNING_EPOCHS
-        return [f"{config.epochs} epochs of fine-tuning instead of {TUNING_EPOCHS}"] if other else []
-    source = SOURCES.get(table, "coco")
-    images = described(dataset)
-    if images.split(",")[0] != source or (source == "coco" and images != source):
-        told.append(f"task on {images} instead of {source}")
-    theirs, ours = (essence(one, defaults=True) for one in (PAPER_TASKS[table], config))
+        return told + [f"{config.epochs} epochs of fine-tuning instead of {TUNING_EPOCHS}"] * other
+    asked, given = (essence(one, defaults=True) for one in (PAPER_TASKS[table], config))
     for key in ("kind", "backend", "architecture"):
-        if ours.get(key) != theirs.get(key):
-            return [*told, f"{key} {ours.get(key, 'none')} instead of {theirs.get(key, 'none')}"]
-    return told + [f"{key} {ours[key]} instead of {theirs[key]}" for key in theirs if ours[key] != theirs[key]]
+        if given.get(key) != asked.get(key):
+            return [*told, f"{key} {given.get(key, 'none')} instead of {asked.get(key, 'none')}"]
+    return told + [f"{key} {given[key]} instead of {asked[key]}" for key in asked if given[key] != asked[key]]

@@ -68,13 +68,16 @@ def filled(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[FilledT
     experiment, runs = plan.loaded.experiment, plan.loaded.runs
     tables = []
     for name in experiment.tables:
-        table = fill(name, plan.tables.params["tables"][name], metrics)
+        spec = plan.tables.params["tables"][name]
+        table = fill(name, spec, metrics)
         against = {}
-        if table.paper:
-            for row, column in product(table.paper.claims, table.paper.columns):
-                if text := against_paper(experiment, runs[row], table.paper, row, column):
+        if beside := table.paper:
+            for row, column in product(beside.claims, beside.columns):
+                compared = beside.columns[column] in beside.of(row) and table.cells[row][column].summary
+                if compared and (text := against_paper(experiment, runs[row], beside, row, column)):
                     against[row, column] = text
-        tables.append(replace(table, remarks=remarks(experiment, runs, list(table.cells)), against=against))
+        said = remarks(experiment, runs, list(table.cells), spec.get("baseline"))
+        tables.append(replace(table, remarks=said, against=against))
     return tables
 
 

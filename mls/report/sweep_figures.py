@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mls.report.paper import SOURCE
+from mls.report.paper import SOURCE, Beside
 from mls.report.style import PALETTE, legend_below
 from mls.report.tables import Filled, FilledTable
 
@@ -24,7 +24,7 @@ OCTAVES = 4
 
 
 def draw_sweep(
-    table: FilledTable, plot: Mapping[str, Any], baseline: str | None, paper: Mapping[float, float] | None
+    table: FilledTable, plot: Mapping[str, Any], baseline: str | None, beside: Beside | None
 ) -> Figure | None:
     """A panel per column: means with 95 % t-intervals, and a line at the baseline's; None if nothing was measured.
 
@@ -32,13 +32,16 @@ def draw_sweep(
         table: with its numbers.
         plot: ``key``, the parameter, and ``x``, row -> its value; rows that are not there are no points.
         baseline: row whose mean is a line across; None without.
-        paper: x -> percent of the paper, in a panel of its own: other data and another scale; None without.
+        beside: the paper's table; if it is a sweep, its points are drawn too: in the panel of the column that is
+            compared with them, else in a panel of their own.
     """
+    compared = beside.columns if beside else {}
+    alone = next(iter(beside.reported.columns)) if beside and beside.points() and not compared else None
     points = sorted(plot["x"].items(), key=lambda item: (item[1], item[0]))
     columns = [c for c in table.columns if any(table.cells[row][c].summary for row, _ in points)]
     if not columns:
         return None
-    panels = len(columns) + (paper is not None)
+    panels = len(columns) + (alone is not None)
     across = min(ACROSS, panels)
     down = -(-panels // across)
     figure = Figure(figsize=(max(WIDTH * across, 4.6), 2.7 * down + 0.6), layout="constrained")
@@ -52,15 +55,16 @@ def draw_sweep(
             line = axes.axhline(level.mean, color="0.25", linestyle="--", linewidth=0.9)
             entries.setdefault(f"{baseline}, mean", line)
         axes.set(ylabel=f"{column}, %", xlabel=plot["key"])
-        scale_x(axes, [x for _, x in points])
-    if paper is not None:
+        theirs = beside.points(compared[column]) if beside and column in compared else {}
+        if theirs:
+            entries["the paper"] = draw_papers(axes, theirs)
+        scale_x(axes, sorted({*(x for _, x in points), *theirs}))
+    if beside and alone:
         axes = all_axes[len(columns)]
-        xs = sorted(paper)
-        (line,) = axes.plot(xs, [paper[x] for x in xs], "s:", color=PALETTE[3], markersize=5, linewidth=1.0)
-        entries["the paper"] = line
-        axes.set(ylabel="the paper's metric, %", xlabel=plot["key"])
+        entries["the paper"] = draw_papers(axes, beside.points(alone))
+        axes.set(ylabel=f"{alone}, %", xlabel=plot["key"])
         axes.set_title(f"{SOURCE}: other data and scale", fontsize=8)
-        scale_x(axes, xs)
+        scale_x(axes, sorted(beside.points(alone)))
     for axes in all_axes[panels:]:
         axes.remove()
     for axes in all_axes[:panels]:
@@ -77,6 +81,13 @@ def draw_points(axes: Axes, drawn: Sequence[tuple[float, Filled]]) -> Any:
     if several:
         x, y, widths = zip(*several, strict=True)
         axes.errorbar(x, y, yerr=widths, fmt="none", ecolor=PALETTE[0], elinewidth=1.2, capsize=3.5)
+    return line
+
+
+def draw_papers(axes: Axes, points: Mapping[float, float]) -> Any:
+    """The paper's points, joined; return the line."""
+    xs = sorted(points)
+    (line,) = axes.plot(xs, [points[x] for x in xs], "s:", color=PALETTE[3], markersize=5, linewidth=1.0)
     return line
 
 

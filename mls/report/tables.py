@@ -120,8 +120,14 @@ def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
         for row, own in cells.items()
         if baseline is not None and row != baseline
     }
-    beside = spec.get("paper")
-    paper = Beside(beside["table"], beside.get("rows", {}), beside.get("columns", {})) if beside else None
+    paper = None
+    if beside := spec.get("paper"):  # in the table's order: that of mappings is no part of the tables' id
+        rows, columns = beside.get("rows", {}), beside.get("columns", {})
+        paper = Beside(
+            beside["table"],
+            {row: rows[row] for row in cells if row in rows},
+            {column: columns[column] for column in spec["columns"] if column in columns},
+        )
     return FilledTable(name, [*spec["columns"], *lacking], cells, differences, paper)
 
 

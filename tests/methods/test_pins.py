@@ -118,17 +118,19 @@ def losses_of(kind: type[Method[Any]], chosen: Pretrain) -> list[float]:
         method = kind(chosen).train()
         generator = torch.Generator().manual_seed(1)
         side = 16 if issubclass(kind, MoCo) else 32  # maps of 1 and of 2 x 2 cells
-        images = torch.randn(EPOCH, BATCH, 3, side, side, generator=generator)
+        batch = BATCH * chosen.moco.bn_splits  # statistics of two or three images amplify a machine's last bit
+        images = torch.randn(EPOCH, batch, 3, side, side, generator=generator)
         parameters = [p for p in method.parameters() if p.requires_grad]
-        lr = min(chosen.optimizer.lr, 0.03)
+        lr = min(chosen.optimizer.lr, 0.01)  # at 0.03 some are chaotic: machines then differ in the third digit
         optimizer = build_optimizer(parameters, chosen.optimizer.model_copy(update={"lr": lr}))
         found = []
         for step in range(STEPS):
             query, key = (images[step % EPOCH] + 0.3 * torch.randn(images[0].shape, generator=generator) for _ in "qk")
-            order = key_order(0, step, BATCH) if chosen.moco.bn_splits > 1 else None
-            rows = torch.arange(BATCH)
+            order = key_order(0, step, batch) if chosen.moco.bn_splits > 1 else None
+            rows = torch.arange(batch)
             optimizer.zero_grad()
-            loss = method(Pair(query, key, rows, BOXES_VB4, FLIPS_VB, order, step / EPOCH))["loss"]
+            boxes_VB4, flips_VB = (given.repeat_interleave(batch // BATCH, 1) for given in (BOXES_VB4, FLIPS_VB))
+            loss = method(Pair(query, key, rows, boxes_VB4, flips_VB, order, step / EPOCH))["loss"]
             loss.backward()
             masked_step(optimizer, TRUE)
             method.finish_step(TRUE)

@@ -14,6 +14,7 @@ from mls.report.stage import filled
 from tests.report.support import small_plan
 
 ROOT = Path(__file__).parents[2]
+HELD_OUT = "pretrained on COCO's train images less 4 %"
 PAPERS = ("table1", "table2", "table3", "table4", "table5", "ablations")
 
 
@@ -38,11 +39,78 @@ def test_the_papers_experiments_follow_its_protocols(monkeypatch: pytest.MonkeyP
             (name, *place): text for place, text in compared(plan_file(Path(f"experiments/paper-{name}.yaml"))).items()
         }
     assert len({place[0] for place in found}) == len(PAPERS)
-    assert not any(found.values()), {place: text for place, text in found.items() if text}
+    assert set(found.values()) == {"", HELD_OUT}
+    trained = {place[2] for place, text in found.items() if text}
+    assert {"mls", "moco-v2", "densecl", "byol", "k[topk=40]"} <= trained and not trained & {"random", "supervised"}
+
+
+def beside(table: str, row: str, claimed: str, column: str = "detect.box_AP", theirs: str = "APb") -> Beside:
+    return Beside(table, {row: claimed}, {column: theirs})
+
+
+@pytest.mark.parametrize(
+    ("run", "table", "claimed", "said"),
+    [
+        ({}, "1", "MLS, 400 epochs", ""),
+        ({"optimizer": {"lr": 0.03}}, "1", "MLS, 400 epochs", "optimizer.lr 0.03 instead of 0.3"),
+        (
+            {"mls": {"topk": 5, "centre": True}},
+            "2",
+            "MLS",
+            "mls.topk 5 instead of 20; mls.centre True instead of False",
+        ),
+        ({"moco": {"queue_size": 64}}, "7", "both", "moco.queue_size 64 instead of 4096"),
+        ({"mls": {"topk": 5}}, "8", "5", ""),
+        ({"mls": {"topk": 5}}, "8", "20", "mls.topk 5 instead of 20"),
+        ({"mls": {"weight": 2.0}}, "5b", "2.0", ""),
+        ({"mls": {"terms": "knn"}}, "6", "+kNN", ""),
+        ({"mls": {"terms": "knn"}}, "6", "+BCE", "mls.terms knn instead of bce"),
+        ({"method": "moco"}, "6", "Baseline", ""),
+        ({"method": "moco", "moco": {"momentum": 0.999}}, "6", "Baseline", "moco.momentum 0.999 instead of 0.995"),
+        ({"method": "moco", "moco": {"momentum": 0.999}, "epochs": 800}, "1", "MoCo-v2", ""),
+    ],
+)
+def test_what_the_paper_states_of_a_row_is_compared(run: dict[str, Any], table: str, claimed: str, said: str) -> None:
+    transfer = {"kind": "instance", "backend": "detectron2", "dataset": "coco"}
+    plan = small_plan(
+        datasets={"coco": {"source": "coco"}},
+        pretrain={"dataset": "coco"},
+        runs={"one": run},
+        probe={},
+        transfer={"detect": transfer | ({"architecture": "c4"} if table == "2" else {})},
+        tables={"main": {"columns": ["detect.box_AP"]}},
+    )
+    found = against_paper(
+        plan.loaded.experiment, plan.loaded.runs["one"], beside(table, "one", claimed), "one", "detect.box_AP"
+    )
+    assert found == "; ".join(text for text in (HELD_OUT, said) if text)
+
+
+def test_another_method_or_data_set_than_the_papers_is_said() -> None:
+    plan = small_plan(
+        datasets={"coco": {"source": "coco"}, "voc": {"source": "voc"}, "pets": {"source": "pets", "short_side": 64}},
+        pretrain={"dataset": "coco", "epochs": 800},
+        runs={"random": {"method": "none"}, "mls": {}, "sup": {"method": "imagenet"}},
+        probe={"tuned": {"kind": "finetune", "dataset": "pets", "epochs": 120}},
+        transfer={"voc": {"kind": "detection", "backend": "detectron2", "dataset": "voc", "architecture": "c4"}},
+        tables={"main": {"columns": ["tuned.top1"]}},
+    )
+
+    def said(run: str, table: str, claimed: str, column: str, theirs: str) -> str:
+        given = beside(table, run, claimed, column, theirs)
+        return against_paper(plan.loaded.experiment, plan.loaded.runs[run], given, run, column)
+
+    assert said("random", "4", "BYOL", "voc.voc_AP", "AP").startswith("method none instead of byol; ")
+    assert said("sup", "4", "SwAV", "voc.voc_AP", "AP").startswith("method imagenet instead of SwAV; ")
+    assert "task on voc instead of voc, train_sets ['2007/trainval', '2012/trainval']" in said(
+        "mls", "4", "MLS", "voc.voc_AP", "AP"
+    )
+    assert said("sup", "5", "Supervised", "tuned.top1", "CUB200") == "task on pets, short_side 64 instead of cub200"
+    assert said("sup", "5", "Supervised", "tuned.top1", "Pets") == "task on pets, short_side 64 instead of pets"
 
 
 def test_small_experiments_do_not() -> None:
-    paper = {"table": "1", "rows": {"mls": "MLS, 400 epochs", "random": "MoCo-v2"}, "columns": {"detect.box_AP": "APb"}}
+    paper = {"table": "2", "rows": {"mls": "MLS", "random": "Random"}, "columns": {"detect.box_AP": "APb"}}
     plan = small_plan(tables={"main": {"columns": ["detect.box_AP"], "paper": paper}})
     found = compared(plan)
     assert found["main", "mls", "detect.box_AP"] == (
@@ -50,9 +118,12 @@ def test_small_experiments_do_not() -> None:
         "task on scenes, train 4, val 2, test 2, size 32 instead of coco; backend torchvision instead of detectron2"
     )
     assert found["main", "random", "detect.box_AP"].startswith("task on "), "random weights have no schedule"
-    metrics = {job.id: {"box_AP": 10.0} for job in plan.stage("transfer")}
+    metrics: dict[str, Any] = {job.id: {"box_AP": 10.0} for job in plan.stage("transfer")}
     (table,) = filled(plan, metrics)
     assert set(table.against) == {("mls", "detect.box_AP"), ("random", "detect.box_AP")}
+    one = plan.stage("transfer")[0].id
+    (table,) = filled(plan, metrics | {one: {"box_AP": None}})
+    assert len(table.against) == 1, "nothing is said of a number that is not there"
 
 
 def test_rows_of_another_schedule_resolution_or_subset_are_named() -> None:
@@ -77,6 +148,9 @@ def test_rows_of_another_schedule_resolution_or_subset_are_named() -> None:
         "fewer": "scenes, train 32, val 8, test 8, size 32 instead of scenes, train 64, val 8, test 8, size 32",
         "deep": "resnet101, imagenet stem instead of resnet50, imagenet stem",
     }
+    with_baseline = remarks(plan.loaded.experiment, plan.loaded.runs, list(runs), "longer")
+    assert with_baseline["mls - longer"] == "400 epochs instead of 800 epochs"
+    assert "longer - longer" not in with_baseline and "random - longer" not in with_baseline
 
 
 def test_every_table_of_transfers_has_a_protocol() -> None:

@@ -25,7 +25,7 @@ def plan_of_sweep(**table: Any) -> Plan:
         seeds=seeds,
         runs={"moco-v2": {"method": "moco"}, "k": {}},
         sweep={"k": {"mls.topk": [1, 5, 20, 40]}},
-        transfer={},
+        transfer={"detect": {"kind": "instance", "dataset": "scenes"}},
         tables={"t8": {"rows": ROWS, "columns": ["linear.mAP"], "baseline": "moco-v2", "plot": "mls.topk"} | table},
     )
 
@@ -33,13 +33,14 @@ def plan_of_sweep(**table: Any) -> Plan:
 def drawn(plan: Plan) -> Figure:
     """The sweep of a plan; the mean of row i is 50 + i, of two seeds 49.5 + i and 50.5 + i."""
     metrics = {}
-    for job in plan.stage("probe"):
+    for job in [*plan.stage("probe"), *plan.stage("transfer")]:
         row, seed = plan.labels[job.id][0].split("/")[1].rsplit(":", 1)
         row = "k[topk=20]" if row == "k" else row
-        metrics[job.id] = {"mAP": 50.0 + ROWS.index(row) + (int(seed) - 0.5) * (len(plan.loaded.experiment.seeds) > 1)}
+        value = 50.0 + ROWS.index(row) + (int(seed) - 0.5) * (len(plan.loaded.experiment.seeds) > 1)
+        metrics[job.id] = {"mAP": value, "box_AP": value}
     (table,) = filled(plan, metrics)
     spec = plan.tables.params["tables"]["t8"]
-    figure = draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper.points if table.paper else None)
+    figure = draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
     assert figure
     return figure
 
@@ -78,6 +79,14 @@ def test_the_papers_curve_has_a_panel_of_its_own() -> None:
     assert np.asarray(theirs.lines[0].get_xdata()).tolist() == [1, 5, 20, 40]
     assert np.asarray(theirs.lines[0].get_ydata()).tolist() == [39.7, 40.0, 40.1, 39.2], "Table 8"
     assert ours.get_ylim() != theirs.get_ylim()
+
+
+def test_a_column_that_is_compared_has_the_papers_points_in_its_panel() -> None:
+    paper = {"table": "8", "rows": {"k[topk=1]": "1"}, "columns": {"detect.box_AP": "APb"}}
+    linear, detect = drawn(plan_of_sweep(columns=["linear.mAP", "detect.box_AP"], paper=paper)).axes
+    theirs = [[39.7, 40.0, 40.1, 39.2], [51.0, 52.0, 53.0, 54.0]]
+    assert [theirs[1]] == [y for line in linear.lines if len(y := np.asarray(line.get_ydata()).tolist()) == 4]
+    assert theirs == sorted(y for line in detect.lines if len(y := np.asarray(line.get_ydata()).tolist()) == 4)
 
 
 def test_the_stage_draws_it(in_tmp: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.workflow.clone import Clone
 
-pytestmark = pytest.mark.xdist_group("kills")
+pytestmark = [pytest.mark.xdist_group("kills"), pytest.mark.timeout(1200)]  # each runs most of micro, in many processes
 
 CHILD = "-m mls pretrain"
 
@@ -52,8 +52,8 @@ def wait_for(clone: Clone, what: str, pattern: str, seconds: float = 120) -> Non
 
 @pytest.fixture
 def training(pulled: Clone) -> Clone:
-    """A clone with data, whose three runs have yet to be trained, long enough to be killed."""
-    for stage in ("pretrain", "features", "probe", "transfer", "tables"):
+    """A clone with data, whose three runs have yet to be trained, long enough to be killed, and then probed."""
+    for stage in ("pretrain", "features", "probe", "tables"):
         subprocess.run(["rm", "-r", str(pulled.path / "artifacts" / stage)], check=True)
     return pulled
 

@@ -38,6 +38,13 @@ def test_nothing_to_do_after_a_finished_run(original: Clone) -> None:
     assert "Data and pipelines are up to date" in original.run("dvc", "repro")
 
 
+def test_figures_3_and_4_of_a_drawn_run_are_published(finished: Clone) -> None:
+    figures = finished.path / "results" / "micro" / "figures"
+    assert {file.name for file in figures.glob("fig[34]-*")} == {
+        f"fig{number}-mls.{kind}" for number in (3, 4) for kind in ("png", "pdf")
+    }
+
+
 def test_fresh_clone_and_pull_nothing_to_do(pulled: Clone) -> None:
     assert not (pulled.path / ".snakemake").exists()
     assert pulled.planned() == {}
