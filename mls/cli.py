@@ -3,7 +3,7 @@
     mls validate                     check params.yaml and every experiments/*.yaml
     mls doctor                       what this machine lacks to run an experiment, and what to do about it
     mls status                       what of an experiment is done, running, failed or missing
-    mls plan FILE ...                the jobs, device hours and disk that experiments need, from measured speeds
+    mls plan FILE ...                jobs, device hours and disk of experiments, from measured or published speeds
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
     mls score linear/mls             metrics recomputed from predictions, of a probe or transfer; or: mls score FILE

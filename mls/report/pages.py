@@ -18,6 +18,7 @@ from mls.report.graph import write_graph
 from mls.report.layout import lay_out
 from mls.report.origin import PAIR, PAIR_NOTES, artifacts_page, cell_name, provenance_rows
 from mls.report.page import Column, Row, Sheet, Value, write_page
+from mls.report.paper import SOURCE, load_anchors
 from mls.report.stage import TASK_STAGES, filled
 from mls.report.tables import FilledTable
 
@@ -30,7 +31,7 @@ def folder(plan: Plan) -> Path:
 
 
 def build(plan: Plan) -> Path:
-    """Write ``tables/``, ``figures/``, ``provenance.html``, ``artifacts.html`` and ``graph.html``; return the folder.
+    """Write ``tables/``, ``figures/`` and a page of each other thing; return the folder.
 
     Raises:
         DamagedArtifact: an artifact is damaged, or the tables or what they read are not made yet.
@@ -60,6 +61,7 @@ def build(plan: Plan) -> Path:
     sheet = Sheet("", [Column("table"), *PAIR], rows, PAIR_NOTES, dense=True)
     write_page(out / "provenance.html", "Provenance", lead, [sheet])
     write_page(out / "artifacts.html", *artifacts_page(plan, made))
+    write_page(out / "anchors.html", *anchors_page())
     write_graph(out / "graph.html", plan, made)
     return out
 
@@ -81,6 +83,24 @@ def table_page(table: FilledTable, experiment: str, pairs: list[Row]) -> tuple[s
     lead = f"Experiment {experiment}, percent. A click on a number shows where it comes from."
     sources = Sheet("Where they come from", PAIR, pairs, PAIR_NOTES, dense=True)
     return layout.title, lead, [Sheet("", columns, rows, layout.notes), sources]
+
+
+def anchors_page() -> tuple[str, str, list[Sheet]]:
+    """Title, lead and sheet of what others report, where the paper's rows are copies or are not clear."""
+    columns = [*map(Column, ("method", "pretrained on", "epochs", "benchmark", "metric"))]
+    columns += [Column("percent", number=True), Column("source"), Column("looked up")]
+    rows = [
+        Row(
+            [
+                *map(Value, (one.method, one.data or "nothing", one.epochs, one.benchmark, one.metric)),
+                Value(f"{one.percent:g}", one.percent),
+                *map(Value, (one.source, "yes" if one.verified else "no, from memory")),
+            ]
+        )
+        for one in load_anchors()
+    ]
+    lead = f"Numbers that others report on the paper's benchmarks ({SOURCE}); none was measured here."
+    return "Anchors", lead, [Sheet("", columns, rows, [], dense=True)]
 
 
 def leading_number(text: str) -> float | None:

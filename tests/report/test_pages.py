@@ -173,7 +173,14 @@ def test_pages_are_complete_in_themselves_and_building_again_leaves_no_old_ones(
     figures = {path.name for path in (plan.tables.path / "figures").glob("*.png")}
     assert figures and {path.name for path in (out / "figures").iterdir()} == figures
     pages = sorted(str(path.relative_to(out)) for path in out.rglob("*.html"))
-    assert pages == ["artifacts.html", "graph.html", "provenance.html", "tables/main.html", "tables/second.html"]
+    assert pages == [
+        "anchors.html",
+        "artifacts.html",
+        "graph.html",
+        "provenance.html",
+        "tables/main.html",
+        "tables/second.html",
+    ]
     for page in pages:
         text = (out / page).read_text(encoding="utf-8")
         assert not re.search(r"https?://|<link|<img|src=|@import|url\(", text), page

@@ -306,8 +306,8 @@ def test_a_compared_column_has_the_difference() -> None:
     ]
     tex = to_latex(compared(), "e")
     assert (
-        r" & \multicolumn{1}{c}{svm} &  & \multicolumn{1}{c}{paper (Table 5)} & \multicolumn{1}{c}{ours - paper} \\"
-        in tex
+        r" & \multicolumn{1}{c}{svm} &  & \multicolumn{1}{c}{paper (Table 5)} & \multicolumn{1}{c}{ours - paper}"
+        r" & \multicolumn{7}{c}{paper (Table 5)} \\" in tex
     )
     rows = {(r["row"], r["column"]): r for r in csv.DictReader(io.StringIO(to_csv(compared())))}
     line = rows["mls", "svm.mAP - paper: VOC07"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from mls.report.paper import load_anchors
 from tests.workflow.clone import Clone
 
 if TYPE_CHECKING:
@@ -150,12 +151,15 @@ def see_the_figures(report: Report, clone: Clone) -> None:
 
 
 def see_where_numbers_come_from(report: Report) -> None:
-    assert set(report.category("Provenance")) == {"every number", "every artifact", "graph of artifacts"}
+    pages = {"every number", "every artifact", "what others report", "graph of artifacts"}
+    assert set(report.category("Provenance")) == pages
     report.icon("every number", 0)
     frame = report.shown("Provenance")
     sync_api.expect(frame.locator("tbody tr")).to_have_count(3 * 5 + 3 * 3)
     report.icon("every artifact", 0)
     frame = report.shown("Artifacts")
     sync_api.expect(frame.locator("section").nth(1).locator("tbody tr")).to_have_count(23)
+    report.icon("what others report", 0)
+    sync_api.expect(report.shown("Anchors").locator("tbody tr")).to_have_count(len(load_anchors()))
     report.icon("graph of artifacts", 0)
     sync_api.expect(report.shown("Graph of artifacts").locator("svg rect")).to_have_count(23)

@@ -47,6 +47,12 @@ rule pages:
             caption="../report/artifacts.rst",
         ),
         report(
+            f"{PAGES}/anchors.html",
+            category="Provenance",
+            labels={"page": "what others report"},
+            caption="../report/anchors.rst",
+        ),
+        report(
             f"{PAGES}/graph.html",
             category="Provenance",
             labels={"page": "graph of artifacts"},
