@@ -66,7 +66,7 @@ def print_sweeps(plan: Plan, metric: str | None = None) -> None:
             states = [counted(state(job.id) for job in upstream), counted(doing(job) for _, job in pairs)]
             mean = f"{cell.summary.mean:.1f}" if cell.summary else ""
             rows.append((*values, *states, mean, f"{cell.summary.n if cell.summary else 0} of {cell.of}"))
-        print(f"{run}: {len(points)} points, {len(experiment.seeds)} seeds")
+        print(f"{run}: {len(points)} points; seeds {', '.join(map(str, experiment.seeds))}")
         print_states((*keys, "pretrain", task, metric, "n"), rows)
         print()
 

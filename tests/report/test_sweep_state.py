@@ -47,7 +47,7 @@ def test_states_and_what_was_measured(plan: Plan, capsys: pytest.CaptureFixture[
     with locked(training.work / "lock", "training"):
         found = shown(plan, capsys)
     assert found == [
-        ["mls: 3 points, 2 seeds"],
+        ["mls: 3 points; seeds 0, 1"],
         ["mls.topk", "mls.weight", "pretrain", "linear", "linear.mAP", "n"],
         ["5", "0.5", "done", "done", "40.5", "2 of 2"],
         ["9", "1 done, 1 running", "1 done, 1 missing", "50.2", "1 of 2"],
