@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,20 +30,21 @@ def main() -> None:
     calm = clone_in(folder / "calm")
     calm.run("snakemake")
     expected = calm.digests()
-    say(f"undisturbed: {len(expected)} files of {len(made(calm))} artifacts in {time.monotonic() - began:.0f} s")
+    took_s, jobs = time.monotonic() - began, len(made(calm))
+    say(f"undisturbed: {len(expected)} files of {jobs} artifacts in {took_s:.0f} s")
 
     def part(title: str, survive: Callable[[], str]) -> None:
         nonlocal losses
         say(title)
         try:
             say(f"  survived: {survive()}")
-        except (Lost, AssertionError) as error:  # Clone.run asserts exit codes
+        except (Lost, AssertionError, subprocess.TimeoutExpired) as error:  # Clone.run asserts exit codes
             losses += 1
             say(f"  LOST: {error}")
 
     for seed in args.seed:
         moments, clone = random.Random(seed), clone_in(folder / f"killed-{seed}")
-        part(f"{args.kills} kills, --seed {seed}", partial(kill, clone, expected, args.kills, moments))
+        part(f"{args.kills} kills, --seed {seed}", partial(kill, clone, expected, args.kills, moments, took_s / jobs))
         part("damage", partial(damage, clone, expected, moments))
     part("a full disk", partial(fill_disk, calm, expected, folder / "small"))
     say(f"{losses or 'no'} parts lost anything; {time.monotonic() - began:.0f} s")

@@ -15,19 +15,17 @@ from tests.workflow.clone import Clone
 
 VICTIMS = {"stage": r" -m mls ", "snakemake": r"bin/snakemake", "dvc": r"bin/dvc repro", "group": ""}
 """What is killed -> how to tell it by its command line."""
-AT_ONCE_S = 3.0
-"""A kill comes up to so long after its stage has begun."""
 
 
-def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Random) -> str:
-    """Kill so many times, then let it finish."""
+def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Random, within_s: float) -> str:
+    """Kill so many times, each up to ``within_s`` seconds after a stage has begun, then let it finish."""
     done: Counter[str] = Counter()
     finished = 0
     while done.total() < kills:
         victim = moments.choice(list(VICTIMS))
         command = ("dvc", "repro") if victim == "dvc" or moments.random() < 0.5 else ("snakemake",)
         life = clone.start(*command)
-        struck = strike(clone, life, victim, moments)
+        struck = strike(clone, life, victim, moments, within_s)
         if struck is None:
             compare(expected, clone)
             finished += 1
@@ -48,13 +46,14 @@ def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Ran
     )
 
 
-def strike(clone: Clone, life: subprocess.Popen[bytes], victim: str, moments: random.Random) -> str | None:
+def strike(
+    clone: Clone, life: subprocess.Popen[bytes], victim: str, moments: random.Random, within_s: float
+) -> str | None:
     """Wait for a random moment within a stage, and kill; None where the command ended before that."""
     wanted = len(made(clone)) + moments.randrange(3)
-    delay = moments.uniform(0, AT_ONCE_S)
-    if not until(lambda: len(made(clone)) >= wanted and found(clone, "stage"), life):
-        return None
-    time.sleep(delay)
+    delay = moments.uniform(0, within_s)
+    if until(lambda: len(made(clone)) >= wanted and found(clone, "stage"), life):
+        time.sleep(delay)
     stages = [re.sub(r".* -m mls (\w+ \w+).*", r"\1", line) for line in found(clone, "stage").values()]
     victims = found(clone, victim) if victim != "group" else {}
     if life.poll() is not None or (victim != "group" and not victims):
