@@ -37,7 +37,6 @@ COMMANDS = {
     "mls validate": [*MLS, "validate", "large.yaml"],
     "mls status": [*MLS, "status", "-e", "large.yaml"],
     "snakemake -n": [*SNAKEMAKE, "--config", "experiment=large.yaml"],
-    "snakemake -n --quiet": [*SNAKEMAKE, "--quiet", "--config", "experiment=large.yaml"],
 }
 TEMPLATE = """
 experiment: large
@@ -79,7 +78,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.runs % 10:
         parser.error("--runs must be a multiple of ten")
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         sides = {"this": copy_tree(Path(folder) / "this")}
         if args.against:
@@ -93,14 +91,18 @@ def main() -> None:
                 make_up(plan, list(sides.values()))
             for name, command in COMMANDS.items():
                 taken = {side: min(run(command, path) for _ in range(args.rounds)) for side, path in sides.items()}
-                rows.append(line(name, state, len(plan.jobs), taken))
-                print("\n".join(f"{key:10} {value}" for key, value in rows[-1].items()), end="\n\n", flush=True)
+                write(line(name, state, len(plan.jobs), taken))
+
+
+def write(row: dict[str, object]) -> None:
+    """Print a line, and add it to the results at once: a whole run takes long."""
+    print("\n".join(f"{key:11} {value}" for key, value in row.items()), end="\n\n", flush=True)
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(row)
 
 
 def line(command: str, state: str, jobs: int, taken: dict[str, Taken]) -> dict[str, object]:
