@@ -6,7 +6,7 @@ EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test lint format micro status bench lock clean
+.PHONY: help setup reproduce report test lint format micro status drill bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ micro: setup ## the whole path in about a minute (experiments/micro.yaml)
 
 status: setup ## what of the experiment is done, running, failed or missing
 	mls status --experiment $(EXPERIMENT)
+
+drill: setup ## kill -9 the micro experiment 20 times, fill its disk, damage it; nothing may be lost (DRILL="--seed 7")
+	python -m tests.drill $(DRILL)
 
 bench: setup ## measure speed and memory beside lightly (BENCH="--images FOLDER": other JPEGs than coco-tiny)
 	python benchmarks/compare.py $(BENCH)

@@ -4,6 +4,7 @@
     mls doctor                       what this machine lacks to run an experiment, and what to do about it
     mls status                       what of an experiment is done, running, failed or missing
     mls plan FILE ...                jobs, device hours and disk of experiments, from measured or published speeds
+    mls sweep show                   the points of sweeps: their states, and a metric as far as it was measured
     mls data scenes                  make one artifact by hand, by label or id; likewise:
     mls pretrain mls                 mls probe linear/mls   mls transfer detect/mls   mls tables scenes
     mls score linear/mls             metrics recomputed from predictions, of a probe or transfer; or: mls score FILE
@@ -131,6 +132,13 @@ def status(args: argparse.Namespace) -> None:
     from mls.experiment.status import print_status
 
     print_status(plan_file(args.experiment))
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Print each point of the experiment's sweeps with its state and a metric."""
+    from mls.report.sweep_state import print_sweeps
+
+    print_sweeps(plan_file(args.experiment), args.metric)
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -284,6 +292,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="for machines: every job, and totals")
     for function in (doctor, status, verify, publish, show, report):
         add(function.__name__, function)
+    sub = add("sweep", sweep)
+    sub.add_argument("action", choices=("show",))
+    sub.add_argument("--metric", metavar="TASK.METRIC", help="default: first column of the first table")
     add("score", score).add_argument("target", help="probe or transfer: label or id; or a predictions.parquet")
     sub = add("export", export)
     sub.add_argument("target", help="pretraining: label or id")

@@ -85,6 +85,7 @@ def test_help_and_make_help_list_everything() -> None:
         "validate",
         "status",
         "plan",
+        "sweep",
         "verify",
         "gc",
         "retry",

@@ -123,6 +123,15 @@ def test_experiments_shown_in_the_docs_of_probes_are_valid() -> None:
     assert len(plan_of(parse_yaml(mine, "docs")).stage("probe")) == 2
 
 
+def test_the_sweeps_shown_in_the_docs_are_valid() -> None:
+    """As many runs, with the names that the comments say."""
+    found = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/experiments.md").read_text(), re.DOTALL)
+    (block,) = [text for text in found if text.startswith("sweep:")]
+    plan = plan_of(small(**parse_yaml(block, "docs"), pretrain={**SMALL["pretrain"], "epochs": 40}))
+    named = re.findall(r"# (\S+?\])", block)
+    assert len(named) == 3 and set(named) < set(plan.loaded.runs) and len(plan.loaded.runs) == 3 + 4 + 2
+
+
 @pytest.mark.parametrize(("page", "trainings"), [("method", 7), ("peers", 5)])
 def test_the_runs_shown_in_the_docs_are_valid(page: str, trainings: int) -> None:
     """In method.md 4 runs, one of them in its own sweep of 4."""

@@ -5,10 +5,8 @@ experiment = load(Path("params.yaml"))        # an Experiment, or ExperimentErro
 
 from __future__ import annotations
 
-import itertools
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from mls.errors import MlsError
 from mls.experiment.params import Experiment, Pretrain
 from mls.experiment.references import broken_references, mapping, nearest
+from mls.experiment.sweep import broken_sweep, merged, points_of
 
 
 class ExperimentError(MlsError):
@@ -91,40 +90,17 @@ def _resolve_runs(raw: dict[str, Any]) -> tuple[dict[str, Pretrain | None], list
     resolved: dict[str, Pretrain | None] = {}
     base_problems = _validate_run(base, ("pretrain",))[1]
     for name, override in runs.items():
-        named = [(str(name), mapping(override), ("runs", str(name)))]
+        named: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [(str(name), mapping(override), ("runs", str(name)))]
         if name in sweeps:
-            named += _grid(str(name), mapping(override), mapping(sweeps[name]))
+            points = points_of(str(name), sweeps[name])
+            named += [(p.label, merged(mapping(override), p.override()), p.where) for p in points]
         for label, values, where in named:
-            run, found = _validate_run(_merged(base, values), where)
+            run, found = _validate_run(merged(base, values), where)
             problems += [p for p in found if p.replace(".".join(where), "pretrain", 1) not in base_problems]
             resolved[label] = run
+    problems += [line for name, sweep in sweeps.items() for line in broken_sweep(str(name), sweep)]
     problems += [f"sweep.{name}: no run has this name{nearest(name, runs)}" for name in sweeps if name not in runs]
     return resolved, problems
-
-
-def _grid(name: str, override: dict[str, Any], sweep: dict[str, Any]) -> list[tuple[str, dict[str, Any], Any]]:
-    """Every combination of the swept values, named ``run[key=value,...]`` by the keys' last parts."""
-    short = [str(key).rsplit(".", 1)[-1] for key in sweep]
-    keys = short if len(set(short)) == len(short) else [str(key) for key in sweep]
-    points = []
-    for values in itertools.product(*(v if isinstance(v, list) else [v] for v in sweep.values())):
-        point = override
-        for dotted, value in zip(sweep, values, strict=True):
-            for part in reversed(str(dotted).split(".")):
-                value = {part: value}
-            point = _merged(point, value)
-        label = f"{name}[{','.join(f'{k}={v}' for k, v in zip(keys, values, strict=True))}]"
-        points.append((label, point, ("sweep", name)))
-    return points
-
-
-def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``override`` laid over it, mapping by mapping; neither is changed."""
-    out = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merged(out[key], value) if both else value
-    return out
 
 
 def _validate_run(values: dict[str, Any], where: tuple[str, ...]) -> tuple[Pretrain | None, list[str]]:

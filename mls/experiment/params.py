@@ -256,8 +256,9 @@ class Experiment(Section):
     pretrain: Pretrain = Pretrain()
     runs: Annotated[dict[Name, dict[str, object]], Field(min_length=1)]
     """The rows of the tables; each overrides ``pretrain``."""
-    sweep: dict[Name, dict[str, Annotated[list[object], Field(min_length=1)]]] = {}
-    """Per run: dotted keys of ``pretrain`` and their values; the grid of them becomes runs."""
+    sweep: dict[Name, object] = {}
+    """Per run: dotted keys of ``pretrain`` and lists of their values, of which the grid becomes runs; or a list of
+    points, each a mapping of dotted keys to values (``mls.experiment.sweep`` says what is wrong with either)."""
     probe: dict[Name, ProbeTask] = {}
     transfer: dict[Name, TransferTask] = {}
     tables: Annotated[dict[Name, Table], Field(min_length=1)]

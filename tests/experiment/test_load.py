@@ -314,6 +314,41 @@ def test_a_sweep_is_the_grid_of_its_values() -> None:
     assert "sweep.moco: no run has this name" in problems_of(small(runs={"mls": {}}, sweep={"moco": {"epochs": [1]}}))
 
 
+def test_a_sweep_is_the_list_of_its_points() -> None:
+    points = [{"mls.topk": 5, "mls.weight": 0.5}, {"mls.topk": 3}, {"optimizer.lr": 0.1, "mls.topk": 3}]
+    loaded = check(small(runs={"mls": {"mls": {"weight": 0.25}}}, sweep={"mls": points}), Path("x.yaml"))
+    assert list(loaded.runs) == ["mls", "mls[topk=5,weight=0.5]", "mls[topk=3]", "mls[lr=0.1,topk=3]"]
+    found = [(run.mls.topk, run.mls.weight, run.optimizer.lr) for run in loaded.runs.values()]
+    assert found == [(3, 0.25, 0.03), (5, 0.5, 0.03), (3, 0.25, 0.03), (3, 0.25, 0.1)]
+
+
+def test_swept_keys_are_named_in_full_where_their_last_parts_are_equal() -> None:
+    points = [{"mls.weight": 0.5}, {"densecl.weight": 0.5}]
+    loaded = check(small(runs={"mls": {}}, sweep={"mls": points}), Path("x.yaml"))
+    assert list(loaded.runs) == ["mls", "mls[mls.weight=0.5]", "mls[densecl.weight=0.5]"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "problem"),
+    [
+        (5, "sweep.mls: should be a grid, such as {mls.topk: [1, 5]}, or a list of points"),
+        ([], "sweep.mls: should be a grid"),
+        ({"mls.topk": 5}, "sweep.mls.mls.topk: should be a list of one value at least (is 5)"),
+        ({"mls.topk": []}, "sweep.mls.mls.topk: should be a list of one value at least (is [])"),
+        ([{"mls.topk": 5}, {}], "sweep.mls.1: should map dotted keys of pretrain to values (is {})"),
+        ([{"mls.topk": 5}, 3], "sweep.mls.1: should map dotted keys of pretrain to values (is 3)"),
+        ([{"mls": {"topk": 5}}], "sweep.mls.0.mls: should be one value; write dotted keys, such as mls.topk"),
+        ([{"mls.topk": 5}, {"mls.topk": 5}], "sweep.mls.1: is the same point as sweep.mls.0"),
+        ([{"mls.topk": 5}, {"mls.topkk": 5}], "sweep.mls.1.mls.topkk: unknown key; did you mean 'topk'?"),
+        ([{"mls.topk": "5"}], "sweep.mls.0.mls.topk: Input should be a valid integer (is '5')"),
+        ([{"mls.topk": 99}], "runs.mls[topk=99].mls.topk: 99 is more than moco.queue_size (20)"),
+        ([{"mls": 5}, {"mls.topk": 5}], "sweep.mls.0.mls"),
+    ],
+)
+def test_a_wrong_sweep_is_named(sweep: object, problem: str) -> None:
+    assert problem in problems_of(small(runs={"mls": {}}, sweep={"mls": sweep}))
+
+
 def test_exponents_are_numbers_and_duplicate_keys_errors() -> None:
     assert parse_yaml("a: 1e-4", "x") == {"a": 1e-4}
     with pytest.raises(ExperimentError, match="duplicate key"):

@@ -118,6 +118,14 @@ def test_a_sweep_point_and_a_run_with_its_values_are_one_job() -> None:
     assert id_of(plan, "pretrain", "mls:0") == id_of(plan, "pretrain", "mls[topk=3]")
 
 
+def test_a_listed_point_and_a_run_with_its_values_are_one_job() -> None:
+    points = [{"mls.topk": 5, "mls.weight": 0.5}, {"mls.topk": 4, "mls.weight": 0.2}]
+    runs = {"mls": {}, "mine": {"mls": {"topk": 4, "weight": 0.2}}}
+    plan = plan_of(small(runs=runs, sweep={"mls": points}))
+    assert id_of(plan, "pretrain", "mine") == id_of(plan, "pretrain", "mls[topk=4,weight=0.2]")
+    assert len(plan.stage("pretrain")) == len(plan.stage("probe")) == 3
+
+
 def test_a_data_param_reaches_everything_that_reads_it() -> None:
     data = {"scenes": {**SMALL["datasets"]["scenes"], "seed": 8}}
     base, other = plan_of(small()), plan_of(small(datasets=data))

@@ -62,6 +62,17 @@ class Clone:
             start_new_session=True,
         )
 
+    def processes(self) -> dict[int, str]:
+        """Command lines of the live processes that work in the clone."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and (entry / "cwd").readlink() == self.path:
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
     def planned(self, *args: str) -> dict[str, int]:
         """What ``snakemake -n`` would run: rule -> number of jobs (targets left out)."""
         text = self.run("snakemake", "-n", *args)

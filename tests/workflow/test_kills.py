@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +16,9 @@ pytestmark = [pytest.mark.xdist_group("kills"), pytest.mark.timeout(1200)]  # ea
 CHILD = "-m mls pretrain"
 
 
-def processes(clone: Clone) -> dict[int, str]:
-    """Command lines of the live processes that work in the clone."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "cwd").readlink() == clone.path:
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-    return found
-
-
 def trainers(clone: Clone) -> list[int]:
     """Trainings alive in the clone."""
-    return [pid for pid, line in processes(clone).items() if CHILD in line]
+    return [pid for pid, line in clone.processes().items() if CHILD in line]
 
 
 def wait_until_gone(clone: Clone, seconds: float = 60) -> None:
@@ -74,7 +61,7 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
     elif victim == "snakemake":
         started.kill()
     else:
-        (pid,) = (pid for pid, line in processes(training).items() if "dvc repro" in line)
+        (pid,) = (pid for pid, line in training.processes().items() if "dvc repro" in line)
         os.kill(pid, signal.SIGKILL)
     started.wait()
     if victim == "snakemake":

@@ -13,7 +13,7 @@ rule probe_artifact:
         "artifacts/probe/{id}/artifact.json",
     threads: EXECUTION.threads
     resources:
-        gpu=gpus_of,
+        gpu=gpus_of if GPUS else 0,
     params:
         name=name_of,
     message:

@@ -1,0 +1,176 @@
+"""What planning takes where an experiment is large: 500 runs of a sweep, 3 seeds, 4 tasks.
+
+python benchmarks/planning.py                     # the commands below, with nothing made and with everything made
+python benchmarks/planning.py --against HEAD~5    # another revision's code too, in turns on the same files
+python benchmarks/planning.py --runs 50 --rounds 3
+
+In temporary folders; what is made is made up: seals and metrics, of which planning needs no more than that they
+exist. Of each command the least CPU time of all rounds counts, and that round's wall time and peak memory. Lines are
+added to benchmarks/results/planning.csv; ``ratio`` is the other revision's CPU time over this code's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from mls.experiment.plan import Plan, plan_file
+from mls.experiment.provenance import code, digest
+
+ROOT = Path(__file__).parents[1].resolve()
+RESULTS = ROOT / "benchmarks/results/planning.csv"
+MLS = [sys.executable, "-m", "mls"]
+SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake")), "-n"]
+COMMANDS = {
+    "mls validate": [*MLS, "validate", "large.yaml"],
+    "mls status": [*MLS, "status", "-e", "large.yaml"],
+    "snakemake -n": [*SNAKEMAKE, "--config", "experiment=large.yaml"],
+}
+TEMPLATE = """
+experiment: large
+seeds: [0, 1, 2]
+datasets:
+  scenes: {source: scenes, train: 64, val: 24, test: 24, size: 32}
+pretrain:
+  dataset: scenes
+  backbone: {name: resnet18, width: 0.125, stem: small}
+  moco: {queue_size: 4096}
+runs: {mls: {}}
+sweep:
+  mls: {mls.topk: [KS], mls.weight: [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]}
+probe:
+  linear: {kind: linear, dataset: scenes}
+  svm: {kind: svm, dataset: scenes}
+  tuned: {kind: finetune, dataset: scenes}
+transfer:
+  segment: {kind: semantic, dataset: scenes}
+tables:
+  main: {columns: [linear.mAP, svm.mAP, tuned.mAP, segment.mIoU]}
+"""
+
+
+class Taken(NamedTuple):
+    """By one process and those it waited for."""
+
+    cpu_s: float
+    wall_s: float
+    peak_MiB: float
+
+
+def main() -> None:
+    """Measure and write a line for each command and state."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs", type=int, default=500, help="a multiple of ten")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--against", metavar="REVISION", help="of this repository")
+    args = parser.parse_args()
+    if args.runs % 10:
+        parser.error("--runs must be a multiple of ten")
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {"this": copy_tree(Path(folder) / "this")}
+        if args.against:
+            sides["other"] = check_out(args.against, Path(folder) / "other")
+        for side in sides.values():
+            text = TEMPLATE.replace("KS", ", ".join(str(k + 1) for k in range(args.runs // 10)))
+            (side / "large.yaml").write_text(text.lstrip(), encoding="utf-8")
+        plan = plan_file(sides["this"] / "large.yaml")
+        for state in ("nothing", "everything"):
+            if state == "everything":
+                make_up(plan, list(sides.values()))
+            for name, command in COMMANDS.items():
+                taken = {side: min(run(command, path) for _ in range(args.rounds)) for side, path in sides.items()}
+                write(line(name, state, len(plan.jobs), taken))
+
+
+def write(row: dict[str, object]) -> None:
+    """Print a line, and add it to the results at once: a whole run takes long."""
+    print("\n".join(f"{key:11} {value}" for key, value in row.items()), end="\n\n", flush=True)
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def line(command: str, state: str, jobs: int, taken: dict[str, Taken]) -> dict[str, object]:
+    """One line of the results."""
+    this, other = taken["this"], taken.get("other")
+    return {
+        "command": command,
+        "made": state,
+        "jobs": jobs,
+        "cpu_s": round(this.cpu_s, 1),
+        "wall_s": round(this.wall_s, 1),
+        "peak_MiB": round(this.peak_MiB),
+        "other_cpu_s": round(other.cpu_s, 1) if other else "",
+        "ratio": round(other.cpu_s / this.cpu_s, 2) if other else "",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "snakemake": importlib.metadata.version("snakemake"),
+        "code": (code()["revision"] or "")[:10],
+    }
+
+
+def run(command: list[str], folder: Path) -> Taken:
+    """Run a command that must succeed."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "MLS_PLAIN": "1"}
+    )
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed\n{said[-2000:]}")
+    return Taken(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
+
+
+def copy_tree(to: Path) -> Path:
+    """The code of the working tree, as git knows it or would add it."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "--", "mls", "workflow"]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, to / name)
+    return to
+
+
+def check_out(revision: str, to: Path) -> Path:
+    """The code of a revision."""
+    to.mkdir()
+    archive = subprocess.run(["git", "archive", revision, "mls", "workflow"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["tar", "-x", "-C", str(to)], input=archive.stdout, check=True)
+    return to
+
+
+def make_up(plan: Plan, folders: list[Path]) -> None:
+    """A seal and a file of metrics for every job, and the marker of published tables."""
+    metrics = json.dumps({"mAP": 50.0, "mIoU": 40.0})
+    entry = {"size": len(metrics), "sha256": hashlib.sha256(metrics.encode()).hexdigest()}
+    seal = json.dumps({"files": {"metrics.json": entry}, "made": {"code": {"digest": digest()}}})
+    for folder in folders:
+        for job in plan.jobs.values():
+            (folder / job.path).mkdir(parents=True)
+            (folder / job.path / "metrics.json").write_text(metrics, encoding="utf-8")
+            (folder / job.path / "artifact.json").write_text(seal, encoding="utf-8")
+        published = folder / "results" / plan.loaded.experiment.experiment
+        published.mkdir(parents=True)
+        (published / f".published-{plan.tables.id}").touch()
+
+
+if __name__ == "__main__":
+    main()

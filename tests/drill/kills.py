@@ -1,0 +1,83 @@
+"""kill -9 at random moments of an experiment, each time followed by the same command."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+
+from tests.drill.watch import PATIENCE_S, Lost, compare, made, say, until
+from tests.workflow.clone import Clone
+
+VICTIMS = {"stage": r" -m mls ", "snakemake": r"bin/snakemake", "dvc": r"bin/dvc repro", "group": ""}
+"""What is killed -> how to tell it by its command line."""
+
+
+def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Random, within_s: float) -> str:
+    """Kill so many times, each up to ``within_s`` seconds after a stage has begun, then let it finish."""
+    done: Counter[str] = Counter()
+    finished = 0
+    while done.total() < kills:
+        victim = moments.choice(list(VICTIMS))
+        command = ("dvc", "repro") if victim == "dvc" or moments.random() < 0.5 else ("snakemake",)
+        life = clone.start(*command)
+        struck = strike(clone, life, victim, moments, within_s)
+        if struck is None:
+            compare(expected, clone)
+            finished += 1
+            say("  finished between kills, with the same bytes; begun anew")
+            begin_anew(clone)
+            continue
+        done[victim] += 1
+        say(
+            f"  kill {done.total():2}: {victim:9} of {' '.join(command):9}, {struck}; {len(made(clone))} artifacts made"
+        )
+    clone.run(*command)
+    compare(expected, clone)
+    assert clone.planned() == {}, "nothing is left to do"
+    resumed = clone.path.with_suffix(".log").read_text().count("resumes at step")
+    killed = ", ".join(f"{n} x {victim}" for victim, n in sorted(done.items()))
+    return (
+        f"{killed}; finished {finished + 1} times, {resumed} resumptions from a checkpoint; {len(expected)} equal files"
+    )
+
+
+def strike(
+    clone: Clone, life: subprocess.Popen[bytes], victim: str, moments: random.Random, within_s: float
+) -> str | None:
+    """Wait for a random moment within a stage, and kill; None where the command ended before that."""
+    wanted = len(made(clone)) + moments.randrange(3)
+    delay = moments.uniform(0, within_s)
+    if until(lambda: len(made(clone)) >= wanted and found(clone, "stage"), life):
+        time.sleep(delay)
+    stages = [re.sub(r".* -m mls (\w+ \w+).*", r"\1", line) for line in found(clone, "stage").values()]
+    victims = found(clone, victim) if victim != "group" else {}
+    if life.poll() is not None or (victim != "group" and not victims):
+        if life.wait(PATIENCE_S) == 0:
+            return None
+        raise Lost(f"{life.args!r} ended with {life.returncode}; see {clone.path.with_suffix('.log')}")
+    if victim == "group":
+        os.killpg(life.pid, signal.SIGKILL)
+        until(lambda: not clone.processes())
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    if victim == "stage":  # Snakemake goes on with the other runs; who sees the failure stops it
+        os.killpg(life.pid, signal.SIGTERM)
+    life.wait(PATIENCE_S)
+    return f"{delay:.1f} s into {' and '.join(stages) or 'a pause between stages'}"
+
+
+def begin_anew(clone: Clone) -> None:
+    """Forget everything that was made, once nothing works on it any more."""
+    until(lambda: not clone.processes())
+    for name in ("artifacts", "work", "results/micro", "dvc.lock", ".dvc/cache"):
+        subprocess.run(["rm", "-rf", str(clone.path / name)], check=True)
+
+
+def found(clone: Clone, victim: str) -> dict[int, str]:
+    """Processes of one kind that work in the clone."""
+    return {pid: line for pid, line in clone.processes().items() if re.search(VICTIMS[victim], line)}
