@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from mls.experiment.datasets import CocoDataset, Dataset
 from mls.experiment.identity import essence
+from mls.experiment.methods import TRAINED
 from mls.experiment.params import Experiment, Pretrain
-from mls.experiment.references import TRAINED
 from mls.experiment.transfers import Detectron2Detector, SemanticTransfer
 from mls.report.paper import Beside
 
