@@ -245,10 +245,10 @@ def measure_ours(args: argparse.Namespace) -> Rates:
     from mls.data.loader import TwoViews, batches
     from mls.data.store import Store
     from mls.experiment.stage import Context
+    from mls.methods.method import build_method
     from mls.train import loop
     from mls.train.pairs import pair_of
     from mls.train.runtime import set_up
-    from mls.train.stage import METHODS
 
     plan = plan_of(args, args.side, Path())
     (job,) = plan.stage("pretrain")
@@ -257,7 +257,7 @@ def measure_ours(args: argparse.Namespace) -> Rates:
     views = TwoViews(Store(Path(args.side)), job.config, 0, threads=args.threads)
     work = Path(tempfile.mkdtemp(dir=Path.cwd()))
     trainer = loop.Trainer(
-        Context(job, "run", work, work, execution, {}, plan), METHODS["moco"](job.config), views, device
+        Context(job, "run", work, work, execution, {}, plan), build_method(job.config), views, device
     )
     made = views[0]
     pair = pair_of(made, views, 0, device, trainer.resident)

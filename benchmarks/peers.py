@@ -31,13 +31,13 @@ from mls.data.loader import TwoViews, batches
 from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
 from mls.experiment.load import check, read_yaml
+from mls.experiment.methods import TRAINED
 from mls.experiment.plan import Plan, make_plan, read_lock
 from mls.experiment.provenance import code
-from mls.experiment.references import TRAINED
 from mls.experiment.stage import Context
+from mls.methods.method import build_method
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up, workers_of
-from mls.train.stage import METHODS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "peers.csv"
 WARM_UP = 2
@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
         store = Store(args.pictures or open_artifact(source.path).path)
         context = Context(job, run, Path(folder), Path(folder), execution, {}, plan)
         views = TwoViews(store, job.config, 0, threads=execution.threads)
-        trainer = Trainer(context, METHODS[job.config.method](job.config), views, device)
+        trainer = Trainer(context, build_method(job.config), views, device)
         start = 0.0
         feed = batches(views, 0, workers_of(execution, device))
         for done in range(WARM_UP + args.steps):

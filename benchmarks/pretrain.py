@@ -25,13 +25,15 @@ import mls.data.stage
 from mls.data.loader import Batch, TwoViews, batches
 from mls.data.store import Store
 from mls.experiment.load import check
+from mls.experiment.methods import TRAINED
 from mls.experiment.plan import make_plan
 from mls.experiment.provenance import code
 from mls.experiment.stage import Context
+from mls.methods.method import build_method
 from mls.train.distributed import process_group, rank, world
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up
-from mls.train.stage import METHODS, check_ranks
+from mls.train.stage import check_ranks
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pretrain.csv"
 WARM_UP = 5
@@ -41,7 +43,7 @@ WARM_UP = 5
 def main() -> None:
     """Measure and write one line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--method", choices=list(METHODS), default="mls")
+    parser.add_argument("--method", choices=TRAINED, default="mls")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--crop", type=int, default=224)
@@ -100,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     views = TwoViews(Store(store), job.config, 0, rank(), world())
     context = Context(job, "run", Path("out"), Path("work"), execution, {}, plan)
     context.work.mkdir()
-    trainer = Trainer(context, METHODS[args.method](job.config), views, device)
+    trainer = Trainer(context, build_method(job.config), views, device)
     loaded = clock(trainer, batches(views, 0, args.workers), args.steps)
     fixed = clock(trainer, repeat(views[0]), args.steps)
     gpu = device.type == "cuda"

@@ -25,8 +25,8 @@ from mls.errors import MlsError
 from mls.experiment.artifact import how_to_mend, state
 from mls.experiment.datasets import CocoDataset, LocalDataset, ScenesDataset, VocDataset
 from mls.experiment.load import Loaded, load
+from mls.experiment.methods import TRAINED
 from mls.experiment.plan import ARTIFACTS, DATA_LOCK, WORK, Plan, make_plan, read_lock
-from mls.experiment.references import TRAINED
 from mls.experiment.transfers import Detectron2Detector
 
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"

@@ -12,7 +12,8 @@ import pytest
 from mls.doctor import DETECTRON2_COMMIT
 from mls.experiment.identity import STAGE_VERSIONS
 from mls.experiment.load import load, parse_yaml
-from mls.experiment.params import Moco, Pretrain
+from mls.experiment.methods import Moco
+from mls.experiment.params import Experiment, Paper, Pretrain, Table
 from mls.experiment.plan import plan_file
 from tests.conftest import SMALL, plan_of, small
 
@@ -35,11 +36,12 @@ def test_the_tables_of_a_page_are_the_published_ones(page: str) -> None:
 
 
 def test_links_and_paths_in_the_docs_exist() -> None:
+    examples = re.findall(r"^`(.+)`:\n\n```python", (ROOT / "docs/extending.md").read_text(), re.MULTILINE)
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https://)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
         for path in re.findall(r"`((?:mls|experiments|workflow|tests)/[\w./-]*)`", page.read_text()):
-            known = (ROOT / path).exists() or path == "experiments/mine.yaml"
+            known = (ROOT / path).exists() or path in ("experiments/mine.yaml", *examples)
             assert known, f"{page.name}: {path}"
 
 
@@ -130,6 +132,28 @@ def test_the_sweeps_shown_in_the_docs_are_valid() -> None:
     plan = plan_of(small(**parse_yaml(block, "docs"), pretrain={**SMALL["pretrain"], "epochs": 40}))
     named = re.findall(r"# (\S+?\])", block)
     assert len(named) == 3 and set(named) < set(plan.loaded.runs) and len(plan.loaded.runs) == 3 + 4 + 2
+
+
+def test_the_page_on_experiments_is_valid_and_whole() -> None:
+    text = (ROOT / "docs/experiments.md").read_text()
+    tables, _, weights, data = (
+        parse_yaml(block, "docs") for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    )
+    probe = {**SMALL["probe"], "tuned": {"kind": "finetune", "dataset": "scenes"}}
+    plan = plan_of(small(**tables, probe=probe, runs={**SMALL["runs"], "k": {}}))
+    assert plan.tables.params["tables"]["topk"]["plot"]["x"] == {"k[topk=1]": 1, "k[topk=5]": 5, "k[topk=20]": 20}
+    assert plan.tables.params["draw"].keys() == {"mls"}
+    assert len(plan_of(small(**weights)).stage("pretrain")) == 1
+    plan_of(small(datasets=SMALL["datasets"] | data["datasets"]))
+    for section in (Experiment, Table, Paper):
+        for key in section.model_fields:
+            assert f"`{key}`" in text, f"{section.__name__}.{key}"
+
+
+def test_every_figure_with_a_caption_is_listed() -> None:
+    captions = re.findall(r'^  "(\w+)": ', (ROOT / "workflow/report/figure.rst").read_text(), re.MULTILINE)
+    listed = re.findall(r"^\| `(\w+)[-`]", (ROOT / "docs/experiments.md").read_text(), re.MULTILINE)
+    assert captions and set(captions) <= set(listed)
 
 
 @pytest.mark.parametrize(("page", "trainings"), [("method", 7), ("peers", 5)])

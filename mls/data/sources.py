@@ -30,6 +30,7 @@ from mls.experiment.datasets import (
     ClassificationDataset,
     CocoDataset,
     Dataset,
+    FolderDataset,
     LocalDataset,
     ScenesDataset,
     VocDataset,
@@ -37,6 +38,21 @@ from mls.experiment.datasets import (
 from mls.experiment.plan import read_ids, read_lock
 from mls.experiment.stage import say
 from mls.train.progress import Bar
+
+
+def _coco(config: CocoDataset, reader: Reader) -> Listing:
+    ids = config.subset.ids if config.subset else None
+    return coco.read_listing(config, reader, read_ids(ids) if ids else None)
+
+
+LISTINGS: dict[type[LocalDataset], Callable[[Any, Reader], Listing]] = {
+    CocoDataset: _coco,
+    VocDataset: voc.read_listing,
+    CityscapesDataset: cityscapes.read_listing,
+    ClassificationDataset: classification.read_listing,
+    FolderDataset: folder.read_listing,
+}
+"""Section of a source -> what reads its listing."""
 
 
 def find_root(names: Sequence[str], config: LocalDataset) -> Path:
@@ -108,20 +124,11 @@ def read_listing(config: LocalDataset, reader: Reader, poll: Callable[[], None] 
     Raises:
         MlsError: names the file, the place and the value; or says which images can't be had.
     """
-    if isinstance(config, CocoDataset):
-        subset = config.subset
-        listing = coco.read_listing(config, reader, read_ids(subset.ids) if subset and subset.ids else None)
-        if subset and config.root is None:
-            wanted = [(catalog.image_url(entry.name), entry.name) for entry in listing.entries]
-            fetch.fetch_images(reader.root.name, wanted, reader, catalog.hint(config), poll)
-        return listing
-    if isinstance(config, VocDataset):
-        return voc.read_listing(config, reader)
-    if isinstance(config, CityscapesDataset):
-        return cityscapes.read_listing(config, reader)
-    if isinstance(config, ClassificationDataset):
-        return classification.read_listing(config, reader)
-    return folder.read_listing(config, reader)
+    listing: Listing = LISTINGS[type(config)](config, reader)
+    if isinstance(config, CocoDataset) and config.subset and config.root is None:
+        wanted = [(catalog.image_url(entry.name), entry.name) for entry in listing.entries]
+        fetch.fetch_images(reader.root.name, wanted, reader, catalog.hint(config), poll)
+    return listing
 
 
 def source_digest(name: str, config: Dataset) -> dict[str, Any]:

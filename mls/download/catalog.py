@@ -49,14 +49,13 @@ PUBLISHED = "archives:"
 
 
 def needed(config: LocalDataset) -> tuple[Archive, ...]:
-    """The archives that a dataset entry reads (none for ``folder``).
+    """The archives that a dataset entry reads; none where `SOURCES` has nothing of its source.
 
     What no archive holds (VOC image sets and COCO splits of one's own) stands there as a file without an address
     or a checksum, so that such an entry is identified by ``data.lock``.
     """
-    if config.source == "folder":
-        return ()
-    archives = SOURCES[config.source].archives
+    published = source(config)
+    archives = published.archives if published else ()
     if config.source == "coco":
         return _coco(config, {archive.file: archive for archive in archives})
     if config.source == "voc":
@@ -92,9 +91,7 @@ def _own(file: str, folder: str) -> Archive:
 
 def expected(config: LocalDataset) -> dict[str, int] | None:
     """Official counts of the splits that an entry reads, val counted as train where it is held out of train; None
-    where they are not known (``folder``, subsets, other VOC sets and COCO splits)."""
-    if config.source == "folder":
-        return None
+    where they are not known (data of one's own, subsets, other VOC sets and COCO splits)."""
     if config.source == "coco":
         splits = {"train": [config.train_split], "test": [config.test_split]}
         splits |= {"unlabeled": ["unlabeled2017"]} if config.unlabeled else {}
@@ -102,7 +99,8 @@ def expected(config: LocalDataset) -> dict[str, int] | None:
     if config.source == "voc":
         splits = {"train": config.train_sets, "val": config.val_sets, "test": config.test_sets}
         return _sums({split: sets for split, sets in splits.items() if sets}, VOC_COUNTS)
-    return dict(COUNTS[config.source])
+    counts = COUNTS.get(config.source)
+    return dict(counts) if counts else None
 
 
 def _sums(splits: dict[str, list[str]], counts: dict[str, int]) -> dict[str, int] | None:
@@ -122,7 +120,7 @@ def published_digest(config: LocalDataset) -> str | None:
 
 
 def source(config: LocalDataset) -> Source | None:
-    """The public data set that an entry reads, with all its archives; None for ``folder``."""
+    """The public data set that an entry reads, with all its archives; None for data of one's own."""
     return SOURCES.get(config.source)
 
 

@@ -21,12 +21,12 @@ from rich.table import Table
 
 from mls.experiment.disk import artifact_bytes, download_bytes, peak_bytes
 from mls.experiment.identity import STAGES
+from mls.experiment.methods import TRAINED
 from mls.experiment.params import Pretrain
 from mls.experiment.plan import Job, Plan
 from mls.experiment.rates import Finished, Measured, measure, measured_here, read_finished, recorded, traits
-from mls.experiment.references import TRAINED
 from mls.experiment.tasks import Features
-from mls.experiment.transfers import Detectron2Detector, SemanticTransfer
+from mls.experiment.transfers import Detectron2Detector
 from mls.experiment.work import Jobs, data_of, work_of
 
 UNKNOWN = "?"
@@ -109,7 +109,7 @@ def _cost(plan: Plan, job: Job, files: int, jobs: Jobs, finished: Mapping[str, F
 
 def describe(plan: Plan, job: Job, jobs: Jobs) -> str:
     """What a person calls jobs of this kind: ``mls, resnet50, 400 epochs``."""
-    config = job.config
+    config: Any = job.config
     if job.stage in ("data", "tables"):
         return plan.labels[job.id][0]
     backbone = traits(job, jobs)["backbone"]
@@ -119,11 +119,13 @@ def describe(plan: Plan, job: Job, jobs: Jobs) -> str:
     on = f"{backbone}, {plan.labels[data.id][0] if data else UNKNOWN}"
     if job.stage == "features":
         return f"{on}, {config.image_size} px"
+    kind = config.kind
+    if isinstance(config, Features):
+        return f"{kind}, {on}"
     if isinstance(config, Detectron2Detector):
-        return f"{config.kind} {config.architecture} (detectron2), {on}, {config.total_steps:,} steps"
-    if isinstance(config, SemanticTransfer):
-        return f"semantic, {on}, {config.iterations:,} steps"
-    return f"{config.kind}, {on}" + ("" if isinstance(config, Features) else f", {config.epochs:g} epochs")
+        kind += f" {config.architecture} (detectron2)"
+    epochs = getattr(config, "epochs", None)
+    return f"{kind}, {on}, " + (f"{epochs:g} epochs" if epochs else f"{config.steps_on(None):,} steps")
 
 
 def as_json(costs: Sequence[Cost]) -> str:

@@ -11,11 +11,11 @@ Where sources come from, their licences and counts: ``mls.download.catalog`` and
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mls.experiment.section import Count, Name, Section, Share
+from mls.experiment.section import Annotations, Count, Name, Section, Share, values_of
 
 ImageSet = Annotated[str, Field(pattern=r"^[0-9]{4}/[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Split = Annotated[float, Field(gt=0, lt=1)]
@@ -34,6 +34,8 @@ class ScenesDataset(Section):
     seed: Seed = 7
     format: Literal["jpeg", "raw"] = "jpeg"
     """``raw``: kept as decoded pixels, not as an image file; faster to read, larger."""
+    annotations: ClassVar[Annotations] = "boxes and masks"
+    multi_label: ClassVar[bool | None] = True
 
 
 class _Local(Section):
@@ -50,6 +52,9 @@ class _Local(Section):
     format: Literal["jpeg", "raw"] = "jpeg"
     """``jpeg``: the source's own files, byte for byte (shrunk ones as JPEG of quality 95). ``raw``: decoded pixels,
     uint8 RGB: nothing to decode later, but 10 to 20 times the size."""
+    annotations: ClassVar[Annotations] = "labels"
+    multi_label: ClassVar[bool | None] = True
+    """Whether an image may have several labels; None where its files decide."""
 
 
 class CocoSubset(Section):
@@ -80,6 +85,7 @@ class CocoDataset(_Local):
     """
 
     source: Literal["coco"]
+    annotations = "boxes and masks"
     train_split: Name = "train2017"
     test_split: Name = "val2017"
     val_share: Split = 0.04
@@ -105,6 +111,7 @@ class VocDataset(_Local):
     """
 
     source: Literal["voc"]
+    annotations = "boxes"
     train_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/trainval"]
     val_sets: list[ImageSet] = []
     test_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/test"]
@@ -131,6 +138,7 @@ class CityscapesDataset(_Local):
     """
 
     source: Literal["cityscapes"]
+    annotations = "index masks"
     val_share: Split = 0.1
     seed: Seed = 0
 
@@ -142,6 +150,7 @@ class ClassificationDataset(_Local):
     """
 
     source: Literal["flowers102", "pets", "dtd", "aircraft", "cars", "cub200", "indoor67"]
+    multi_label = False
     val_share: Split = 0.1
     seed: Seed = 0
 
@@ -155,11 +164,17 @@ class FolderDataset(_Local):
     """
 
     source: Literal["folder"]
+    multi_label = None
     val_share: Split = 0.1
     seed: Seed = 0
 
 
 LocalDataset = CocoDataset | VocDataset | CityscapesDataset | ClassificationDataset | FolderDataset
 """Read from files, downloaded or not; identified by published checksums or ``data.lock``."""
+
+SOURCES: dict[str, type[ScenesDataset | LocalDataset]] = {
+    source: section for section in (ScenesDataset, *get_args(LocalDataset)) for source in values_of(section, "source")
+}
+"""The section of each source."""
 
 Dataset = Annotated[ScenesDataset | LocalDataset, Field(discriminator="source")]

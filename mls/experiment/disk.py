@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from mls.download.catalog import needed
 from mls.experiment.datasets import ScenesDataset
+from mls.experiment.identity import canonical, essence
+from mls.experiment.methods import METHODS, TRAINED
 from mls.experiment.params import Backbone, Optimizer, Pretrain
 from mls.experiment.plan import DATA_LOCK, Job, read_lock
 from mls.experiment.rates import SCHEMAS
-from mls.experiment.references import TRAINED
 from mls.experiment.tasks import Features, FrozenProbe, RetrievalProbe, TrainedProbe
-from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TorchvisionDetector
+from mls.experiment.transfers import Detectron2Detector, SemanticTransfer
 from mls.experiment.work import Jobs, data_of, judged_images, work_of
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def peak_bytes(job: Job, jobs: Jobs, keep: int) -> int | None:
 
 def download_bytes(job: Job) -> int | None:
     """Of the archives that a data set is fetched as; unpacked below ``$MLS_DATA``, they take about as much."""
-    if job.stage != "data" or isinstance(job.config, ScenesDataset) or job.config.root or job.config.source == "folder":
+    if job.stage != "data" or isinstance(job.config, ScenesDataset) or job.config.root:
         return 0
     if getattr(job.config, "subset", None):
         return None
@@ -128,9 +129,9 @@ def _backbone(layout_json: str) -> int:
 
 
 def _sized(config: Pretrain) -> str:
-    """Of a run what decides sizes: a sweep of other values builds its networks once."""
-    names = ("method", "backbone", "moco", "byol", "slotcon", "optimizer")
-    return Pretrain(**{name: getattr(config, name) for name in names}).model_dump_json()
+    """Of a run what decides sizes: one of another data set, schedule or seed builds its networks once."""
+    read = ("method", "backbone", "optimizer", *METHODS[config.method].blocks)
+    return canonical(essence(config, read))
 
 
 @cache
@@ -139,13 +140,13 @@ def _pretraining(config_json: str) -> int:
     nothing is."""
     import torch
 
-    from mls.train.stage import METHODS
+    from mls.methods.method import build_method
 
     config = Pretrain.model_validate_json(config_json)
     if config.method not in TRAINED:
         return 0
     with torch.device("meta"):
-        method = METHODS[config.method](config)
+        method = build_method(config)
     return _bytes(method) + _optimizer_tensors(config.optimizer) * _trained_bytes(method)
 
 
@@ -159,27 +160,18 @@ def _fine_tuning(stage: str, task_json: str, layout_json: str, classes: int) -> 
     """Of one checkpoint of a fine-tuning: the model, and SGD's momentum of what is trained."""
     import torch
 
-    from mls.models.backbone import build_backbone, feature_dims
+    from mls.doctor import detectron2_problem
 
     task, layout = SCHEMAS[stage].validate_json(task_json), Backbone.model_validate_json(layout_json)
+    if isinstance(task, Detectron2Detector) and detectron2_problem():
+        return None
     with torch.device("meta"):
-        if isinstance(task, TorchvisionDetector):
-            from mls.transfer.torchvision import build_detector
+        if stage == "transfer":
+            from mls.transfer.interface import made_by
 
-            model: nn.Module = build_detector(layout, task, classes)
-        elif isinstance(task, SemanticTransfer):
-            from mls.transfer.pspnet import PSPNet
-
-            model = PSPNet(build_backbone(layout), feature_dims(layout), task, classes)
-        elif isinstance(task, Detectron2Detector):
-            from mls.doctor import detectron2_problem
-
-            if detectron2_problem():
-                return None
-            from mls.transfer.detectron2_model import build_model
-
-            model = build_model(task, layout, classes)
+            model = made_by(task).build(task, layout, classes)
         else:
+            from mls.models.backbone import build_backbone
             from mls.probe.classifier import Classifier
 
             model = Classifier(build_backbone(layout), classes, task, seed=0).trained

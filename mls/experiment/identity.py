@@ -18,6 +18,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from mls.experiment.datasets import LocalDataset
+from mls.experiment.methods import METHODS
 from mls.experiment.tasks import TASKS
 
 STAGES = ("data", "pretrain", "features", "probe", "transfer", "tables")
@@ -36,24 +37,10 @@ NOT_IDENTITY = {
     ("CocoSubset", "ids"),  # a path too; the plan puts the ids themselves in
 }
 
-_ENGINE = ("epochs", "batch_size", "precision", "channels_last", "compile", "resident", "augment", "optimizer")
-_DICTIONARY = ("moco.queue_size", "moco.bn_splits")
-METHOD_READS: dict[str, tuple[str, ...]] = {
-    "none": ("method", "backbone"),
-    "weights": ("method", "backbone", "weights"),
-    "imagenet": ("method", "backbone", "imagenet"),
-    "moco": ("method", "backbone", *_ENGINE, "moco"),
-    "mls": ("method", "backbone", *_ENGINE, "moco", "mls"),
-    "densecl": ("method", "backbone", *_ENGINE, "moco", "densecl"),
-    "byol": ("method", "backbone", *_ENGINE, *_DICTIONARY, "byol"),
-    "slotcon": ("method", "backbone", *_ENGINE, *_DICTIONARY, "slotcon"),
-}
-"""The params of ``pretrain`` that each method reads; the others can't change its result."""
-
 
 def reads(method: str, key: str) -> bool:
     """Whether a method reads a dotted key of ``pretrain``."""
-    return any(key == one or key.startswith(f"{one}.") for one in METHOD_READS[method])
+    return any(key == one or key.startswith(f"{one}.") for one in METHODS[method].reads)
 
 
 def essence(section: BaseModel, only: tuple[str, ...] | None = None, *, defaults: bool = False) -> dict[str, Any]:

@@ -175,6 +175,6 @@ def _bare(annotation: Any) -> Any:
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    """Values of the fields that tell the members of a union apart."""
-    fields = [model.model_fields.get(name) for name in ("source", "kind", "backend")]
-    return tuple(value for field in fields if field for value in typing.get_args(field.annotation))
+    """What tells the members of a union apart: a class's name, or the values of a field."""
+    fields = [model.model_fields.get(name) for name in ("source", "kind")]
+    return (model.__name__, *(value for field in fields if field for value in typing.get_args(field.annotation)))

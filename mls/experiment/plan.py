@@ -14,10 +14,11 @@ from typing import Any
 from mls.download.catalog import published_digest
 from mls.errors import MlsError
 from mls.experiment.datasets import CocoDataset, Dataset, ScenesDataset
-from mls.experiment.identity import METHOD_READS, STAGES, essence, identify
+from mls.experiment.identity import STAGES, essence, identify
 from mls.experiment.load import Loaded, load, parse_yaml
+from mls.experiment.methods import METHODS, TRAINED
 from mls.experiment.params import Pretrain
-from mls.experiment.references import TRAINED, points_of
+from mls.experiment.references import points_of
 from mls.experiment.tasks import Features, FrozenProbe, ProbeTask
 from mls.experiment.transfers import TransferTask
 
@@ -219,7 +220,7 @@ def read_ids(file: str, read: Callable[[str], str] = read_text) -> list[int]:
 
 
 def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
-    params = essence(config, METHOD_READS[config.method])
+    params = essence(config, METHODS[config.method].reads)
     if params.get("resident") == "cpu":  # changes no bit
         del params["resident"]
     if config.method in (*TRAINED, "none"):
@@ -284,7 +285,7 @@ def experiment_files(root: Path = Path()) -> list[Path]:
 
 def payload(job: Job) -> dict[str, Any]:
     """What the id is computed from, plus what the stage reads with all defaults, for ``params.json``."""
-    only = METHOD_READS[job.config.method] if isinstance(job.config, Pretrain) else None
+    only = METHODS[job.config.method].reads if isinstance(job.config, Pretrain) else None
     resolved = {} if job.stage == "tables" else essence(job.config, only, defaults=True)
     if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no bit, here neither
         resolved.pop("resident", None)

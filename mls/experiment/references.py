@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import difflib
 import functools
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from mls.experiment.datasets import ClassificationDataset
+from mls.experiment.datasets import SOURCES
 from mls.experiment.identity import reads
+from mls.experiment.methods import TRAINED
 from mls.experiment.params import Pretrain
 from mls.experiment.tasks import metrics_of
+from mls.experiment.transfers import KINDS
 from mls.report.paper import TABLES
-
-TRAINED = ("mls", "moco", "densecl", "byol", "slotcon")
-"""Methods that train, and therefore read a dataset."""
 
 IMAGENET = {
     "resnet18": ("IMAGENET1K_V1",),
@@ -29,16 +27,6 @@ IMAGENET = {
     "resnet101": ("IMAGENET1K_V1", "IMAGENET1K_V2"),
 }
 """Weights that torchvision publishes (written out, since planning imports no torchvision; a test compares)."""
-
-
-SINGLE_LABEL = typing.get_args(ClassificationDataset.model_fields["source"].annotation)
-_LABELS = dict.fromkeys(("folder", *SINGLE_LABEL), "labels, but no boxes and masks")
-UNFIT = {
-    "instance": _LABELS | {"voc": "boxes, but no masks", "cityscapes": "index masks, but no boxes"},
-    "detection": _LABELS | {"cityscapes": "index masks, but no boxes"},
-    "semantic": _LABELS | {"voc": "boxes, but no masks"},
-}
-"""Kind of transfer -> sources that it can't be trained on, and why."""
 
 
 def broken_references(raw: dict[str, Any], runs: Mapping[str, Pretrain | None]) -> Iterator[str]:
@@ -87,9 +75,11 @@ def _of_tasks(section: str, tasks: dict[str, Any], datasets: dict[str, Any]) -> 
     for name, task in tasks.items():
         dataset, kind = mapping(task).get("dataset"), str(mapping(task).get("kind"))
         source = str(mapping(datasets.get(str(dataset))).get("source"))
-        if source in UNFIT.get(kind, ()):
-            yield f"{section}.{name}.dataset: {dataset!r} has {UNFIT[kind][source]} for kind {kind!r}"
-        if mapping(task).get("low_shot") and source in SINGLE_LABEL:
+        known, transfer = SOURCES.get(source), KINDS.get(kind)
+        if known and transfer and known.annotations not in transfer.trained_on:
+            wanted = ", or on ".join(transfer.trained_on)
+            yield f"{section}.{name}.dataset: {dataset!r} has {known.annotations}; kind {kind!r} is trained on {wanted}"
+        if mapping(task).get("low_shot") and known and known.multi_label is False:
             yield f"{section}.{name}.low_shot: {dataset!r} has one label an image; low-shot SVMs need several"
         if dataset is not None and str(dataset) not in datasets:
             yield f"{section}.{name}.dataset: {dataset!r} is not in datasets{nearest(dataset, datasets)}"
@@ -130,7 +120,7 @@ def _of_tables(
         for column in as_list(mapping(body).get("columns")):
             task, _, metric = str(column).partition(".")
             source = str(mapping(datasets.get(str(mapping(tasks.get(task)).get("dataset")))).get("source"))
-            several = None if source == "folder" else source not in SINGLE_LABEL
+            several = SOURCES[source].multi_label if source in SOURCES else None
             known = metrics_of(mapping(tasks.get(task)), several, source)
             if task not in tasks:
                 yield f"tables.{table}.columns: {column!r}: no probe or transfer task {task!r}{nearest(task, tasks)}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -59,6 +60,21 @@ Shares = Annotated[
     WrapValidator(one_or_two),
 ]
 """A share of both views, or one of each."""
+
+
+Annotations = Literal["labels", "boxes", "boxes and masks", "index masks"]
+"""What a data set tells of its images: classes; where they are; each object's pixels too; the class of each pixel."""
+
+
+def values_of(section: type[BaseModel], field: str) -> tuple[Any, ...]:
+    """The values that a field of literals may have."""
+    return get_args(section.model_fields[field].annotation)
+
+
+def alternatives(names: Iterable[str]) -> str:
+    """``'a', 'b' or 'c'``."""
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 class Section(BaseModel):

@@ -10,13 +10,18 @@ The ``transfer`` block is in ``mls.experiment.transfers``. Protocols and where t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mls.experiment.section import Ascending, Count, Grid, Name, Positive, Section, Share
-from mls.experiment.transfers import TRANSFER_METRICS, VOC_METRICS, Detector, SemanticTransfer
+from mls.experiment.section import Ascending, Count, Grid, Name, Positive, Section, Share, values_of
+from mls.experiment.transfers import KINDS, TRANSFERS, VOC_METRICS
 from mls.experiment.views import Augment
+
+CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
+"""Of every classifier: three definitions of mAP (see ``mls.probe.metrics``), or top-1."""
+DECIDED = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+"""Of classifiers of whose logits 0 means even odds: precision, recall and F1 by class and over all."""
 
 # ----------------------------------------------------------------------------- probes of frozen features
 
@@ -49,6 +54,9 @@ class Features(Section):
     """Of the backbone (autocast); features are kept as float32."""
     test: bool = True
     """Whether test is read. Without it val is judged: for choosing between settings."""
+    metrics: ClassVar[tuple[str, ...]] = CLASSIFIED
+    """What its ``metrics.json`` may hold and a table column may name; ``val`` is the value on val by which the
+    classifier was chosen. With `DECIDED`, of its scores 0 must mean even odds."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -64,6 +72,7 @@ class LinearProbe(Features):
     """
 
     kind: Literal["linear"]
+    metrics = (*CLASSIFIED, *DECIDED, "val")
     dataset: Name
     strengths: Annotated[list[Positive], Field(min_length=1), Grid] = [0.01, 0.1, 1.0, 10.0, 100.0]
     """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
@@ -114,6 +123,7 @@ class KnnProbe(Features):
     """
 
     kind: Literal["knn"]
+    metrics = (*CLASSIFIED, "val")
     dataset: Name
     ks: Annotated[list[Count], Field(min_length=1), Grid] = [10, 20, 100, 200]
     """Candidates for k [10, 20, 100 and 200 as DINO's]."""
@@ -125,6 +135,7 @@ class RetrievalProbe(Features):
     """Label-wise retrieval: train images ranked by cosine to each test image, judged label by label. No choices."""
 
     kind: Literal["retrieval"]
+    metrics = ("mAP",)
     dataset: Name
     precision_at: Annotated[list[Count], Field(min_length=1), Grid] = [1, 5, 10]
     """Ks of precision@k."""
@@ -178,6 +189,16 @@ class Trained(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the backbone (autocast); classifier and loss are float32."""
     test: bool = True
+    metrics: ClassVar[tuple[str, ...]] = (*CLASSIFIED, *DECIDED)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What it is trained on."""
+        return ("train", "val") if self.test else ("train",)
+
+    def steps_on(self, images: int | None) -> int | None:
+        """Optimiser steps of the whole training on so many images; None where that is not known."""
+        return images and max(1, round(self.epochs * images / self.batch_size))
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -231,23 +252,14 @@ FrozenProbe = LinearProbe | SvmProbe | KnnProbe | RetrievalProbe
 TrainedProbe = FinetuneProbe | SgdProbe
 """Probes that train on images."""
 ProbeTask = Annotated[FrozenProbe | TrainedProbe, Field(discriminator="kind")]
-TASKS = (*get_args(FrozenProbe), *get_args(TrainedProbe), *get_args(Detector), SemanticTransfer)
+PROBES: tuple[type[Features | Trained], ...] = (*get_args(FrozenProbe), *get_args(TrainedProbe))
+TASKS = (*PROBES, *TRANSFERS)
 
-CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
-"""Of every classifier: three definitions of mAP (see ``mls.probe.metrics``), or top-1."""
-DECIDED = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-"""Of classifiers whose logit 0 means even odds: precision, recall and F1 by class and over all."""
 METRICS: dict[str, tuple[str, ...]] = {
-    "linear": (*CLASSIFIED, *DECIDED, "val"),
-    "svm": CLASSIFIED,
-    "knn": (*CLASSIFIED, "val"),
-    "retrieval": ("mAP",),
-    "finetune": (*CLASSIFIED, *DECIDED),
-    "sgd": (*CLASSIFIED, *DECIDED),
-    **TRANSFER_METRICS,
+    **{kind: task.metrics for task in PROBES for kind in values_of(task, "kind")},
+    **{kind: entry.metrics for kind, entry in KINDS.items()},
 }
-"""Per task kind: what its ``metrics.json`` may hold and a table column may name, but for `metrics_of`'s additions.
-``val`` is the value on val by which the classifier was chosen."""
+"""Per task kind: what its ``metrics.json`` may hold and a table column may name, but for `metrics_of`'s additions."""
 
 
 def metrics_of(task: dict[str, Any], several: bool | None = None, source: str = "") -> tuple[str, ...]:

@@ -12,11 +12,12 @@ they come from: docs/protocols.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mls.experiment.section import Ascending, Count, Name, Positive, Section
+from mls.experiment.section import Annotations, Ascending, Count, Name, Positive, Section, alternatives, values_of
 
 Steps = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8), Ascending]
 """Where the learning rate is divided by 10, as shares of the schedule."""
@@ -26,16 +27,37 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0)]
 
 
-class TorchvisionDetector(Section):
-    """Mask R-CNN (``instance``) or Faster R-CNN (``detection``) with FPN on any ResNet of ours; torchvision's parts."""
+class Transfer(Section):
+    """What all tasks share."""
 
-    kind: Literal["instance", "detection"]
-    backend: Literal["torchvision"] = "torchvision"
+    backend: Literal["torchvision", "detectron2"] = "torchvision"
     dataset: Name
     train_on: TrainOn = "train"
     """Splits."""
     trials: Count = 1
     """Repeats of this task with other seeds, on the same pretrained backbone."""
+    batch_size: Count
+    momentum: Momentum = 0.9
+    """Of SGD."""
+    made_by: ClassVar[str]
+    """``module:Class`` of what trains it, a `mls.transfer.interface.Transfer`."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What it is trained on."""
+        return tuple(self.train_on.split("+"))
+
+    def steps_on(self, images: int | None) -> int | None:
+        """Optimiser steps of the whole training on so many images; None where that is not known."""
+        raise NotImplementedError
+
+
+class TorchvisionDetector(Transfer):
+    """Mask R-CNN (``instance``) or Faster R-CNN (``detection``) with FPN on any ResNet of ours; torchvision's parts."""
+
+    kind: Literal["instance", "detection"]
+    backend: Literal["torchvision"] = "torchvision"
+    made_by = "mls.transfer.detection:Detection"
     image_size: Annotated[int, Field(ge=32)] = 800
     """Shorter side in training and testing, pixels (longer side: at most 5/3 of it)."""
     epochs: Positive = 12.0
@@ -43,7 +65,6 @@ class TorchvisionDetector(Section):
     batch_size: Count = 16
     lr: Positive = 0.02
     """For this batch size; never rescaled."""
-    momentum: Momentum = 0.9
     weight_decay: Decay = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     steps: Steps = [0.6667, 0.8889]
@@ -58,8 +79,12 @@ class TorchvisionDetector(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the backbone and FPN (autocast); heads and losses are float32."""
 
+    def steps_on(self, images: int | None) -> int | None:
+        """So many epochs, at least one step."""
+        return images and max(1, round(self.epochs * images / self.batch_size))
 
-class Detectron2Detector(Section):
+
+class Detectron2Detector(Transfer):
     """Detectron2's Mask R-CNN (``instance``) or Faster R-CNN (``detection``): the reference for the paper's numbers.
 
     Defaults are those of Table 1: R50-FPN on COCO, 90k iterations [paper], in DenseCL's variant [lineage:
@@ -69,7 +94,7 @@ class Detectron2Detector(Section):
 
     kind: Literal["instance", "detection"]
     backend: Literal["detectron2"]
-    dataset: Name
+    made_by = "mls.transfer.detectron2:Detectron2Detection"
     train_on: TrainOn = "train+val"
     """Nothing is chosen by val, and papers train on all of it."""
     trials: Count = 1
@@ -84,7 +109,6 @@ class Detectron2Detector(Section):
     reference_batch: Count = 16
     """Batch size that ``iterations``, ``lr`` and ``warmup_steps`` are meant for."""
     lr: Positive = 0.02
-    momentum: Momentum = 0.9
     weight_decay: Decay = 1e-4
     """Of all but normalisation layers."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
@@ -133,8 +157,12 @@ class Detectron2Detector(Section):
         """Optimiser steps of the whole training."""
         return max(1, round(self.iterations / self.scale))
 
+    def steps_on(self, images: int | None) -> int | None:
+        """`total_steps`, however many images there are."""
+        return self.total_steps
 
-class SemanticTransfer(Section):
+
+class SemanticTransfer(Transfer):
     """The class of each pixel: PSPNet (arXiv 1612.01105) on a dilated ResNet.
 
     The paper's PSANet is not implemented: no maintained library has it (see ``tables.<table>.not_implemented``).
@@ -145,7 +173,7 @@ class SemanticTransfer(Section):
 
     kind: Literal["semantic"]
     backend: Literal["torchvision"] = "torchvision"
-    dataset: Name
+    made_by = "mls.transfer.semantic:SemanticTraining"
     train_on: TrainOn = "train+val"
     """Nothing is chosen by val, and papers train on all of it."""
     trials: Count = 1
@@ -159,7 +187,6 @@ class SemanticTransfer(Section):
     power: Positive = 0.9
     """The learning rate falls from ``lr`` to ``min_lr`` as (1 - share of the schedule) to this power."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Momentum = 0.9
     weight_decay: Decay = 5e-4
     crop: Annotated[list[Side], Field(min_length=2, max_length=2)] = [512, 1024]
     """Height and width of what is trained on, pixels."""
@@ -183,6 +210,10 @@ class SemanticTransfer(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of backbone and heads (autocast); losses are float32."""
 
+    def steps_on(self, images: int | None) -> int | None:
+        """``iterations``, however many images there are."""
+        return self.iterations
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.inference == "whole" and "stride" in self.model_fields_set:
@@ -200,31 +231,49 @@ def _which(value: Any) -> str | None:
     """Tag of a task as it was read; Python objects carry theirs in their class."""
     read = value.get if isinstance(value, dict) else lambda key, default=None: getattr(value, key, default)
     kind, backend = read("kind"), read("backend", "torchvision")
-    if kind == "semantic":
-        return "semantic"
-    if kind in ("instance", "detection"):
-        return "detectron2" if backend == "detectron2" else "torchvision"
-    return None
+    of_kind = [section for section in TRANSFERS if kind in values_of(section, "kind")]
+    fitting = [section for section in of_kind if backend in values_of(section, "backend")]
+    return next((section.__name__ for section in (*fitting, *of_kind)), None)
 
-
-TransferTask = Annotated[
-    Annotated[TorchvisionDetector, Tag("torchvision")]
-    | Annotated[Detectron2Detector, Tag("detectron2")]
-    | Annotated[SemanticTransfer, Tag("semantic")],
-    Discriminator(
-        _which,
-        custom_error_type="transfer_kind",
-        custom_error_message="kind must be 'instance', 'detection' or 'semantic'",
-    ),
-]
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _BOX, _MASK = (tuple(f"{target}_{ap}" for ap in _AP) for target in ("box", "mask"))
 VOC_METRICS = ("voc_AP", "voc_AP50", "voc_AP75")
 """VOC's own average precision (2007: at 11 points), of Detectron2's evaluator; AP over IoU 0.5 to 0.95."""
-TRANSFER_METRICS: dict[str, tuple[str, ...]] = {
-    "instance": (*_BOX, *_MASK),
-    "detection": _BOX,
-    "semantic": ("mIoU", "mAcc", "aAcc"),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the rest of the package has to know of a kind of transfer."""
+
+    metrics: tuple[str, ...]
+    """What ``metrics.json`` holds and a table column may name; on VOC with Detectron2 `VOC_METRICS` too."""
+    trained_on: tuple[Annotations, ...]
+    """What its data set may tell."""
+    scored_by: str
+    """``module:function`` of what computes the metrics, see `mls.transfer.score.scored`."""
+    per_class: str = ""
+    """Which metric of a single class figures compare; empty where it judges none."""
+
+
+KINDS: dict[str, Kind] = {
+    "instance": Kind((*_BOX, *_MASK), ("boxes and masks",), "mls.transfer.score:score_objects", "box_AP"),
+    "detection": Kind(_BOX, ("boxes", "boxes and masks"), "mls.transfer.score:score_objects", "box_AP"),
+    "semantic": Kind(
+        ("mIoU", "mAcc", "aAcc"), ("boxes and masks", "index masks"), "mls.transfer.score:score_pixels", "IoU"
+    ),
 }
-"""Per kind: what ``metrics.json`` holds and a table column may name; on VOC with Detectron2 `VOC_METRICS` too."""
+"""Every kind of transfer."""
+
+TransferTask = Annotated[
+    Annotated[TorchvisionDetector, Tag("TorchvisionDetector")]
+    | Annotated[Detectron2Detector, Tag("Detectron2Detector")]
+    | Annotated[SemanticTransfer, Tag("SemanticTransfer")],
+    Discriminator(
+        _which,
+        custom_error_type="transfer_kind",
+        custom_error_message=f"kind must be {alternatives(KINDS)}",
+    ),
+]
+TRANSFERS: tuple[type[Transfer], ...] = tuple(get_args(member)[0] for member in get_args(get_args(TransferTask)[0]))
+"""The section of each task."""

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from mls.download.catalog import PUBLISHED, expected
 from mls.experiment.datasets import ScenesDataset
+from mls.experiment.methods import TRAINED
 from mls.experiment.params import Pretrain
 from mls.experiment.plan import Job
-from mls.experiment.references import TRAINED
-from mls.experiment.tasks import Features, FinetuneProbe, SgdProbe
-from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TorchvisionDetector
+from mls.experiment.tasks import Features, Trained
+from mls.experiment.transfers import Transfer
 
 Jobs = Mapping[str, Job]
 """By id: all that is planned, and all that is finished here."""
@@ -81,17 +81,9 @@ def work_of(job: Job, jobs: Jobs) -> int | None:
             return 0
         images = _images(job, jobs, "train", "unlabeled")
         return images and images // config.batch_size * config.epochs * config.batch_size
-    if isinstance(config, Detectron2Detector):
-        return config.total_steps * config.batch_size
-    if isinstance(config, SemanticTransfer):
-        return config.iterations * config.batch_size
-    if isinstance(config, TorchvisionDetector | FinetuneProbe | SgdProbe):
-        if isinstance(config, TorchvisionDetector):
-            splits = config.train_on.split("+")
-        else:
-            splits = ["train", "val"] if config.test else ["train"]
-        images = _images(job, jobs, *splits)
-        return images and max(1, round(config.epochs * images / config.batch_size)) * config.batch_size
+    if isinstance(config, Trained | Transfer):
+        steps = config.steps_on(_images(job, jobs, *config.splits))
+        return steps and steps * config.batch_size
     if isinstance(config, Features):
         return _images(job, jobs, "train", "val", *(["test"] if config.test else []))
     return _images(job, jobs, "train", "val", "test", "unlabeled") if job.stage == "data" else None

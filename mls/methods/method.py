@@ -15,14 +15,16 @@ dimensions, C channels, H x W pixels.
 from __future__ import annotations
 
 import copy
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mls.experiment.methods import METHODS
 from mls.experiment.params import Pretrain
 from mls.methods.dictionary import Dictionary, Keys
 from mls.methods.momentum import update_key_encoder
@@ -146,6 +148,12 @@ class Method(nn.Module, Generic[E]):
             update_key_encoder(getattr(self, name), getattr(self, f"key_{name}"), momentum, finite)
         self.dictionary.enqueue(self.embedded.keys, finite)
         self.embedded = None
+
+
+def build_method(config: Pretrain) -> Method[Any]:
+    """Build the method of a run, one of those that train, with fresh weights."""
+    made_by: type[Method[Any]] = pkgutil.resolve_name(METHODS[config.method].made_by)
+    return made_by(config)
 
 
 def keys_of(pair: Pair, g_NG: Tensor, z_Nd: Tensor) -> Keys:

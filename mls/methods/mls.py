@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.experiment.params import Mls
+from mls.experiment.methods import Mls
 from mls.methods.method import Embedded, at_least_float32
 from mls.methods.moco import MoCo
 from mls.train.distributed import own

@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,15 @@ class Images:
     truth_NC: NDArray[np.bool_]
     ignored_NC: NDArray[np.bool_]
     """Classes that count neither for nor against an image, see `mls.data.store.Store.ignored`."""
+
+
+class Parts(NamedTuple):
+    """The splits of a data set, as features."""
+
+    train: Images
+    val: Images
+    judged: Images
+    """Test, or val again with ``test: false``."""
 
 
 class FeatureSet:

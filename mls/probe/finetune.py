@@ -99,7 +99,7 @@ def train_and_score(
         DeterministicError: a loss or a logit is not finite.
         Interrupted: a signal came; the state is saved.
     """
-    splits, judged = (("train", "val"), "test") if task.test else (("train",), "val")
+    splits, judged = task.splits, "test" if task.test else "val"
     rows = {split: store.split(split) for split in (*splits, judged)}
     if empty := [split for split, found in rows.items() if not len(found)]:
         raise MlsError(

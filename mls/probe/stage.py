@@ -18,39 +18,27 @@ score``; see ``mls.probe.judge``; of retrieval, see ``mls.probe.retrieval``); ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mls.data.store import Store
-from mls.errors import MlsError
 from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
 from mls.experiment.tasks import (
+    DECIDED,
     FinetuneProbe,
     FrozenProbe,
-    KnnProbe,
-    LinearProbe,
     ProbeTask,
     RetrievalProbe,
     SgdProbe,
-    SvmProbe,
     TrainedProbe,
 )
 from mls.files import write_csv, write_json
 from mls.models.backbone import load_backbone
-from mls.probe import knn, linear, retrieval, svm
-from mls.probe.feature_set import FeatureSet, Images
+from mls.probe import retrieval
+from mls.probe.feature_set import FeatureSet, Images, Parts
 from mls.probe.finetune import train_and_score
+from mls.probe.frozen import FIRST_SEED, FITS, Facts
 from mls.probe.judge import Judged, summarise, write_predictions
-from mls.probe.low_shot import low_shot
 from mls.probe.metrics import Scores
 from mls.train.runtime import set_up
-
-FIRST_SEED = 1000
-"""Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task; only training on images has any."""
-
-Facts = dict[str, Any]
-"""What ``metrics.json`` says beside the metrics: how the classifier came about."""
 
 
 def run(context: Context) -> None:
@@ -74,99 +62,16 @@ def run(context: Context) -> None:
     write_json(metrics, context.out / "metrics.json", indent=1)
 
 
-def fit_on_features(context: Context, task: LinearProbe | SvmProbe | KnnProbe) -> tuple[Judged, Facts]:
+def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Judged, Facts]:
     """Fit a classifier on frozen features and score the judged split with it."""
     features = FeatureSet(context.inputs["features"].path)
-    judged_split = "test" if task.test else "val"
-    train, val, judged = (features.images(split) for split in ("train", "val", judged_split))
-    threads = context.execution.threads
-    facts: Facts = {"n_train": len(train.names), "n_val": len(val.names)}
-    if isinstance(task, LinearProbe):
-        logistic = linear.fit(
-            train.features_ND,
-            train.truth_NC,
-            val.features_ND,
-            val.truth_NC,
-            strengths=task.strengths,
-            multi_label=features.multi_label,
-            names=features.classes,
-            threads=threads,
-            train_ignored_NC=train.ignored_NC,
-            val_ignored_MC=val.ignored_NC,
-        )
-        facts |= {
-            "val": 100 * logistic.value,
-            "strength": logistic.strength,
-            "candidates": percent(logistic.candidates),
-            "untrained_classes": logistic.untrained,
-            "unconverged_fits": logistic.unconverged,
-        }
-        scores_NC = logistic.scores(judged.features_ND)
-    elif isinstance(task, KnnProbe):
-        votes = knn.fit(
-            train.features_ND,
-            train.truth_NC,
-            val.features_ND,
-            val.truth_NC,
-            ks=task.ks,
-            temperature=task.temperature,
-            multi_label=features.multi_label,
-            names=features.classes,
-            val_ignored_MC=val.ignored_NC,
-            threads=threads,
-        )
-        facts |= {
-            "val": 100 * votes.value,
-            "k": votes.k,
-            "candidates": percent(votes.candidates),
-            "untrained_classes": votes.untrained,
-        }
-        scores_NC = votes.scores(judged.features_ND)
-    else:
-        scores_NC, found = fit_svm(context, task, features, judged)
-        facts |= found
-    if unconverged := facts.get("unconverged_fits"):
+    split = "test" if task.test else "val"
+    parts = Parts(*(features.images(one) for one in ("train", "val", split)))
+    scores_NC, found = FITS[type(task)](context, task, features, parts)
+    if unconverged := found.get("unconverged_fits"):
         context.log(f"{unconverged} fits stopped at the limit of iterations before they converged")
-    return judge(task, features, judged, judged_split, scores_NC), facts
-
-
-def fit_svm(context: Context, task: SvmProbe, features: FeatureSet, judged: Images) -> tuple[Scores, Facts]:
-    """Fit SVMs on all that is not judged; also the low-shot ones, where some are wanted."""
-    if task.low_shot and not features.multi_label:
-        raise MlsError("low_shot: this dataset has one label an image; low-shot SVMs need several")
-    facts: Facts = {}
-    if task.low_shot:
-        train, val = features.images("train"), features.images("val")
-        facts, rows = low_shot(
-            *((part.features_ND, part.truth_NC, part.ignored_NC) for part in (train, val, judged)),
-            ks=task.low_shot,
-            samples=task.samples,
-            costs=task.costs,
-            names=features.classes,
-            seed=FIRST_SEED,
-            threads=context.execution.threads,
-            name=f"probe {context.label}: low-shot",
-        )
-        write_csv(rows, context.out / "low_shot.csv")
-    known = features.images("train", "val") if task.test else features.images("train")
-    fitted = svm.fit(
-        known.features_ND,
-        known.truth_NC,
-        costs=task.costs,
-        folds=task.folds,
-        names=features.classes,
-        multi_label=features.multi_label,
-        threads=context.execution.threads,
-        name=f"probe {context.label}",
-    )
-    facts |= {
-        "costs": fitted.costs,
-        "cross_validation": {name: percent(found) for name, found in fitted.cross_validation.items()},
-        "untrained_classes": fitted.untrained,
-        "not_cross_validated": fitted.not_cross_validated,
-        "unconverged_fits": fitted.unconverged,
-    }
-    return fitted.scores(judged.features_ND), facts
+    counts = {"n_train": len(parts.train.names), "n_val": len(parts.val.names)}
+    return judge(task, features, parts.judged, split, scores_NC), counts | found
 
 
 def judge(task: FrozenProbe, features: FeatureSet, judged: Images, split: str, scores_NC: Scores) -> Judged:
@@ -180,7 +85,7 @@ def judge(task: FrozenProbe, features: FeatureSet, judged: Images, split: str, s
         truth_NC=judged.truth_NC,
         ignored_NC=judged.ignored_NC,
         scores_NC=scores_NC,
-        decided=isinstance(task, LinearProbe),  # logits: 0 means even odds
+        decided=set(DECIDED) <= set(task.metrics),
     )
 
 
@@ -237,8 +142,3 @@ def train_on_images(context: Context, task: TrainedProbe) -> tuple[Judged, Facts
         decided=True,
     )
     return judged, {"n_train": outcome.train_images, "untrained_classes": outcome.untrained}
-
-
-def percent(shares: Mapping[Any, float]) -> dict[str, float]:
-    """Candidates and their values as JSON has them."""
-    return {f"{candidate:g}": 100 * share for candidate, share in shares.items()}

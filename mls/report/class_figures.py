@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mls.experiment.artifact import Artifact
+from mls.experiment.transfers import KINDS
 from mls.report.layout import DASH
 from mls.report.statistics import mean
 from mls.report.style import Look, legend_below, look
@@ -26,7 +27,7 @@ MOST_CLASSES = 20
 MOST_ROWS = 4
 MOST_RUNS = 8
 """Bars side by side that an eye can still follow."""
-METRIC = {"instance": "box_AP", "detection": "box_AP", "semantic": "IoU"}
+METRIC = {kind: entry.per_class for kind, entry in KINDS.items() if entry.per_class}
 """Kind of transfer -> which of its metrics of a class is compared; classifiers have AP alone."""
 
 

@@ -19,16 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from mls.experiment.methods import METHODS
 from mls.report.style import MANY, legend_below, look
 
-LOSSES = {
-    "info_nce": "InfoNCE",
-    "multi_label": "multi-label loss",
-    "dense": "InfoNCE of matched cells (DenseCL)",
-    "prediction": "prediction (BYOL)",
-    "grouping": "grouping (SlotCon)",
-    "slots": "InfoNCE of slots (SlotCon)",
-}
+LOSSES = {name: title for entry in METHODS.values() for name, title in entry.losses.items()}
+"""Column of ``curves.csv`` -> the title of its panel, in the panels' order."""
 POINTS = 400
 """A curve has at most so many points; more would only make the file large."""
 

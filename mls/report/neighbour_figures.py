@@ -33,6 +33,7 @@ from matplotlib.ticker import StrMethodFormatter
 from mls.data.store import Store
 from mls.errors import DamagedArtifact, MlsError
 from mls.experiment.artifact import Artifact, open_artifact
+from mls.experiment.methods import TRAINED
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import open_inputs, say
 from mls.methods.method import Method
@@ -52,7 +53,6 @@ from mls.report.neighbours import (
     trained,
 )
 from mls.report.style import PALETTE, plain_style, save
-from mls.train.stage import METHODS
 
 SPACES = {"backbone": "backbone, g·Q_g", "mlp": "MLP, z·Q_z"}
 COLOURS = {"backbone": PALETTE[0], "mlp": PALETTE[1]}
@@ -92,8 +92,8 @@ def draw_neighbours(plan: Plan, job: Job, out: Path, images: int = 6, seed: int 
     name = plan.name(job)
     if images < 1 or seed < 0:
         raise MlsError(f"--images must be at least 1 and --seed at least 0, not {images} and {seed}")
-    if job.config.method not in METHODS:
-        can = [plan.labels[one.id][0] for one in plan.stage("pretrain") if one.config.method in METHODS]
+    if job.config.method not in TRAINED:
+        can = [plan.labels[one.id][0] for one in plan.stage("pretrain") if one.config.method in TRAINED]
         raise MlsError(
             f"{name} has method {job.config.method!r}, which trains nothing and keeps no dictionary to draw; "
             f"{plan.loaded.path} can draw: {', '.join(can) or 'none of its runs'}"

@@ -37,11 +37,11 @@ from mls.data.loader import TwoViews
 from mls.data.store import Store
 from mls.errors import DamagedArtifact
 from mls.experiment.artifact import Artifact, how_to_mend
-from mls.experiment.params import Mls, Pretrain
-from mls.methods.method import Method, Pair
+from mls.experiment.methods import Mls
+from mls.experiment.params import Pretrain
+from mls.methods.method import Method, Pair, build_method
 from mls.train.checkpoint import NAME
 from mls.train.pairs import pair_of
-from mls.train.stage import METHODS
 
 BINS = np.linspace(-1, 1, 101)
 """Edges of the histograms: cosines from -1 to 1 in steps of 0.02."""
@@ -98,7 +98,7 @@ def initial(config: Pretrain, seed: int) -> Method[Any]:
     """Return the state that a run begins with, a function of its params and seed; the caller's RNG is undisturbed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # as mls.train.runtime.set_up does
-        return METHODS[config.method](config)
+        return build_method(config)
 
 
 def trained(config: Pretrain, artifact: Artifact) -> Method[Any]:

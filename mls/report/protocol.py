@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from mls.experiment.datasets import CocoDataset, Dataset, VocDataset
 from mls.experiment.identity import essence
-from mls.experiment.params import Experiment, Mls, Moco, Pretrain
-from mls.experiment.references import TRAINED
+from mls.experiment.methods import TRAINED, Mls, Moco
+from mls.experiment.params import Experiment, Pretrain
 from mls.experiment.transfers import Detectron2Detector, SemanticTransfer
 from mls.report.paper import TABLES, Beside
 

@@ -85,6 +85,7 @@ def gradients(method: MoCo, e: Embedded) -> dict[str, Tensor]:
 
     Returns:
         ``grad_nce`` and, of MLS with a term that reads z, ``grad_ml``, norms; ``grad_cosine`` of the two, -1 to 1.
+        Nothing of a method that has another loss in the place of InfoNCE.
     """
     z_Bd = e.z_query_Bd.detach().requires_grad_()
 
@@ -96,6 +97,8 @@ def gradients(method: MoCo, e: Embedded) -> dict[str, Tensor]:
     device = z_Bd.device.type
     with torch.enable_grad(), torch.autocast(device, enabled=False):
         losses = method.losses(replace(e, g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd))
+        if "info_nce" not in losses:
+            return {}
         nce_Bd = tangential(losses["info_nce"])
         out = {"grad_nce": nce_Bd.norm(dim=1).mean()}
         if "multi_label" in losses and losses["multi_label"].requires_grad:

@@ -16,14 +16,10 @@ from torch import nn
 from mls.data.loader import TwoViews
 from mls.data.store import Store
 from mls.errors import MlsError
+from mls.experiment.methods import TRAINED
 from mls.experiment.params import Pretrain
 from mls.experiment.stage import Context
-from mls.methods.byol import BYOL
-from mls.methods.densecl import DenseCL
-from mls.methods.method import Method
-from mls.methods.mls import MLS
-from mls.methods.moco import MoCo
-from mls.methods.slotcon import SlotCon
+from mls.methods.method import build_method
 from mls.models.backbone import build_backbone, save_backbone
 from mls.models.foreign import load_imagenet, load_weights
 from mls.train.checkpoint import NAME, save_checkpoint
@@ -31,8 +27,6 @@ from mls.train.distributed import rank, world
 from mls.train.log import write_curves
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up
-
-METHODS: dict[str, type[Method[Any]]] = {"moco": MoCo, "mls": MLS, "densecl": DenseCL, "byol": BYOL, "slotcon": SlotCon}
 
 
 def run(context: Context) -> None:
@@ -42,18 +36,18 @@ def run(context: Context) -> None:
     are kept are the mean over groups and ranks.
     """
     config: Pretrain = context.job.config
-    if rank() > 0 and config.method not in METHODS:
+    if rank() > 0 and config.method not in TRAINED:
         return
     device = set_up(context.execution, context.job.seed)
     metrics: dict[str, Any] = {"steps": 0}
     backbone: nn.Module
-    if config.method in METHODS:
+    if config.method in TRAINED:
         check_ranks(config, device)
         if config.resident == "cuda" and device.type != "cuda":
             raise MlsError("pretrain.resident is 'cuda', but this run is on the CPU; use 'cpu' or 'no'")
         store, threads = Store(context.inputs["data"].path), context.execution.threads
         views = TwoViews(store, config, context.job.seed, rank(), world(), threads)
-        trainer = Trainer(context, METHODS[config.method](config), views, device)
+        trainer = Trainer(context, build_method(config), views, device)
         trainer.run()
         if rank() > 0:
             return

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import ResNet
 
+from mls.experiment.params import Backbone
 from mls.experiment.transfers import TorchvisionDetector
 from mls.models.backbone import LAYERS, feature_maps, load_backbone
 from mls.transfer.convert import as_pretrained, first_pixels, load, prove
@@ -54,12 +55,17 @@ class Detection(Transfer):
         self.rows_N = given.store.split("test")
         self.batch_size = task.batch_size
         self.total = max(1, round(task.epochs * self.train_images / task.batch_size))
-        self.detector = build_detector(given.config, task, len(given.store.classes))
+        self.detector = self.build(task, given.config, len(given.store.classes))
         self.model = self.detector
         load_proved(self.detector, given, self.instances.rows[0])
         self.model.to(given.device)
         groups = undecayed_norms(self.model, task.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=task.lr, momentum=task.momentum)
+
+    @staticmethod
+    def build(task: TorchvisionDetector, layout: Backbone, classes: int) -> FasterRCNN:
+        """torchvision's detector."""
+        return build_detector(layout, task, classes)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then drops."""

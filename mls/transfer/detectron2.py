@@ -28,8 +28,9 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 from pycocotools import mask as coco_mask
-from torch import Tensor
+from torch import Tensor, nn
 
+from mls.experiment.params import Backbone
 from mls.experiment.transfers import Detectron2Detector
 from mls.train.interrupt import InterruptGuard
 from mls.train.progress import Bar
@@ -62,7 +63,7 @@ class Detectron2Detection(Transfer):
         self.batch_size, self.total = task.batch_size, task.total_steps
         polygons = all(isinstance(a["segmentation"], list) for r in self.instances.rows for a in self.instances.of(r))
         self.mask_format = "polygon" if polygons else "bitmask"
-        model = build_model(task, given.config, len(given.store.classes))
+        model = self.build(task, given.config, len(given.store.classes))
         load_proved(model, task, given, self.instances.rows[0])
         self.model = model.to(given.device)
         groups = undecayed_norms(model, task.weight_decay)
@@ -77,6 +78,11 @@ class Detectron2Detection(Transfer):
                 f"{task.iterations:,}"
             )
         )
+
+    @staticmethod
+    def build(task: Detectron2Detector, layout: Backbone, classes: int) -> nn.Module:
+        """Detectron2's detector."""
+        return build_model(task, layout, classes)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then drops; by the linear rule for other batches than the reference's."""

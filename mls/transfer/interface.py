@@ -1,6 +1,6 @@
 """What every transfer task is to the stage that runs it: something that trains, predicts and scores.
 
-    transfer = open_transfer(task, Given(store, config, weights, seed=1000, device=device, log=log))
+    transfer = made_by(task)(task, Given(store, config, weights, seed=1000, device=device, log=log))
     history = fit(transfer, execution=execution, work=work, log=log, name="transfer detect/mls:0")
     transfer.finish(workers, name)
     results = transfer.predict(workers, name)
@@ -11,6 +11,7 @@ Three implement it: `mls.transfer.detection` (torchvision), `mls.transfer.detect
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mls.data.store import Store
+from mls.doctor import require_detectron2
 from mls.experiment.params import Backbone
 from mls.experiment.transfers import TransferTask
 from mls.transfer.score import scored
@@ -64,6 +66,19 @@ class Transfer(ABC):
     """Images that are judged: rows of the data artifact."""
 
     @abstractmethod
+    def __init__(self, task: Any, given: Given) -> None:
+        """Build and load the model; index what it is trained on and judged by.
+
+        Raises:
+            MlsError: nothing to train on or to test on; weights of another backbone.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def build(task: Any, layout: Backbone, classes: int) -> nn.Module:
+        """The network of a task with fresh weights, on a backbone of this layout; how large it is shows `mls plan`."""
+
+    @abstractmethod
     def learning_rate(self, step: int) -> float:
         """Of step ``step``, from 0."""
 
@@ -93,3 +108,15 @@ class Transfer(ABC):
     def derived(self) -> dict[str, Any]:
         """Values that follow from the task and the data, for the artifact's ``params.json``."""
         return {"total_steps": self.total, "train_images": self.train_images}
+
+
+def made_by(task: TransferTask) -> type[Transfer]:
+    """The class that trains a task; it is imported here, since a backend may not be installed.
+
+    Raises:
+        MlsError: it is not; says how to install it.
+    """
+    if task.backend == "detectron2":
+        require_detectron2("backend 'detectron2'")
+    found: type[Transfer] = pkgutil.resolve_name(task.made_by)
+    return found

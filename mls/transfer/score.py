@@ -7,24 +7,30 @@ Prints a line for each metric, and compares with the artifact's ``metrics.json``
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 from mls.data.store import Store
 from mls.doctor import require_detectron2
 from mls.experiment.artifact import Artifact
-from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TransferTask
+from mls.experiment.transfers import KINDS, Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferTask
 from mls.probe.score import compare
 from mls.transfer import evaluate, semantic_score
 from mls.transfer.index_masks import IndexMasks
 
 
 def scored(task: TransferTask, store: Store, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of a task's results on the test split, percent; see `mls.transfer.evaluate` and `semantic_score`.
-
-    On VOC with Detectron2 its own are there too, which its evaluator computes.
+    """Metrics of a task's results on the test split, percent, as its kind has them in `KINDS`; ``per_class`` may be one
+    of them, class -> metric -> percent.
     """
-    if isinstance(task, SemanticTransfer):
-        return semantic_score.score(IndexMasks(store, "test"), results)
+    metrics: dict[str, Any] = pkgutil.resolve_name(KINDS[task.kind].scored_by)(task, store, results)
+    return metrics
+
+
+def score_objects(
+    task: TorchvisionDetector | Detectron2Detector, store: Store, results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """COCO's average precision of boxes and masks; on VOC with Detectron2 that of its evaluator too."""
     truth = evaluate.ground_truth(store, task.kind)
     metrics = evaluate.score(truth, results, evaluate.TARGETS_OF[task.kind])
     if isinstance(task, Detectron2Detector) and evaluate.is_voc(truth):
@@ -33,6 +39,11 @@ def scored(task: TransferTask, store: Store, results: list[dict[str, Any]]) -> d
 
         metrics |= voc_score(store, truth, results)
     return metrics
+
+
+def score_pixels(task: SemanticTransfer, store: Store, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Intersection over union and accuracy of the class of each pixel."""
+    return semantic_score.score(IndexMasks(store, "test"), results)
 
 
 def print_score(task: TransferTask, store: Store, artifact: Artifact) -> None:

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from torchvision.models.resnet import ResNet
 
 from mls.data.store import IGNORE
+from mls.experiment.params import Backbone
 from mls.experiment.transfers import SemanticTransfer
-from mls.models.backbone import LAYERS, channels_last, feature_dims, feature_maps, load_backbone
+from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_dims, feature_maps, load_backbone
 from mls.probe.features import normalise
 from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
@@ -62,6 +63,11 @@ class SemanticTraining(Transfer):
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=task.lr, momentum=task.momentum, weight_decay=task.weight_decay
         )
+
+    @staticmethod
+    def build(task: SemanticTransfer, layout: Backbone, classes: int) -> PSPNet:
+        """PSPNet on a backbone whose strides are as they were; dilation changes no size."""
+        return PSPNet(build_backbone(layout), feature_dims(layout), task, classes)
 
     def learning_rate(self, step: int) -> float:
         """Polynomial decay to ``min_lr``, which the step after the last would have [mmcv's PolyLrUpdaterHook]."""

@@ -11,13 +11,12 @@ from __future__ import annotations
 import torch
 
 from mls.data.store import Store
-from mls.doctor import require_detectron2
 from mls.experiment.params import Backbone
 from mls.experiment.stage import Context
-from mls.experiment.transfers import Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferTask
+from mls.experiment.transfers import Detector
 from mls.files import write_csv, write_json
 from mls.train.runtime import set_up, workers_of
-from mls.transfer.interface import Given, Transfer
+from mls.transfer.interface import Given, made_by
 from mls.transfer.train import fit
 
 FIRST_SEED = 1000
@@ -37,10 +36,10 @@ def run(context: Context) -> None:
     store = Store(context.inputs["data"].path)
     pretrain = context.inputs["pretrain"]
     config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
-    if not isinstance(context.job.config, SemanticTransfer):
+    if isinstance(context.job.config, Detector):
         torch.backends.cudnn.benchmark = False  # nearly every batch of a detector has a shape of its own
     given = Given(store, config, pretrain.file("backbone.safetensors"), seed, device, context.log)
-    transfer = open_transfer(context.job.config, given)
+    transfer = made_by(context.job.config)(context.job.config, given)
     name = f"transfer {context.label}"
     history = fit(transfer, execution=context.execution, work=context.work, log=context.log, name=name)
     workers = workers_of(context.execution, device)
@@ -52,19 +51,3 @@ def run(context: Context) -> None:
     write_json(results, context.out / "predictions.json")
     write_json(transfer.score(results) | counts, context.out / "metrics.json", indent=1)
     write_json({"seed": seed, **transfer.derived()}, context.out / "derived.json")
-
-
-def open_transfer(task: TransferTask, given: Given) -> Transfer:
-    """Build what a task trains; backends are imported when they are used."""
-    if isinstance(task, Detectron2Detector):
-        require_detectron2("backend 'detectron2'")
-        from mls.transfer.detectron2 import Detectron2Detection
-
-        return Detectron2Detection(task, given)
-    if isinstance(task, TorchvisionDetector):
-        from mls.transfer.detection import Detection
-
-        return Detection(task, given)
-    from mls.transfer.semantic import SemanticTraining
-
-    return SemanticTraining(task, given)

@@ -354,7 +354,10 @@ def test_wrong_entries_are_named(values: dict[str, Any], message: str) -> None:
 
 def test_there_are_no_masks() -> None:
     transfer = {"detect": {"kind": "instance", "dataset": "voc"}}
-    with pytest.raises(ExperimentError, match=r"transfer\.detect\.dataset: 'voc' has boxes, but no masks for kind"):
+    with pytest.raises(
+        ExperimentError,
+        match=r"transfer\.detect\.dataset: 'voc' has boxes; kind 'instance' is trained on boxes and masks",
+    ):
         check({**raw(), "transfer": transfer}, Path("t.yaml"))
 
 

@@ -282,9 +282,9 @@ def test_odd_types_are_problems_not_crashes() -> None:
         )
     )
     assert "probe.linear.dataset" in text and "tables.main.rows" in text
-    assert "transfer.detect.dataset: 'photos' has labels, but no boxes and masks" in text
-    assert "transfer.breeds.dataset: 'pets' has labels, but no boxes and masks" in text
-    assert "transfer.streets.dataset: 'city' has index masks, but no boxes" in text
+    assert "transfer.detect.dataset: 'photos' has labels; kind 'instance' is" in text
+    assert "transfer.breeds.dataset: 'pets' has labels; kind" in text
+    assert "transfer.streets.dataset: 'city' has index masks; kind" in text
 
 
 def test_the_published_weights_are_those_of_torchvision() -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from mls.errors import MlsError
 from mls.experiment import identity
-from mls.experiment.identity import METHOD_READS
-from mls.experiment.params import Moco, Slotcon
+from mls.experiment.methods import METHODS, Moco, Slotcon
 from mls.experiment.plan import Plan, experiment_files, payload, plan_file
 from tests.conftest import PEERS, SMALL, plan_of, small
 
@@ -78,7 +77,7 @@ def test_a_method_is_named_by_what_it_reads_alone(run: str, changes: dict[str, A
 
 def test_params_json_tells_what_a_method_reads() -> None:
     plan = plan_of(small(runs=PEERS))
-    engine = {name for name in METHOD_READS["moco"] if name not in ("moco", "resident")}
+    engine = {name for name in METHODS["moco"].reads if name not in ("moco", "resident")}
     found = {}
     for run in PEERS:
         (job,) = plan.find("pretrain", run)

@@ -74,12 +74,12 @@ def test_what_is_wrong_is_named_as_in_the_file(task: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("kind", "source", "message"),
     [
-        ("instance", {"source": "voc"}, "'own' has boxes, but no masks for kind 'instance'"),
-        ("instance", {"source": "cityscapes"}, "'own' has index masks, but no boxes for kind 'instance'"),
-        ("detection", {"source": "cityscapes"}, "'own' has index masks, but no boxes for kind 'detection'"),
-        ("detection", {"source": "folder"}, "'own' has labels, but no boxes and masks for kind 'detection'"),
-        ("semantic", {"source": "voc"}, "'own' has boxes, but no masks for kind 'semantic'"),
-        ("semantic", {"source": "pets"}, "'own' has labels, but no boxes and masks for kind 'semantic'"),
+        ("instance", {"source": "voc"}, "'own' has boxes; kind 'instance' is trained on boxes and masks"),
+        ("instance", {"source": "cityscapes"}, "'own' has index masks; kind 'instance' is trained on boxes and masks"),
+        ("detection", {"source": "cityscapes"}, "'own' has index masks; kind 'detection' is trained on boxes, or on"),
+        ("detection", {"source": "folder"}, "'own' has labels; kind 'detection' is trained on boxes, or on boxes and"),
+        ("semantic", {"source": "voc"}, "'own' has boxes; kind 'semantic' is trained on boxes and masks, or on"),
+        ("semantic", {"source": "pets"}, "'own' has labels; kind 'semantic' is trained on boxes and masks, or on"),
     ],
 )
 def test_data_sets_that_lack_what_is_learned(kind: str, source: dict[str, Any], message: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from mls.experiment.params import Backbone, Mls, Moco, Pretrain
+from mls.experiment.methods import Mls, Moco
+from mls.experiment.params import Backbone, Pretrain
 from mls.methods.method import Method, Pair
 
 TRUE = torch.tensor(True)

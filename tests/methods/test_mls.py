@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mls.experiment.params import Mls
+from mls.experiment.methods import Mls
 from mls.methods.method import Embedded
 from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, true_neighbours, weight_at
 from mls.methods.moco import MoCo

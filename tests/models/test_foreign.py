@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mls.errors import DeterministicError, MlsError
 from mls.experiment.artifact import sha256
-from mls.experiment.params import Backbone, Pretrain, Weights
+from mls.experiment.methods import Weights
+from mls.experiment.params import Backbone, Pretrain
 from mls.models.backbone import build_backbone
 from mls.models.foreign import load_weights, read_state, translate
 from mls.models.names import from_detectron2, to_detectron2

@@ -16,7 +16,8 @@ from torch import Tensor
 from mls.data.augment import MEAN, STD, crop
 from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
-from mls.experiment.params import Mls, Moco, Pretrain
+from mls.experiment.methods import Mls, Moco
+from mls.experiment.params import Pretrain
 from mls.methods.dictionary import RANDOM
 from mls.methods.method import Method
 from mls.models.backbone import load_backbone

@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 import mls.data.stage
 from mls.errors import MlsError
 from mls.experiment.artifact import VOLATILE, open_artifact
-from mls.experiment.params import Moco, Pretrain
+from mls.experiment.methods import Moco
+from mls.experiment.params import Pretrain
 from mls.experiment.plan import Plan, plan_file
 from mls.experiment.stage import run_stage
 from mls.experiment.status import job_state

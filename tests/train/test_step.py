@@ -17,11 +17,10 @@ from mls.data.loader import TwoViews
 from mls.data.store import Store
 from mls.experiment.plan import Plan
 from mls.experiment.stage import Context, run_stage
-from mls.methods.method import Pair
+from mls.methods.method import Pair, build_method
 from mls.methods.moco import MoCo
 from mls.train import loop
 from mls.train.runtime import set_up
-from mls.train.stage import METHODS
 from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
 from tests.train.test_loop import job_of
 
@@ -113,7 +112,7 @@ def trainer_of(plan: Plan, run: str = "mls") -> loop.Trainer:
     device = set_up(execution, 0)
     views = TwoViews(Store(plan.stage("data")[0].path), job.config, 0)
     context = Context(job, run, Path("out"), job.work, execution, {}, plan)
-    return loop.Trainer(context, METHODS[job.config.method](job.config), views, device)
+    return loop.Trainer(context, build_method(job.config), views, device)
 
 
 def test_the_log_explains_a_rising_loss_and_a_large_dictionary(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,10 @@ from mls.data.store import Store
 from mls.experiment.artifact import open_artifact
 from mls.experiment.plan import Plan
 from mls.experiment.stage import Context
-from mls.methods.method import Method
+from mls.methods.method import Method, build_method
 from mls.train.distributed import process_group, rank, world
 from mls.train.loop import Trainer
 from mls.train.runtime import set_up
-from mls.train.stage import METHODS
 from tests.conftest import SMALL, plan_of, with_peers
 
 
@@ -47,7 +46,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
     try:
         device = set_up(execution, 0)
         views = TwoViews(Store(data.path), job.config, 0, rank(), world())
-        method = METHODS[job.config.method](job.config)
+        method = build_method(job.config)
         trainer = Trainer(context, method, views, device)
         original = method.losses
 
