@@ -111,7 +111,9 @@ def _take(count: int, known: list[str], held: ExitStack) -> list[str]:
             if len(taken) == count:
                 return sorted(taken, key=known.index)
             if not told:
-                print(f"waiting for {count - len(taken)} of the devices {', '.join(known)}", file=sys.stderr, flush=True)
+                print(
+                    f"waiting for {count - len(taken)} of the devices {', '.join(known)}", file=sys.stderr, flush=True
+                )
                 told = True
             time.sleep(POLL_S)
 
