@@ -25,8 +25,10 @@ pytestmark = [
     pytest.mark.skipif(PLUGIN is None, reason="no snakemake-executor-plugin-slurm here (extra: slurm)"),
     pytest.mark.skipif(rig.why_not() is not None, reason=str(rig.why_not())),
 ]
-SNAKEMAKE = ("snakemake", "--workflow-profile", "workflow/profiles/slurm", "--latency-wait", "5")
-SNAKEMAKE += ("--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue")
+SNAKEMAKE = (
+    *("snakemake", "--workflow-profile", "workflow/profiles/slurm", "--latency-wait", "5"),
+    *("--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue"),
+)
 STEP = 7
 """Between two checkpoints of the micro experiment (every 5 steps of 16)."""
 WAITS = f"""
