@@ -3,13 +3,9 @@
 
 
 # On several machines the stage calls srun itself: `mpi` keeps the executor plugin from it, and `gres` are GPUs of each.
-NODES = {
-    "nodes": EXECUTION.nodes,
-    "tasks": EXECUTION.nodes,
-    "tasks_per_gpu": 0,
-    "mpi": "srun",
-    "gres": f"gpu:{EXECUTION.gpus}",
-}
+NODES = {"nodes": EXECUTION.nodes, "tasks": EXECUTION.nodes, "mpi": "srun"}
+if EXECUTION.device == "cuda" or (EXECUTION.device == "auto" and devices()):
+    NODES |= {"gres": f"gpu:{EXECUTION.gpus}", "tasks_per_gpu": 0}
 
 
 def ranks(wildcards):
