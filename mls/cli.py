@@ -67,27 +67,40 @@ def stage(args: argparse.Namespace) -> None:
         if len(args.target) == 1:
             raise MlsError(f"usage: mls data {args.target[0]} NAME")
         return pin(args) if args.target[0] == "pin" else check(args)
+    from mls.experiment.artifact import state
+    from mls.experiment.devices import gpus_of, leased
     from mls.experiment.stage import run_stage
+    from mls.train.launch import awaits_srun, has_ranks, launch, wants_ranks
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     plan = plan_file(args.experiment)
+    execution = plan.loaded.experiment.execution
+    jobs = [job for target in args.target for job in plan.find(args.command, target)]
+    missing = [] if has_ranks() else [job for job in jobs if state(job.path) != "done"]
+    gpus = {job.id: 0 if awaits_srun(job, execution) else gpus_of(job, execution) for job in missing}
     function = importlib.import_module(STAGE_MODULES[args.command]).run
-    with ranks(args.command):
-        for target in args.target:
-            for job in plan.find(args.command, target):
-                run_stage(plan, job, function)
+    with leased(max(gpus.values(), default=0)), ranks(args.command):
+        for job in jobs:
+            if job in missing and wants_ranks(job, execution, gpus[job.id]):
+                command = ["mls", args.command, job.id, "-e", str(args.experiment), "--attempt", str(args.attempt)]
+                launch(command, job, execution, gpus[job.id])
+            else:
+                run_stage(plan, job, function, attempt=args.attempt)
     return None
 
 
 def ranks(command: str) -> AbstractContextManager[None]:
     """Join the other processes where torchrun started several."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    from mls.train.launch import die_with_torchrun, has_ranks
+
+    if not has_ranks():
         return nullcontext()
     if command != "pretrain":
         raise MlsError(f"torchrun started several processes, but only pretrain can use them, not {command}")
     from mls.train.distributed import process_group
 
+    die_with_torchrun()
     return process_group()
 
 
@@ -285,6 +298,9 @@ def parser() -> argparse.ArgumentParser:
         sub.description = f"Make {name} artifacts by hand; snakemake calls the same command."
         sub.add_argument(
             "target", nargs="+", help="label or id" + (", or: pin NAME, check NAME" if name == "data" else "")
+        )
+        sub.add_argument(
+            "--attempt", type=int, default=1, metavar="N", help="of a scheduler: from 2 on, a recorded failure is final"
         )
     add("validate", validate, experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
     sub = add("plan", plan, experiment=False)

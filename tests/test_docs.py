@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mls.doctor import DETECTRON2_COMMIT
+from mls.experiment.cost import as_json, estimate
 from mls.experiment.identity import STAGE_VERSIONS
 from mls.experiment.load import load, parse_yaml
 from mls.experiment.methods import Moco
@@ -43,6 +44,21 @@ def test_links_and_paths_in_the_docs_exist() -> None:
         for path in re.findall(r"`((?:mls|experiments|workflow|tests)/[\w./-]*)`", page.read_text()):
             known = (ROOT / path).exists() or path in ("experiments/mine.yaml", *examples)
             assert known, f"{page.name}: {path}"
+
+
+@pytest.mark.timeout(1200)
+def test_the_costs_of_the_papers_tables_are_those_of_mls_plan(in_tmp: Path) -> None:
+    (in_tmp / "experiments").symlink_to(ROOT / "experiments")
+    (in_tmp / "data.lock").symlink_to(ROOT / "data.lock")
+    rows = re.findall(r"\| `(experiments/paper-\S+)` \|(.*)\|", (ROOT / "docs" / "scaling.md").read_text())
+    files = sorted(str(file) for file in Path("experiments").glob("paper-*.yaml"))
+    assert sorted(name for name, _ in rows) == sorted(["experiments/paper-*.yaml", *files])
+    for name, text in rows:
+        hours, jobs, unknown, disk, work = (float(cell.replace(",", "")) for cell in text.split("|"))
+        totals = json.loads(as_json(estimate([plan_file(file) for file in sorted(Path().glob(name))])))["totals"]
+        assert (jobs, unknown) == (totals["jobs"], totals["unknown_hours"]), name
+        assert hours == round(totals["hours"]["V100-h"]), name
+        assert (disk, work) == (round(totals["disk"] / 1e9, 1), round(totals["peak"] / 1e9, 1)), name
 
 
 def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.MonkeyPatch) -> None:

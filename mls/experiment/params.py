@@ -116,6 +116,12 @@ class Execution(Section):
     """Processes that prepare images for one training job; 0 prepares them in the job itself. ``auto``: beside a GPU
     as many as there are cores for each rank, 16 at most; beside training on the CPU as many as its threads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: a GPU where this machine has one. On a cluster whose login node has none, ``cuda`` asks for them."""
+    gpus: Count = 1
+    """GPUs of one pretraining on each of its machines, a process each, by torchrun; other jobs take one. Their number
+    changes the last digits, like threads. ``moco.bn_splits`` must be a multiple of it, or 1."""
+    nodes: Count = 1
+    """Machines of one pretraining; more than one only within a Slurm job (docs/scaling.md)."""
     checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Count = 2

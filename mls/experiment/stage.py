@@ -62,8 +62,12 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
+def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -> None:
     """Make one artifact, unless it is there.
+
+    Args:
+        attempt: of a scheduler that starts again what has not ended well. From the second on, a failure that is
+            recorded is final: only what was interrupted or killed, which leaves no record, goes on.
 
     Raises:
         MlsError: the stage failed; a deterministic failure is recorded and met again at once.
@@ -76,7 +80,7 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         job.work.mkdir(parents=True, exist_ok=True)
     with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.work):
         try:
-            inputs = None if adopt(job) else ready(plan, job)
+            inputs = None if adopt(job) else ready(plan, job, attempt)
         except BaseException:
             tell(go=False)  # else the other ranks would wait, and bury this error under their own
             raise
@@ -98,9 +102,9 @@ def run_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         forget_state(job)
 
 
-def ready(plan: Plan, job: Job) -> dict[str, Artifact]:
+def ready(plan: Plan, job: Job, attempt: int = 1) -> dict[str, Artifact]:
     """Open the inputs of a job that is to be made, and forget a failure that other code had."""
-    refuse_known_failure(job)
+    refuse_known_failure(job, attempt)
     (job.work / "failed.json").unlink(missing_ok=True)
     return open_inputs(plan, job)
 
@@ -186,8 +190,8 @@ def record_failure(job: Job, error: Exception) -> None:
         write_atomic(job.work / "failed.json", json.dumps(record, indent=1) + "\n")
 
 
-def refuse_known_failure(job: Job) -> None:
-    """Stop at once where the same code has already failed on the same inputs."""
+def refuse_known_failure(job: Job, attempt: int = 1) -> None:
+    """Stop at once where the same code has already failed on the same inputs, or in the attempt before."""
     file = job.work / "failed.json"
     if not file.exists():
         return
@@ -195,7 +199,8 @@ def refuse_known_failure(job: Job) -> None:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return
-    if record.get("deterministic") and record.get("code") == digest():
+    final = record.get("deterministic") or attempt > 1
+    if final and record.get("code") == digest():
         raise MlsError(f"{record['message']} (failed before, same inputs and code; to try again: mls retry {job.id})")
 
 

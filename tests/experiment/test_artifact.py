@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mls.errors import DamagedArtifact, DeterministicError, MlsError
+from mls.errors import DamagedArtifact, DeterministicError, Interrupted, MlsError
 from mls.experiment.artifact import adopt, building, explain_full_disk, open_artifact, state
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import Context, is_locked, run_stage
@@ -163,6 +163,25 @@ def test_any_failure_is_recorded_and_only_a_deterministic_one_refused(plan: Plan
     with pytest.raises(ValueError, match="a bug"):
         run_stage(plan, job, fail)
     assert job_state(job) == "failed"
+    run_stage(plan, job, write)
+    assert job_state(job) == "done"
+
+
+def test_a_second_attempt_meets_any_failure_on_record_but_goes_on_after_a_kill(plan: Plan, job: Job) -> None:
+    """A scheduler that starts failed jobs again would otherwise repeat a bug as often as it may."""
+
+    def fail(context: Context) -> None:
+        raise ValueError("a bug")
+
+    def interrupted(context: Context) -> None:
+        raise Interrupted("stopped by its time limit")
+
+    with pytest.raises(Interrupted):
+        run_stage(plan, job, interrupted)
+    with pytest.raises(ValueError, match="a bug"):
+        run_stage(plan, job, fail, attempt=2)
+    with pytest.raises(MlsError, match=r"a bug .*failed before"):
+        run_stage(plan, job, write, attempt=3)
     run_stage(plan, job, write)
     assert job_state(job) == "done"
 

@@ -12,9 +12,11 @@ rule data_artifact:
     wildcard_constraints:
         folder="data|photos",
     threads: EXECUTION.threads
+    resources:
+        attempt=attempt,
     params:
         name=name_of,
     message:
         "{params.name}"
     shell:
-        "{MLS} data {wildcards.id} --experiment {EXPERIMENT:q}"
+        "{MLS} data {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"

@@ -13,10 +13,11 @@ rule features_artifact:
         "artifacts/features/{id}/artifact.json",
     threads: EXECUTION.threads
     resources:
-        gpu=GPUS,
+        gpu=gpu,
+        attempt=attempt,
     params:
         name=name_of,
     message:
         "{params.name}"
     shell:
-        "{MLS} features {wildcards.id} --experiment {EXPERIMENT:q}"
+        "{MLS} features {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"

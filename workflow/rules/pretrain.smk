@@ -2,6 +2,17 @@
 # Snakemake deletes those before a job and after its failure.
 
 
+# On several machines the stage calls srun itself: `mpi` keeps the executor plugin from it, and `gres` are GPUs of each.
+NODES = {"nodes": EXECUTION.nodes, "tasks": EXECUTION.nodes, "mpi": "srun"}
+if EXECUTION.device == "cuda" or (EXECUTION.device == "auto" and devices()):
+    NODES |= {"gres": f"gpu:{EXECUTION.gpus}", "tasks_per_gpu": 0}
+
+
+def ranks(wildcards):
+    """Processes on each machine."""
+    return gpu(wildcards) if trains_together(PLAN.jobs[wildcards.id]) else 1
+
+
 rule pretrain:
     input:
         seals("pretrain"),
@@ -13,12 +24,14 @@ rule pretrain_artifact:
     output:
         "artifacts/pretrain/{id}/artifact.json",
     priority: 1  # the longest jobs first
-    threads: EXECUTION.threads
+    threads: lambda wildcards: EXECUTION.threads * max(1, ranks(wildcards))
     resources:
-        gpu=GPUS,
+        **(NODES if EXECUTION.nodes > 1 else {}),
+        gpu=gpu if EXECUTION.nodes == 1 else 0,
+        attempt=attempt,
     params:
         name=name_of,
     message:
         "{params.name}"
     shell:
-        "{MLS} pretrain {wildcards.id} --experiment {EXPERIMENT:q}"
+        "{MLS} pretrain {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"

@@ -13,10 +13,11 @@ rule probe_artifact:
         "artifacts/probe/{id}/artifact.json",
     threads: EXECUTION.threads
     resources:
-        gpu=gpus_of if GPUS else 0,
+        gpu=gpu,
+        attempt=attempt,
     params:
         name=name_of,
     message:
         "{params.name}"
     shell:
-        "{MLS} probe {wildcards.id} --experiment {EXPERIMENT:q}"
+        "{MLS} probe {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"

@@ -11,12 +11,14 @@ rule tables_artifact:
         inputs_of("tables"),
     output:
         "artifacts/tables/{id}/artifact.json",
+    resources:
+        attempt=attempt,
     params:
         name=name_of,
     message:
         "{params.name}"
     shell:
-        "{MLS} tables {wildcards.id} --experiment {EXPERIMENT:q}"
+        "{MLS} tables {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
 
 
 rule publish:

@@ -13,10 +13,11 @@ rule transfer_artifact:
         "artifacts/transfer/{id}/artifact.json",
     threads: EXECUTION.threads
     resources:
-        gpu=GPUS,
+        gpu=gpu,
+        attempt=attempt,
     params:
         name=name_of,
     message:
         "{params.name}"
     shell:
-        "{MLS} transfer {wildcards.id} --experiment {EXPERIMENT:q}"
+        "{MLS} transfer {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"

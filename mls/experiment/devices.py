@@ -1,0 +1,148 @@
+"""GPUs of one machine, each for one job at a time, whoever starts it.
+
+    gpus_of(job, execution)     # 1, or execution.gpus of a pretraining; 0 on a CPU: Snakemake's resource `gpu`
+    with leased(2):             # waits for two devices that nobody holds; CUDA_VISIBLE_DEVICES is then those two
+        ...
+
+A lease is a kernel lock on one file per device in ``$MLS_LEASES`` (default ``/tmp/mls-devices``, which all users of
+the machine share), so a holder that is killed frees its devices at once. Leased are those of ``CUDA_VISIBLE_DEVICES``
+where it is set: by a person who keeps some for other things (``CUDA_VISIBLE_DEVICES=0,1 snakemake``), by Slurm, or by
+a test (any names will do where there are no GPUs); otherwise all ``/dev/nvidia<number>``. Within a Slurm job the names
+are that job's own, since each counts its devices from 0.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mls.errors import MlsError
+from mls.experiment.params import Execution
+from mls.experiment.plan import Job
+from mls.experiment.references import TRAINED
+from mls.experiment.tasks import Features
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL_S = 0.2
+
+
+def devices() -> list[str]:
+    """Names of the devices that this process may lease, in CUDA's order; none where none is known."""
+    if VISIBLE in os.environ:
+        names = (name.strip() for name in os.environ[VISIBLE].split(","))
+        return [name for name in names if name not in ("", "-1")]
+    return sorted((path.name[len("nvidia") :] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def gpus_of(job: Job, execution: Execution) -> int:
+    """How many GPUs of a machine the job takes.
+
+    None for data, tables and probes of frozen features, on ``device: cpu``, and, with ``device: auto``, on a machine
+    without any. ``device: cuda`` takes them unseen: a cluster's login node need not have one.
+    """
+    frozen = job.stage == "probe" and isinstance(job.config, Features)
+    if job.stage in ("data", "tables") or frozen or execution.device == "cpu":
+        return 0
+    if execution.device == "auto" and not devices():
+        return 0
+    return execution.gpus if trains_together(job) else 1
+
+
+def trains_together(job: Job) -> bool:
+    """Whether several processes can share the job."""
+    return job.stage == "pretrain" and job.config.method in TRAINED
+
+
+@contextmanager
+def leased(count: int) -> Iterator[None]:
+    """Hold so many devices; within the block ``CUDA_VISIBLE_DEVICES`` names them, for this process and its children.
+
+    Enter it before CUDA is initialised, which reads the variable once. Where no device is known nothing is leased:
+    torch then says whether there is one.
+
+    Raises:
+        MlsError: more than there are.
+    """
+    known = devices()
+    if count == 0 or (count == 1 and not known):
+        yield
+        return
+    if count > len(known):
+        has = f"{len(known)} ({', '.join(known)})" if known else "none"
+        raise MlsError(
+            f"{count} GPUs are asked for at once (execution.gpus), but this machine offers {has}; "
+            f"lower it, or set {VISIBLE} to those it has"
+        )
+    before = os.environ.get(VISIBLE)
+    with ExitStack() as held:
+        os.environ[VISIBLE] = ",".join(_take(count, known, held))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[VISIBLE]
+            else:
+                os.environ[VISIBLE] = before
+
+
+def _take(count: int, known: list[str], held: ExitStack) -> list[str]:
+    """Lock so many of the known devices, and put their release on a stack.
+
+    One process chooses at a time, the others queue behind it: so nobody holds half of what he needs while another
+    holds the other half, and a job that needs many is not passed over by those that need one.
+    """
+    folder = Path(os.environ.get("MLS_LEASES", "/tmp/mls-devices"))
+    job, node = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURMD_NODENAME", "")
+    prefix = f"slurm-{job}-{node}-" if job else ""
+    files = {name: _open(folder / f"{prefix}{name.replace('/', '_')}.lock", held) for name in known}
+    with ExitStack() as queue:
+        _lock(_open(folder / f"{prefix}queue", queue), wait=True)
+        taken: list[str] = []
+        told = False
+        while True:
+            for name in known:
+                if len(taken) < count and name not in taken and _lock(files[name], wait=False):
+                    taken.append(name)
+            if len(taken) == count:
+                return sorted(taken, key=known.index)
+            if not told:
+                print(
+                    f"waiting for {count - len(taken)} of the devices {', '.join(known)}", file=sys.stderr, flush=True
+                )
+                told = True
+            time.sleep(POLL_S)
+
+
+def _open(file: Path, held: ExitStack) -> int:
+    """A lock file's descriptor, closed with the stack; other users of the machine can lock it too.
+
+    Raises:
+        MlsError: the folder can't be used.
+    """
+    try:
+        if not file.parent.is_dir():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.chmod(0o1777)  # whatever the umask
+        try:  # first as it is: Linux refuses O_CREAT on another user's file in a folder like this
+            handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            os.fchmod(handle, 0o666)
+    except OSError as error:
+        raise MlsError(f"can't lease a device: {error}; set MLS_LEASES to a folder that can be written") from error
+    held.callback(os.close, handle)
+    return handle
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Take a lock that is this process's alone: unlike ``flock``'s, its forked workers do not keep it alive."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""execution.gpus: `mls pretrain` starts torchrun itself, with leased devices (gloo on a CPU, and devices of no more
+than a name)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import mls.data.stage
+from mls.errors import MlsError
+from mls.experiment.artifact import VOLATILE, open_artifact
+from mls.experiment.params import Execution
+from mls.experiment.plan import Job, Plan, plan_file
+from mls.experiment.stage import is_locked, run_stage
+from mls.experiment.status import job_state
+from mls.train import launch
+from tests.conftest import SMALL, plan_of, small
+from tests.train.test_distributed import BROKEN_DECODER
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ["mls", "pretrain", "0123456789", "-e", "params.yaml", "--attempt", "1"]
+
+
+@pytest.fixture
+def environment(in_tmp: Path) -> dict[str, str]:
+    """Two devices, of which there is nothing but the names."""
+    return {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "a,b",
+        "MLS_LEASES": str(in_tmp / "leases"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture
+def plan(in_tmp: Path) -> Plan:
+    """Long enough to be stopped; the data are made."""
+    raw: dict[str, Any] = small(
+        pretrain={**SMALL["pretrain"], "epochs": 60},
+        execution={**SMALL["execution"], "gpus": 2, "checkpoint_every": 50},
+    )
+    with Path("small.yaml").open("w") as file:
+        YAML().dump(raw, file)
+    plan = plan_file(Path("small.yaml"))
+    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    return plan
+
+
+def start(environment: dict[str, str], *launcher: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", *launcher, "mls", "pretrain", "mls", "-e", "small.yaml"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(environment: dict[str, str], *launcher: str) -> str:
+    running = start(environment, *launcher)
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 0, log
+    return log
+
+
+def wait_for_checkpoint(job: Job, running: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 300
+    while not list(job.work.glob("checkpoint-*.pt")):
+        assert running.poll() is None and time.monotonic() < end, running.communicate()[1]
+        time.sleep(0.02)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name not in VOLATILE}
+
+
+def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, environment: dict[str, str]) -> None:
+    """SIGUSR1 saves and exits with 75, without torchrun's 30 seconds; kill -9 takes the ranks with it."""
+    (job,) = plan.find("pretrain", "mls")
+    running = start(environment)
+    wait_for_checkpoint(job, running)
+    running.send_signal(signal.SIGUSR1)
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 75, log
+    assert "after saving" in log and "run the same command to go on" in log and "Traceback" not in log
+    assert job_state(job) == "resumable"
+
+    running = start(environment)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "resumes at step" in line:
+            break
+    running.kill()
+    running.wait()
+    end = time.monotonic() + 60
+    while is_locked(job.work / "lock"):
+        assert time.monotonic() < end, "rank 0 lives on"
+        time.sleep(0.05)
+    running.stderr.close()
+
+    assert "resumes at step" in finish(environment)
+    made = open_artifact(job.path, deep=True).seal["made"]
+    assert made["ranks"] == 2
+    mine = contents(job.path)
+    job.path.rename("resumed")
+    (job.work / "artifact.json").unlink(missing_ok=True)
+    finish(environment, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    assert contents(job.path) == mine
+
+
+def test_a_rank_that_fails(plan: Plan, environment: dict[str, str]) -> None:
+    """What it says is said, the exit code is 1, and from the second attempt on nothing is tried."""
+    Path("sitecustomize.py").write_text(BROKEN_DECODER)
+    running = start(environment | {"PYTHONPATH": f"{Path.cwd()}:{ROOT}"})
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 1, log
+    assert "broken on purpose" in log and "its ranks failed" in log
+    again = [sys.executable, "-m", "mls", "pretrain", "mls", "-e", "small.yaml", "--attempt", "2"]
+    done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1 and "failed before" in done.stderr
+
+
+def test_two_gpus_where_there_is_one(plan: Plan, environment: dict[str, str]) -> None:
+    running = start(environment | {"CUDA_VISIBLE_DEVICES": "a"})
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 1 and "2 GPUs are asked for at once (execution.gpus)" in log
+
+
+def test_what_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = launch.torchrun(COMMAND, Execution(gpus=4), 4)
+    assert four == ["--standalone", "--nproc-per-node", "4", "-m", *COMMAND]
+    two_by_four = Execution(gpus=4, nodes=2)
+    with pytest.raises(MlsError, match=r"execution\.nodes is 2, which needs a Slurm job"):
+        launch.srun(COMMAND, two_by_four)
+    monkeypatch.setenv("SLURM_JOB_ID", "1234567")
+    started = launch.srun(COMMAND, two_by_four)
+    assert started[:6] == ["srun", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node=1"]
+    assert started[-9:] == [sys.executable, "-m", *COMMAND]
+    (exported,) = [one for one in started if one.startswith("--export=ALL,")]
+    monkeypatch.setenv("MASTER_ADDR", exported.partition("MASTER_ADDR=")[2])
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    where = ["--nnodes", "2", "--node-rank", "1", "--master-addr", os.environ["MASTER_ADDR"], "--master-port", "24567"]
+    assert launch.torchrun(COMMAND, two_by_four, 4) == [*where, "--nproc-per-node", "4", "-m", *COMMAND]
+
+
+def test_who_starts_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained run with several GPUs or nodes; and srun comes first, where there are several nodes."""
+    plan = plan_of(small())
+    (mls,), (random,) = plan.find("pretrain", "mls"), plan.find("pretrain", "random")
+    assert launch.wants_ranks(mls, Execution(gpus=2), 2) and not launch.wants_ranks(random, Execution(gpus=2), 1)
+    assert not launch.wants_ranks(mls, Execution(gpus=2), 0), "no GPU here: one process on the CPU"
+    nodes = Execution(nodes=2)
+    assert launch.wants_ranks(mls, nodes, 0) and launch.awaits_srun(mls, nodes)
+    assert not launch.awaits_srun(random, nodes) and not launch.awaits_srun(mls, Execution())
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert not launch.awaits_srun(mls, nodes)

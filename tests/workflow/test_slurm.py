@@ -1,0 +1,112 @@
+"""The same experiment on a real Slurm: stopped by its time limit, retried, on two nodes; the same bytes.
+
+Skipped where Slurm or the executor plugin is absent. The two nodes are this machine's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mls.experiment.plan import plan_file
+from tests.workflow import slurm as rig
+from tests.workflow.clone import Clone
+
+PLUGIN = importlib.util.find_spec("snakemake_executor_plugin_slurm")
+pytestmark = [
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.timeout(1800),  # waits for a time limit, whose unit is the minute
+    pytest.mark.skipif(PLUGIN is None, reason="no snakemake-executor-plugin-slurm here (extra: slurm)"),
+    pytest.mark.skipif(rig.why_not() is not None, reason=str(rig.why_not())),
+]
+SNAKEMAKE = (
+    *("snakemake", "--workflow-profile", "workflow/profiles/slurm", "--latency-wait", "5"),
+    *("--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue"),
+)
+STEP = 7
+"""Between two checkpoints of the micro experiment (every 5 steps of 16)."""
+WAITS = f"""
+import sys
+if "pretrain" in sys.orig_argv:
+    import time
+    from mls.train import interrupt, loop
+    guards, enter, step = [], interrupt.InterruptGuard.__enter__, loop.Trainer._train_step
+    def remember(self):
+        guards.append(self)
+        return enter(self)
+    def wait(self, batch, **asked):
+        step(self, batch, **asked)
+        while self.step == {STEP} and guards[-1].asked is None:
+            time.sleep(0.1)
+    interrupt.InterruptGuard.__enter__, loop.Trainer._train_step = remember, wait
+"""
+"""A pretraining that comes to this step waits there for a signal; one that is resumed from it goes on."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.Slurm]:
+    with rig.Slurm(tmp_path_factory.mktemp("slurm") / "one") as started:
+        yield started
+
+
+@pytest.fixture
+def clone(pulled: Clone, cluster: rig.Slurm, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLS_LEASES", str(cluster.folder / "leases"))
+    return pulled
+
+
+def resources(minutes: int) -> tuple[str, ...]:
+    return ("--default-resources", f"runtime={minutes}", "mem_mb=500", "slurm_extra='--signal=TERM@60'")
+
+
+def lost(clone: Clone, *labels: tuple[str, str]) -> list[Path]:
+    """Remove artifacts, given by stage and label; their paths."""
+    plan = plan_file(clone.path / "params.yaml")
+    paths = [clone.path / job.path for stage, label in labels for job in plan.find(stage, label)]
+    for path in paths:
+        shutil.rmtree(path)
+    return paths
+
+
+def test_a_time_limit_stops_a_job_and_its_retry_makes_the_same_bytes(
+    clone: Clone, finished: Clone, tmp_path: Path
+) -> None:
+    """Slurm's signal, not the test's: the pretraining waits for it, a minute before its limit of three."""
+    lost(clone, ("pretrain", "mls"), ("features", "linear/mls"), ("probe", "linear/mls"), ("tables", "micro"))
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(WAITS)
+    text = clone.run("env", f"PYTHONPATH={tmp_path / 'slow'}:{clone.path}", *SNAKEMAKE, *resources(minutes=3))
+    assert len(re.findall("Trying to restart job", text)) >= 1 and "100%) done" in text, text
+    failed = [log.read_text() for log in clone.path.glob(".snakemake/slurm_logs/rule_pretrain_artifact/*/*.log")]
+    assert any(f"{STEP}/16" in log and "stopped by SIGTERM after saving" in log for log in failed), failed
+    assert clone.digests() == finished.digests()
+    assert clone.planned() == {}
+
+
+def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm) -> None:
+    """srun starts torchrun's agents; each has its node's lease, and the ranks are those of one machine."""
+    (path,) = lost(clone, ("pretrain", "mls"))
+    target = str((path / "artifact.json").relative_to(clone.path))
+    clone.edit(execution__nodes=2)
+    visible = "CUDA_VISIBLE_DEVICES=a,b"  # here; on the nodes it is what Slurm says
+    clone.run("env", visible, *SNAKEMAKE, *resources(minutes=10), "--retries", "0", "--", target)
+    leases = {file.name for file in (cluster.folder / "leases").iterdir()}
+    ours = {f"{node}-{what}" for node in ("n1", "n2") for what in ("0.lock", "queue")}
+    assert {name.split("-", 2)[2] for name in leases} == ours, "slurm-<job>-<node>-<device>"
+    assert json.loads((path / "artifact.json").read_text())["made"]["ranks"] == 2
+    two_nodes = clone.digests()
+    shutil.rmtree(path)
+    (clone.path / "work" / path.name / "artifact.json").unlink(missing_ok=True)
+    clone.edit(execution__nodes=None, execution__gpus=2)
+    text = clone.run("env", visible, "snakemake", "--", target)
+    assert 'gpu=Resource("gpu", 2)' in text
+    assert json.loads((path / "artifact.json").read_text())["made"]["ranks"] == 2
+    assert clone.digests() == two_nodes
