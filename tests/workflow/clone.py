@@ -21,7 +21,8 @@ MICRO = ROOT / "experiments" / "micro.yaml"
 
 def environment() -> dict[str, str]:
     """The tools of this Python; no variable that would lead a clone to another one's code or data."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS")}
+    leading = ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS", "MLS_STORE", "MLS_WORK")
+    env = {k: v for k, v in os.environ.items() if k not in leading}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     env |= {"OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1", "MLS_PLAIN": "1"}
     for who in ("AUTHOR", "COMMITTER"):
