@@ -101,7 +101,7 @@ class Clone:
         """sha256 of every file of every artifact, volatile ones aside."""
         root = self.path / "artifacts"
         files = (file for file in sorted(root.rglob("*")) if file.is_file() and file.name not in VOLATILE)
-        return {str(file.relative_to(root)): sha256(file) for file in files if file.name != ".gitignore"}
+        return {str(file.relative_to(root)): sha256(file) for file in files if not file.name.startswith(".")}
 
     def copy(self, to: Path) -> Clone:
         """The whole folder again, ignored files included."""
