@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from mls.errors import DamagedArtifact, MlsError
 from mls.experiment import links
+from mls.experiment import store as kept
 from mls.experiment.artifact import open_artifact, state
 from mls.experiment.gc import collect
 from mls.experiment.places import home, store, work
@@ -48,6 +50,11 @@ def remove(*paths: Path) -> None:
     subprocess.run(["rm", "-rf", *map(str, paths)], check=True)
 
 
+def refuse(source: Path, target: Path) -> None:
+    """As another disk does."""
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
 def overwrite(file: Path, content: bytes) -> None:
     """As an editor does, which leaves the other names of a hard link alone."""
     file.unlink()
@@ -59,8 +66,8 @@ def test_an_artifact_that_was_removed_is_linked_not_made(
     way: str, plan: Plan, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "copies":
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError()))
-        monkeypatch.setattr(links, "_reflink", os.link)
+        monkeypatch.setattr(os, "link", refuse)
+        monkeypatch.setattr(links, "_reflink", refuse)
     run_stage(plan, job, write)
     seal = (job.path / "artifact.json").read_bytes()
     remove(job.path)
@@ -151,6 +158,21 @@ def test_what_a_hard_link_damaged_in_both_places_is_not_called_whole(plan: Plan,
     os.link(job.path / "weights.bin", job.stored / "weights.bin")
     with pytest.raises(DamagedArtifact, match=f"rm -rf {job.path} {job.stored}`, then `dvc pull"):
         open_artifact(job.path, deep=True)
+
+
+def test_what_a_kill_left_half_done_is_never_taken_for_complete(
+    plan: Plan, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for aside in (Path(".store/aside"), Path("artifacts/.aside")):
+        (aside / job.id).mkdir(parents=True)
+        (aside / job.id / "half").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "_link", lambda _: sys.exit("killed after the store had it"))
+        with pytest.raises(SystemExit):
+            run_stage(plan, job, write)
+    assert state(job.path) == "missing" and state(job.stored) == "done"
+    run_stage(plan, job, never)
+    assert open_artifact(job.path, deep=True) and not list(Path().rglob("half"))
 
 
 PROGRAM = """
