@@ -13,9 +13,10 @@
     mls export mls --format timm     a backbone as a file of torchvision's, timm's or Detectron2's names
     mls draw mls                     the paper's Figures 3 and 4 of a finished pretraining, into drawn/<id>/
     mls draw detect/mls              what a finished detector finds in test images, likewise
-    mls verify | mls gc | mls retry ID | mls publish | mls show | mls report
+    mls verify | mls gc | mls store add | mls retry ID | mls publish | mls show | mls report
 
-Every other command that reads an experiment takes ``-e FILE`` (default: params.yaml).
+Every other command that reads an experiment takes ``-e FILE`` (default: params.yaml). What of it the store has and
+artifacts/ lacks is linked first.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 from mls.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
 from mls.experiment.identity import STAGES
 from mls.experiment.plan import DATA_LOCK, experiment_files, plan_file
+from mls.experiment.store import add_all, plan_here
 
 STAGE_MODULES = {
     "data": "mls.data.stage",
@@ -74,7 +76,7 @@ def stage(args: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
-    plan = plan_file(args.experiment)
+    plan = plan_here(args.experiment)
     execution = plan.loaded.experiment.execution
     jobs = [job for target in args.target for job in plan.find(args.command, target)]
     missing = [] if has_ranks() else [job for job in jobs if state(job.path) != "done"]
@@ -128,7 +130,7 @@ def check(args: argparse.Namespace) -> None:
     from mls.data.check_text import print_report
     from mls.experiment.artifact import open_artifact, state
 
-    plan, wrong = plan_file(args.experiment), []
+    plan, wrong = plan_here(args.experiment), []
     for name in args.target[1:]:
         for job in plan.find("data", name):
             if state(job.path) == "missing":
@@ -144,7 +146,7 @@ def status(args: argparse.Namespace) -> None:
     """Print each artifact of an experiment with its state."""
     from mls.experiment.status import print_status
 
-    print_status(plan_file(args.experiment))
+    print_status(plan_here(args.experiment))
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -158,7 +160,7 @@ def plan(args: argparse.Namespace) -> None:
     """Print the jobs, device hours and disk that experiments need; run nothing."""
     from mls.experiment.cost import as_json, estimate, print_costs
 
-    costs = estimate([plan_file(path) for path in args.files])
+    costs = estimate([plan_here(path) for path in args.files])
     if args.json:
         print(as_json(costs))
     else:
@@ -176,14 +178,19 @@ def verify(args: argparse.Namespace) -> None:
     """Compare every file of every finished artifact with its recorded sha256."""
     from mls.experiment.status import verify_plan
 
-    verify_plan(plan_file(args.experiment))
+    verify_plan(plan_here(args.experiment))
 
 
 def gc(args: argparse.Namespace) -> None:
     """List, or with --delete remove, artifacts that no experiment file, branch or result refers to."""
     from mls.experiment.gc import collect
 
-    collect(delete=args.delete)
+    collect(delete=args.delete, shared=args.shared)
+
+
+def store(args: argparse.Namespace) -> None:
+    """Verify the finished artifacts that the store lacks, and take them in."""
+    add_all()
 
 
 def retry(args: argparse.Namespace) -> None:
@@ -198,21 +205,21 @@ def publish(args: argparse.Namespace) -> None:
     """Make results/<experiment>/ show the experiment's tables."""
     from mls.report.publish import publish as publish_tables
 
-    print(publish_tables(plan_file(args.experiment)))
+    print(publish_tables(plan_here(args.experiment)))
 
 
 def show(args: argparse.Namespace) -> None:
     """Print the experiment's tables and where their files are."""
     from mls.report.publish import show as show_tables
 
-    print(show_tables(plan_file(args.experiment)))
+    print(show_tables(plan_here(args.experiment)))
 
 
 def report(args: argparse.Namespace) -> None:
     """Write the pages of the experiment's report, one file each, into report/; print the folder (all: make report)."""
     from mls.report.pages import build
 
-    print(build(plan_file(args.experiment)))
+    print(build(plan_here(args.experiment)))
 
 
 def score(args: argparse.Namespace) -> None:
@@ -223,7 +230,7 @@ def score(args: argparse.Namespace) -> None:
         return print_score(Path(args.target))
     from mls.experiment.artifact import open_artifact
 
-    plan = plan_file(args.experiment)
+    plan = plan_here(args.experiment)
     named = args.target.split("/")[0] in plan.loaded.experiment.transfer
     transfers = named or any(job.id.startswith(args.target) for job in plan.stage("transfer"))
     for job in plan.find("transfer" if transfers else "probe", args.target):
@@ -245,7 +252,7 @@ def export(args: argparse.Namespace) -> None:
     from mls.experiment.params import Backbone
     from mls.transfer.export import FORMATS, export_backbone
 
-    plan = plan_file(args.experiment)
+    plan = plan_here(args.experiment)
     jobs = plan.find("pretrain", args.target)
     if args.out and len(jobs) > 1:
         raise MlsError(f"-o is one file, but {args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
@@ -258,7 +265,7 @@ def export(args: argparse.Namespace) -> None:
 
 def draw(args: argparse.Namespace) -> None:
     """Draw the paper's Figures 3 and 4 of finished pretrainings, or what finished detectors find; print the files."""
-    plan = plan_file(args.experiment)
+    plan = plan_here(args.experiment)
     named = args.target.split("/")[0] in plan.loaded.experiment.transfer
     of_id = len(args.target) >= 4 and any(job.id.startswith(args.target) for job in plan.stage("transfer"))
     jobs = plan.find("transfer" if named or of_id else "pretrain", args.target)
@@ -321,7 +328,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="default: drawn/<id>/")
     sub.add_argument("--images", type=int, default=6, metavar="N", help="queries in Figure 4, test images (default: 6)")
     sub.add_argument("--seed", type=int, default=0, help="decides the queries and their crops (default: 0)")
-    add("gc", gc, experiment=False).add_argument("--delete", action="store_true", help="really remove them")
+    sub = add("gc", gc, experiment=False)
+    sub.add_argument("--delete", action="store_true", help="really remove them")
+    sub.add_argument("--shared", action="store_true", help="also from places outside this clone, which others may use")
+    add("store", store, experiment=False).add_argument("action", choices=("add",), help="take in what artifacts/ has")
     add("retry", retry, experiment=False).add_argument("ids", nargs="+", help="artifact ids")
     return top
 

@@ -26,7 +26,9 @@ from mls.experiment.artifact import how_to_mend, state
 from mls.experiment.datasets import CocoDataset, LocalDataset, ScenesDataset, VocDataset
 from mls.experiment.load import Loaded, load
 from mls.experiment.methods import TRAINED
-from mls.experiment.plan import ARTIFACTS, DATA_LOCK, WORK, Plan, make_plan, read_lock
+from mls.experiment.places import store, work
+from mls.experiment.plan import ARTIFACTS, DATA_LOCK, Plan, make_plan, read_lock
+from mls.experiment.store import link_back
 from mls.experiment.transfers import Detectron2Detector
 
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
@@ -72,6 +74,7 @@ def examine(file: Path) -> list[Finding]:
     try:
         loaded = load(file)
         plan = make_plan(loaded, read_lock(DATA_LOCK))
+        link_back(plan)
         findings.append(Finding("ok", "experiment", f"{file} plans {len(plan.jobs)} jobs"))
     except MlsError as error:
         findings.append(Finding("missing", "experiment", str(error)))
@@ -219,13 +222,13 @@ def _detectron2() -> tuple[str, str] | None:
 def check_disk() -> Iterator[Finding]:
     """Free space, a line for each disk."""
     disks: dict[int, tuple[Path, list[str]]] = {}
-    for folder in (ARTIFACTS, WORK):
+    for folder in (ARTIFACTS, work(), store()):
         there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
         disks.setdefault(there.stat().st_dev, (there, []))[1].append(f"{folder}/")
     for there, folders in disks.values():
         free = shutil.disk_usage(there).free / 1e9
         status, remedy = ("note", "") if free >= LEAST_GB else ("missing", "free some; mls gc lists what nothing needs")
-        yield Finding(status, "disk", f"{free:.1f} GB free for {' and '.join(folders)}", remedy)
+        yield Finding(status, "disk", f"{free:.1f} GB free for {', '.join(folders)}", remedy)
 
 
 def check_data(plan: Plan) -> Iterator[Finding]:

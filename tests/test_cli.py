@@ -42,7 +42,7 @@ def test_interruptions_exit_75(
     def interrupted(path: Path) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "plan_file", interrupted)
+    monkeypatch.setattr(cli, "plan_here", interrupted)
     assert run(monkeypatch, "status") == 75
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -62,7 +62,7 @@ def test_validate_lists_every_file_and_every_problem(
 
 
 def test_planning_imports_neither_torch_nor_snakemake() -> None:
-    code = "import sys; from pathlib import Path; from mls.experiment.plan import plan_file\n"
+    code = "import sys, mls.experiment.store; from pathlib import Path; from mls.experiment.plan import plan_file\n"
     code += "plan_file(Path('experiments/micro.yaml')); print({'torch', 'snakemake', 'dvc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

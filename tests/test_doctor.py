@@ -237,7 +237,7 @@ def test_a_disk_that_is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
     write()
     usage = types.SimpleNamespace(free=50_000_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert seen("disk") == ("note", "50.0 GB free for artifacts/ and work/")
+    assert seen("disk") == ("note", "50.0 GB free for artifacts/, work/, .store/")
     usage.free = 900_000_000
     assert found("disk").status == "missing" and "mls gc" in found("disk").remedy
 

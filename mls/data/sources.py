@@ -35,8 +35,9 @@ from mls.experiment.datasets import (
     ScenesDataset,
     VocDataset,
 )
+from mls.experiment.locks import say
+from mls.experiment.places import expanded, place
 from mls.experiment.plan import read_ids, read_lock
-from mls.experiment.stage import say
 from mls.train.progress import Bar
 
 
@@ -63,7 +64,7 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
     Raises:
         MlsError: there is no such folder; says what to do.
     """
-    base = expanded(os.environ.get("MLS_DATA") or "downloads", "MLS_DATA")
+    base = place("MLS_DATA", "downloads")
     if config.root is not None:
         root = base / expanded(config.root, f"dataset {names[0]!r}: its root")
         if not root.is_dir():
@@ -81,18 +82,6 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
             f"or run: export MLS_DATA=/path/that/holds/{names[0]}"
         )
     return found or base / names[0]
-
-
-def expanded(path: str, what: str) -> Path:
-    """A path whose ``~`` is a home folder.
-
-    Raises:
-        MlsError: there is no such home; ``what`` names the path.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise MlsError(f"{what} is {path!r}: {error}") from error
 
 
 def open_reader(names: Sequence[str], config: LocalDataset, poll: Callable[[], None] = lambda: None) -> Reader:

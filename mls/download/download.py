@@ -25,7 +25,7 @@ from mls.download.stream import Poll, Transfer, Wanted
 from mls.download.web import RETRIES, Crew, Refused, Stopped, Torn, body, content_length, is_web_page, new_session
 from mls.errors import MlsError
 from mls.experiment.artifact import out_of_space, sync
-from mls.experiment.stage import locked
+from mls.experiment.locks import locked
 from mls.train.progress import Bar
 
 LARGEST = 64 * MB

@@ -28,7 +28,7 @@ from mls.download.unpack import NOTES, is_archive, unpack
 from mls.errors import MlsError
 from mls.experiment.artifact import atomic_file, explain_full_disk, sha256, sync, write_atomic
 from mls.experiment.datasets import LocalDataset
-from mls.experiment.stage import locked, say
+from mls.experiment.locks import locked, say
 
 SOME = "images-one-by-one.json"
 """Note on the folders that `fetch_images` has put images in."""

@@ -1,4 +1,4 @@
-"""Artifacts: built aside, sealed by ``artifact.json``, renamed in whole, checked when opened.
+"""Artifacts: sealed by ``artifact.json``, checked when opened; `mls.experiment.store` builds, keeps and links them.
 
 ``artifact.json`` is written last. It lists every file with size and sha256, the params and inputs
 that the id was computed from, and, under ``made``, the only volatile facts: when, where, by which
@@ -11,17 +11,14 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.identity import STAGE_VERSIONS
-from mls.experiment.plan import Job
-from mls.experiment.provenance import provenance
+from mls.experiment.places import store
 
 SEAL = "artifact.json"
 VOLATILE = (SEAL, "timing.csv")
@@ -63,26 +60,43 @@ def open_artifact(path: Path, *, deep: bool = False) -> Artifact:
         raise DamagedArtifact(f"{path} is missing; make it with snakemake, or fetch it: dvc pull") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedArtifact(f"{path}/{SEAL} can't be read ({error}). {how_to_mend(path)}") from error
-    problems = []
+    problems = {}
     for name, (size, digest) in listed.items():
         file = path / name
         if not file.is_file():
-            problems.append(f"{name} is missing")
+            problems[name] = "is missing"
         elif file.stat().st_size != size:
-            problems.append(f"{name} has {file.stat().st_size:,} bytes instead of {size:,}")
+            problems[name] = f"has {file.stat().st_size:,} bytes instead of {size:,}"
         elif deep and sha256(file) != digest:
-            problems.append(f"{name} has another content (sha256)")
+            problems[name] = "has another content (sha256)"
     if problems:
-        raise DamagedArtifact(f"{path} is damaged: {'; '.join(problems)}. {how_to_mend(path)}")
+        found = "; ".join(f"{name} {problem}" for name, problem in problems.items())
+        raise DamagedArtifact(f"{path} is damaged: {found}. {how_to_mend(path, problems)}")
     return Artifact(path, seal)
 
 
-def how_to_mend(path: Path) -> str:
-    """The two ways out of damage: fetch the files again, or remove and remake."""
-    return (
-        f"Mend: `dvc pull --force {path.parent}` (or `dvc checkout --force {path.parent}`) where DVC has it, "
-        f"else `rm -r {path}` and run snakemake again"
-    )
+def how_to_mend(path: Path, wrong: Iterable[str] = ()) -> str:
+    """The ways out of damage: link it back from the store, fetch it again, or make it again.
+
+    A ``wrong`` file is as wrong in the store, where both are one file by a hard link.
+    """
+    stored = store() / path.parent.name / path.name
+    if path == stored:
+        return f"Mend: `rm -rf {path}`; made again, or by `mls store add` where artifacts/ has it, it enters again"
+    in_both = [name for name in wrong if (path / name).exists() and (stored / name).exists()]
+    if state(stored) == "done" and not any((path / name).samefile(stored / name) for name in in_both):
+        return f"Mend: `rm -rf {path}`; {stored} is whole, and what needs it next links it from there"
+    both = f"{path} {stored}" if stored.exists() else f"{path}"
+    return f"Mend: `rm -rf {both}`, then `dvc pull --force {path.parent}` where DVC has it, else run snakemake again"
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a damaged artifact, by names and sizes, and how to mend it."""
+    try:
+        open_artifact(path)
+    except DamagedArtifact as error:
+        return str(error)
+    return ""
 
 
 def state(path: Path) -> str:
@@ -94,66 +108,6 @@ def state(path: Path) -> str:
     except DamagedArtifact:
         return "damaged"
     return "done"
-
-
-@contextmanager
-def building(job: Job) -> Iterator[Path]:
-    """Give a fresh folder to fill; on success seal it and rename it to the artifact's path.
-
-    On any error the folder is removed, and nothing appears at the artifact's path.
-    """
-    aside = job.work / "build"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    clock = provenance()
-    try:
-        yield aside
-        for file in aside.rglob("*"):
-            sync(file)
-        seal = {
-            "stage": job.stage,
-            "id": job.id,
-            "version": STAGE_VERSIONS[job.stage],
-            "params": job.params,
-            "inputs": job.inputs,
-            "files": {
-                str(file.relative_to(aside)): {"size": file.stat().st_size, "sha256": sha256(file)}
-                for file in sorted(aside.rglob("*"))
-                if file.is_file()
-            },
-            "made": clock.finish(),
-        }
-        write_atomic(aside / SEAL, json.dumps(seal, indent=1, sort_keys=True) + "\n")
-        # A copy outlives Snakemake, which deletes declared outputs before it runs a job again.
-        write_atomic(job.work / SEAL, (aside / SEAL).read_text(encoding="utf-8"))
-        if job.path.exists():  # empty, made by Snakemake, or the remains of a damaged artifact
-            shutil.rmtree(job.path)
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        aside.rename(job.path)
-        sync(job.path.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def adopt(job: Job) -> bool:
-    """Take an artifact that is complete as made, even where its seal was deleted since.
-
-    Snakemake deletes ``artifact.json`` before it runs a job; when a killed Snakemake's child went
-    on and finished, the next run would remake it. The seal's copy in ``work/`` proves otherwise.
-    """
-    copy = job.work / SEAL
-    if state(job.path) == "done":
-        return True
-    if not (job.path.is_dir() and copy.is_file()) or (job.path / SEAL).exists():
-        return False
-    write_atomic(job.path / SEAL, copy.read_text(encoding="utf-8"))
-    try:
-        open_artifact(job.path, deep=True)
-    except DamagedArtifact:
-        (job.path / SEAL).unlink()
-        return False
-    return True
 
 
 def sha256(path: Path) -> str:

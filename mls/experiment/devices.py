@@ -22,9 +22,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mls.errors import MlsError
+from mls.experiment.methods import TRAINED
 from mls.experiment.params import Execution
 from mls.experiment.plan import Job
-from mls.experiment.references import TRAINED
 from mls.experiment.tasks import Features
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"

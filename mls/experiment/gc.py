@@ -1,9 +1,12 @@
-"""Find artifacts that nothing needs any more: no experiment file, no branch, no published result.
+"""Find artifacts and state that nothing needs any more: no experiment file, no branch, no published result.
 
 Ids are collected from the working tree, from every branch, tag and remote branch, and from every
 DVC experiment, in two ways: by planning their experiment files with this code, and from the ids
 that their committed ``results/*/provenance.json`` name. A file that this code can't plan stops a
 deletion, because what it needs is unknown.
+
+Who else uses a store or a ``$MLS_WORK`` outside this working tree is unknown too: there nothing is removed, unless one
+says that nobody does (``shared``).
 """
 
 from __future__ import annotations
@@ -17,40 +20,53 @@ from typing import Any
 
 from mls.errors import MlsError
 from mls.experiment.load import check, parse_yaml
-from mls.experiment.plan import ARTIFACTS, DATA_LOCK, WORK, make_plan, read_lock
-from mls.experiment.stage import is_locked
+from mls.experiment.places import is_shared, store, work
+from mls.experiment.plan import ARTIFACTS, DATA_LOCK, make_plan, read_lock
+from mls.experiment.store import being_made
 
 ID = re.compile("[0-9a-f]{10}")
 REFERENCES = ("refs/heads", "refs/tags", "refs/remotes", "refs/exps", "refs/stash")
 
 
-def collect(delete: bool) -> None:
+def collect(delete: bool, shared: bool = False) -> None:
     """Print what nothing refers to, with sizes; remove it if asked.
+
+    Args:
+        delete: remove it.
+        shared: also where others may use it.
 
     Raises:
         MlsError: with ``delete``, where a reference can't be read.
     """
     needed, unreadable = needed_ids()
-    made = [path for path in sorted(ARTIFACTS.glob("*/*")) if ID.fullmatch(path.name)]
-    worked = [path for path in sorted(WORK.glob("*")) if ID.fullmatch(path.name)]
-    unneeded = [p for p in made if p.name not in needed and not is_locked(WORK / p.name / "lock")]
-    known = needed | {path.name for path in made}
-    stale_work = [p for p in worked if p.name not in known and not is_locked(p / "lock")]
+    made, kept = _by_id(ARTIFACTS, "*/*"), _by_id(store(), "*/*")
+    known = needed | {path.name for path in [*made, *kept]}
+    artifacts = [path for path in [*made, *kept] if path.name not in needed and not being_made(path.name)]
+    states = [path for path in _by_id(work(), "*") if path.name not in known and not being_made(path.name)]
+    unneeded = [*artifacts, *states]
+    others: set[Path] = set() if shared else {path for path in unneeded if is_shared(path)}
     for problem in unreadable:
         print(f"can't tell what is needed by {problem}")
-    for path in [*unneeded, *stale_work]:
+    for path in unneeded:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        print(f"{size / 1e6:10.1f} MB  {path}")
-    print(f"{len(unneeded)} artifacts and {len(stale_work)} work folders that nothing refers to")
+        print(f"{size / 1e6:10.1f} MB  {path}{' (others may need it)' if path in others else ''}")
+    ids = len({path.name for path in artifacts})
+    print(f"{ids} artifacts and {len(states)} work folders that nothing refers to")
     if not delete:
-        if unneeded or stale_work:
+        if unneeded:
             print("nothing was removed; to remove them: mls gc --delete")
         return
     if unreadable:
         raise MlsError("nothing was removed, since not every reference can be read (see above)")
-    for path in [*unneeded, *stale_work]:
-        shutil.rmtree(path)
-    print("removed")
+    for path in unneeded:
+        if path not in others:
+            shutil.rmtree(path)
+    spared = f", but for {len(others)} that others may need; those too: mls gc --delete --shared"
+    print(f"removed{spared if others else ''}")
+
+
+def _by_id(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(pattern)) if ID.fullmatch(path.name)]
 
 
 def needed_ids() -> tuple[set[str], list[str]]:

@@ -18,13 +18,13 @@ from mls.experiment.identity import STAGES, essence, identify
 from mls.experiment.load import Loaded, load, parse_yaml
 from mls.experiment.methods import METHODS, TRAINED
 from mls.experiment.params import Pretrain
+from mls.experiment.places import store, work
 from mls.experiment.references import points_of
 from mls.experiment.tasks import Features, FrozenProbe, ProbeTask
 from mls.experiment.transfers import TransferTask
 
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
-WORK = Path("work")
 
 
 def read_text(file: str) -> str:
@@ -58,8 +58,13 @@ class Job:
 
     @property
     def work(self) -> Path:
-        """Resumable state, lock, logs and failure record; not part of the artifact."""
-        return WORK / self.id
+        """Resumable state, logs and failure record; not part of the artifact."""
+        return work() / self.id
+
+    @property
+    def stored(self) -> Path:
+        """Where the store keeps the artifact."""
+        return store() / self.path.parent.name / self.id
 
 
 @dataclass(frozen=True)

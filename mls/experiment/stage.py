@@ -5,28 +5,20 @@ Exit codes of a stage command: 0 done, 75 interrupted after saving, 1 failed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mls.errors import DamagedArtifact, DeterministicError, Interrupted, MlsError
-from mls.experiment.artifact import (
-    Artifact,
-    adopt,
-    building,
-    explain_full_disk,
-    open_artifact,
-    state,
-    write_atomic,
-)
+from mls.experiment.artifact import Artifact, explain_full_disk, open_artifact, write_atomic
+from mls.experiment.locks import say
 from mls.experiment.params import Execution
 from mls.experiment.plan import Job, Plan, payload
 from mls.experiment.provenance import digest
+from mls.experiment.store import adopt, bring, building, claimed
 
 
 @dataclass(frozen=True)
@@ -57,11 +49,6 @@ RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE",
 """Set by torchrun: processes that make one artifact together."""
 
 
-def say(message: str) -> None:
-    """A line on stderr; stdout is for results."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -> None:
     """Make one artifact, unless it is there.
 
@@ -76,9 +63,7 @@ def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -
     if RANK > 0:
         follow_stage(plan, job, function)
         return
-    with explain_full_disk(Path()):
-        job.work.mkdir(parents=True, exist_ok=True)
-    with locked(job.work / "lock", plan.name(job)), explain_full_disk(job.work):
+    with explain_full_disk(job.work), claimed(job, plan.name(job)):
         try:
             inputs = None if adopt(job) else ready(plan, job, attempt)
         except BaseException:
@@ -154,7 +139,7 @@ def read_derived(out: Path) -> dict[str, object]:
 
 
 def open_inputs(plan: Plan, job: Job) -> dict[str, Artifact]:
-    """Open (and check) every artifact the job reads.
+    """Open (and check) every artifact the job reads; those that the store lacks enter it.
 
     A second Snakemake may just have deleted an input's seal, to run a job that will find it complete;
     it is adopted here as that job would.
@@ -163,10 +148,8 @@ def open_inputs(plan: Plan, job: Job) -> dict[str, Artifact]:
     for role, value in job.inputs.items():
         for one in [value] if isinstance(value, str) else value:
             upstream = plan.jobs[one]
-            if upstream.work.is_dir() and state(upstream.path) == "missing":
-                with locked(upstream.work / "lock", plan.name(upstream)):
-                    adopt(upstream)
             try:
+                bring(plan, upstream)
                 artifact = open_artifact(upstream.path)
             except DamagedArtifact as error:
                 raise MlsError(f"{plan.name(job)} needs {plan.name(upstream)}: {error}") from error
@@ -202,36 +185,3 @@ def refuse_known_failure(job: Job, attempt: int = 1) -> None:
     final = record.get("deterministic") or attempt > 1
     if final and record.get("code") == digest():
         raise MlsError(f"{record['message']} (failed before, same inputs and code; to try again: mls retry {job.id})")
-
-
-@contextmanager
-def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the job's kernel lock; wait for a live owner. The kernel frees it on any death."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
-            say(f"{name}: process {owner or '?'} is making it; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a live process holds the job's lock."""
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False

@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.artifact import SEAL, open_artifact, state
-from mls.experiment.plan import WORK, Job, Plan
+from mls.experiment.artifact import SEAL, Artifact, damage, open_artifact, state
+from mls.experiment.places import store, work
+from mls.experiment.plan import Job, Plan
 from mls.experiment.provenance import digest
-from mls.experiment.stage import is_locked
+from mls.experiment.store import being_made
 
 STYLES = {
     "done": "green",
@@ -26,7 +27,7 @@ STYLES = {
 
 def job_state(job: Job) -> str:
     """One of `STYLES`: running wins over all, then what is on disk, then what a rerun would meet."""
-    if is_locked(job.work / "lock"):
+    if being_made(job.id):
         return "running"
     found = state(job.path)
     if found != "missing":
@@ -65,7 +66,7 @@ def print_status(plan: Plan) -> None:
         if states[job.id] == "failed":
             print(failure(plan, job))
         elif states[job.id] == "damaged":
-            print(_damage(job.path))
+            print(damage(job.path))
 
 
 def print_states(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -104,32 +105,40 @@ def failure(plan: Plan, job: Job) -> str:
     return f"{plan.name(job)} failed: {record['message']} (to try again: {again})"
 
 
-def _damage(path: Path) -> str:
-    try:
-        open_artifact(path)
-    except DamagedArtifact as error:
-        return str(error)
-    return ""
-
-
 def verify_plan(plan: Plan) -> None:
-    """Hash every finished artifact of the plan.
+    """Hash every finished artifact of the plan, in ``artifacts/`` and in the store.
 
     Raises:
         DamagedArtifact: lists every artifact that differs, and how to mend it.
     """
-    checked, problems = 0, []
-    for job in plan.jobs.values():
-        if state(job.path) == "missing":
-            continue
-        try:
-            open_artifact(job.path, deep=True)
-            checked += 1
-        except DamagedArtifact as error:
-            problems.append(str(error))
-    print(f"{checked} artifacts verified, {len(problems)} damaged, {len(plan.jobs) - checked - len(problems)} missing")
+    problems: list[str] = []
+    here = [_verified(job.path, problems) for job in plan.jobs.values()]
+    damaged = len(problems)
+    print(f"{len(here) - here.count(None)} artifacts verified, {damaged} damaged, {here.count(None) - damaged} missing")
+    kept = [
+        found if found and _same_files(found, job.stored) else _verified(job.stored, problems)
+        for job, found in zip(plan.jobs.values(), here, strict=True)
+    ]
+    print(f"{len(kept) - kept.count(None)} verified in the store, {store()}/, {len(problems) - damaged} damaged there")
     if problems:
         raise DamagedArtifact("\n".join(problems))
+
+
+def _verified(path: Path, problems: list[str]) -> Artifact | None:
+    """An artifact whose files have the right contents; None where it is missing or, as a problem says, damaged."""
+    if state(path) == "missing":
+        return None
+    try:
+        return open_artifact(path, deep=True)
+    except DamagedArtifact as error:
+        problems.append(str(error))
+        return None
+
+
+def _same_files(artifact: Artifact, stored: Path) -> bool:
+    """Whether all files of an artifact are those in the store, by hard links: to read them once is enough."""
+    files = [(artifact.path / name, stored / name) for name in artifact.seal["files"]]
+    return all(there.exists() and here.samefile(there) for here, there in files)
 
 
 def forget_failure(job_id: str) -> None:
@@ -138,9 +147,9 @@ def forget_failure(job_id: str) -> None:
     Raises:
         MlsError: there is none.
     """
-    file = WORK / job_id / "failed.json"
+    file = work() / job_id / "failed.json"
     if not file.exists():
-        failed = ", ".join(sorted(path.parent.name for path in WORK.glob("*/failed.json"))) or "none"
+        failed = ", ".join(sorted(path.parent.name for path in work().glob("*/failed.json"))) or "none"
         raise MlsError(f"{job_id} has no recorded failure; recorded failures: {failed}")
     file.unlink()
     print(f"{job_id}: failure forgotten; run snakemake again")

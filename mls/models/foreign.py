@@ -5,7 +5,6 @@ Files are read without executing anything they hold (``weights_only=True`` or sa
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torchvision.models.resnet import ResNet
 from mls.errors import DeterministicError, MlsError
 from mls.experiment.artifact import sha256
 from mls.experiment.params import Pretrain
+from mls.experiment.places import place
 from mls.models.backbone import build_backbone
 from mls.models.names import few, from_detectron2
 
@@ -42,7 +42,7 @@ DenseCL ``backbone.`` or ``encoder_q.0.``."""
 
 def weights_root() -> Path:
     """Folder of weight files: ``$MLS_WEIGHTS``, else ``weights/``."""
-    return Path(os.environ.get("MLS_WEIGHTS", "weights"))
+    return place("MLS_WEIGHTS", "weights")
 
 
 def load_weights(config: Pretrain, log: Callable[[str], None]) -> ResNet:

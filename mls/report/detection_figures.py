@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from mls.data.store import Store
 from mls.errors import DamagedArtifact, MlsError
 from mls.experiment.artifact import Artifact, open_artifact
+from mls.experiment.locks import say
 from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import open_inputs, say
+from mls.experiment.stage import open_inputs
 from mls.report.scene_figures import classes, outline, show
 from mls.report.style import plain_style, save
 

@@ -33,9 +33,10 @@ from matplotlib.ticker import StrMethodFormatter
 from mls.data.store import Store
 from mls.errors import DamagedArtifact, MlsError
 from mls.experiment.artifact import Artifact, open_artifact
+from mls.experiment.locks import say
 from mls.experiment.methods import TRAINED
 from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import open_inputs, say
+from mls.experiment.stage import open_inputs
 from mls.methods.method import Method
 from mls.report.neighbours import (
     BINS,

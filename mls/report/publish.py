@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from mls.experiment.artifact import Artifact, open_artifact, sync
-from mls.experiment.plan import WORK, Plan
-from mls.experiment.stage import locked
+from mls.experiment.locks import locked
+from mls.experiment.plan import ARTIFACTS, Plan
 
 RESULTS = Path("results")
 FILES = ("metrics.json", "provenance.json", "curves.csv")
@@ -42,8 +42,7 @@ def publish(plan: Plan, results: Path = RESULTS) -> Path:
     target = results / name
     aside, before = (results / f".{name}.{os.getpid()}{end}" for end in (".tmp", ".before.tmp"))
     results.mkdir(parents=True, exist_ok=True)
-    WORK.mkdir(exist_ok=True)
-    with locked(WORK / f".publish-{name}.lock", f"results of {name}"):
+    with locked(ARTIFACTS / f".publish-{name}.lock", f"results of {name}"):
         sweep(results, name)
         fill(aside, artifact, marker(plan).name, f"{name} {plan.tables.id}\n")
         if target.exists():

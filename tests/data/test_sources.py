@@ -96,6 +96,7 @@ def test_from_nothing_to_a_store(coco: Server) -> None:
     assert Path("downloads/photos/train2017").is_dir() and not list(Path("downloads").rglob("*.zip"))
     asked = len(coco.asked)
     shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
     make(plan_of({}))
     assert len(coco.asked) == asked, "nothing is fetched twice"
 
@@ -119,6 +120,7 @@ def test_somebody_elses_copy_is_not_taken_for_the_published_one(coco: Server, tm
 def test_a_file_changed_since_it_was_unpacked_stops(coco: Server, path: str) -> None:
     make(plan_of({}))
     shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
     shutil.rmtree("work")
     file = Path("downloads/photos") / path
     file.write_bytes(file.read_bytes() + b"\n")
@@ -149,6 +151,7 @@ def test_of_equal_data_sets_any_folder_will_do(coco: Server) -> None:
     make(plan)
     Path("downloads/photos").rename("downloads/other")
     shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
     both = make_plan(
         check(
             {

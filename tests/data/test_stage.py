@@ -227,6 +227,7 @@ def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry:
         assert all((other.decode(row) == plain.decode(row)).all() for row in range(20))
     again = {file.name: file.read_bytes() for file in other.path.iterdir()}
     shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
     shutil.rmtree("work")
     store = make(photos={"source": "folder", **entry})
     assert {name: (store / name).read_bytes() for name in again if name != "artifact.json"} == {
@@ -243,9 +244,10 @@ from pathlib import Path
 def watch():
     while not list(Path("work").glob("*/build/{place}")): pass
     os.kill(os.getpid(), signal.SIGKILL)
-import mls.data.stage, mls.experiment.artifact as artifact
+import mls.data.stage
+from mls.experiment import artifact, links, store
 sync = artifact.sync
-artifact.sync = lambda path: (time.sleep(0.05), sync(path))
+artifact.sync = links.sync = store.sync = lambda path: (time.sleep(0.05), sync(path))
 threading.Thread(target=watch, daemon=True).start()
 from tests.data.test_stage import make
 make(photos={{"source": "folder"}})
@@ -257,6 +259,7 @@ make(photos={{"source": "folder"}})
     first = make(photos={"source": "folder"})
     made = {name: (first / name).read_bytes() for name in FILES}
     shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
     shutil.rmtree("work")
     second = make(photos={"source": "folder"})
     assert made == {name: (second / name).read_bytes() for name in FILES}

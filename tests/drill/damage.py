@@ -66,6 +66,8 @@ def damage(clone: Clone, expected: dict[str, str], moments: random.Random) -> st
     content = bytearray(flipped.read_bytes())
     at = moments.randrange(len(content))
     content[at] ^= 1 << moments.randrange(8)
+    for file in (flipped, cut):  # of the store too where they are hard links, which are read-only
+        file.chmod(0o644)
     flipped.write_bytes(content)
     os.truncate(cut, moments.randrange(cut.stat().st_size))
     said = clone.run("mls", "verify", ok=False).replace("\n", " ")
@@ -73,6 +75,7 @@ def damage(clone: Clone, expected: dict[str, str], moments: random.Random) -> st
         if not re.search(rf"{file.parent.name} is damaged: {file.name} [^;.]*{what}", said):
             raise Lost(f"mls verify did not say of {file} that it {what}: {said}")
         shutil.rmtree(file.parent)
+        shutil.rmtree(clone.path / ".store" / "pretrain" / file.parent.name)
     clone.run("snakemake")
     compare(expected, clone)
     clone.run("mls", "verify")

@@ -74,7 +74,7 @@ def strike(
 def begin_anew(clone: Clone) -> None:
     """Forget everything that was made, once nothing works on it any more."""
     until(lambda: not clone.processes())
-    for name in ("artifacts", "work", "results/micro", "dvc.lock", ".dvc/cache"):
+    for name in ("artifacts", ".store", "work", "results/micro", "dvc.lock", ".dvc/cache"):
         subprocess.run(["rm", "-rf", str(clone.path / name)], check=True)
 
 

@@ -13,12 +13,12 @@ import mls.train.stage
 from mls.cli import main
 from mls.errors import MlsError
 from mls.experiment import cost as cost_module
-from mls.experiment.artifact import building
 from mls.experiment.cost import UNKNOWN, Cost, estimate, print_costs, totals
 from mls.experiment.disk import artifact_bytes, download_bytes, peak_bytes
 from mls.experiment.plan import Job, Plan, experiment_files, plan_file
 from mls.experiment.rates import CPU, GIVEN, read_recorded, recorded
 from mls.experiment.stage import run_stage
+from mls.experiment.store import building
 from mls.experiment.work import images_of, work_of
 from tests.conftest import SMALL, plan_of, small
 

@@ -20,9 +20,9 @@ from torch import Tensor
 import mls.data.stage
 import mls.train.stage
 from mls.data.writer import Record, write_store
-from mls.experiment.artifact import building
 from mls.experiment.plan import Job, Plan
 from mls.experiment.stage import run_stage
+from mls.experiment.store import building
 from mls.methods.method import Embedded, Pair
 from mls.methods.moco import MoCo
 from mls.report.stage import run

@@ -135,7 +135,7 @@ def test_the_command_prints_its_files(
 ) -> None:
     job = runs["mls"].job
     plan = runs["mls"].plan
-    monkeypatch.setattr(cli, "plan_file", lambda path: plan)
+    monkeypatch.setattr(cli, "plan_here", lambda path: plan)
 
     def run(*args: str) -> None:
         monkeypatch.setattr(sys, "argv", ["mls", "draw", *args])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mls.errors import MlsError
-from mls.experiment.artifact import building
+from mls.experiment.locks import locked
 from mls.experiment.plan import Plan
-from mls.experiment.stage import locked
+from mls.experiment.store import building
 from mls.report.sweep_state import print_sweeps
 from tests.report.support import small_plan
 

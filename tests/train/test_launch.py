@@ -4,6 +4,7 @@ than a name)."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from ruamel.yaml import YAML
 import mls.data.stage
 from mls.errors import MlsError
 from mls.experiment.artifact import VOLATILE, open_artifact
+from mls.experiment.locks import is_locked
 from mls.experiment.params import Execution
 from mls.experiment.plan import Job, Plan, plan_file
-from mls.experiment.stage import is_locked, run_stage
+from mls.experiment.stage import run_stage
 from mls.experiment.status import job_state
 from mls.train import launch
 from tests.conftest import SMALL, plan_of, small
@@ -107,7 +109,7 @@ def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, 
     assert made["ranks"] == 2
     mine = contents(job.path)
     job.path.rename("resumed")
-    (job.work / "artifact.json").unlink(missing_ok=True)
+    shutil.rmtree(job.stored)
     finish(environment, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     assert contents(job.path) == mine
 

@@ -21,7 +21,8 @@ MICRO = ROOT / "experiments" / "micro.yaml"
 
 def environment() -> dict[str, str]:
     """The tools of this Python; no variable that would lead a clone to another one's code or data."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS")}
+    leading = ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS", "MLS_STORE", "MLS_WORK")
+    env = {k: v for k, v in os.environ.items() if k not in leading}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     env |= {"OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1", "MLS_PLAIN": "1"}
     for who in ("AUTHOR", "COMMITTER"):
@@ -111,7 +112,7 @@ class Clone:
         """sha256 of every file of every artifact, volatile ones aside."""
         root = self.path / "artifacts"
         files = (file for file in sorted(root.rglob("*")) if file.is_file() and file.name not in VOLATILE)
-        return {str(file.relative_to(root)): sha256(file) for file in files if file.name != ".gitignore"}
+        return {str(file.relative_to(root)): sha256(file) for file in files if not file.name.startswith(".")}
 
     def copy(self, to: Path) -> Clone:
         """The whole folder again, ignored files included."""

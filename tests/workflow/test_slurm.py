@@ -104,7 +104,7 @@ def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm
     assert json.loads((path / "artifact.json").read_text())["made"]["ranks"] == 2
     two_nodes = clone.digests()
     shutil.rmtree(path)
-    (clone.path / "work" / path.name / "artifact.json").unlink(missing_ok=True)
+    shutil.rmtree(clone.path / ".store" / "pretrain" / path.name)
     clone.edit(execution__nodes=None, execution__gpus=2)
     text = clone.run("env", visible, "snakemake", "--", target)
     assert 'gpu=Resource("gpu", 2)' in text

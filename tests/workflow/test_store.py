@@ -1,0 +1,79 @@
+"""What is finished, and the state of what is not, outlive DVC, git and the copies that DVC makes; with real tools."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.clone import Clone
+from tests.workflow.test_kills import wait_for
+
+pytestmark = pytest.mark.xdist_group("reruns")
+
+
+def test_nothing_is_lost_to_dvc_and_git(original: Clone) -> None:
+    original.run("dvc", "exp", "save", "-q", "-n", "before")
+    original.run("git", "switch", "-q", "-c", "renamed")
+    original.edit(runs__mls=None, runs__ours={}, draw=["ours"])
+    original.run("snakemake")
+    made = original.digests()
+    original.commit("another row; dvc.lock knows nothing of its tables")
+
+    def lost() -> set[str]:
+        return {name.split("/")[0] for name in made.keys() - original.digests().keys()}
+
+    original.run("dvc", "exp", "apply", "before")
+    assert lost() == {"tables"}
+    original.run("git", "clean", "-fdq")
+    original.run("git", "reset", "-q", "--hard")
+    assert original.planned() == {}
+    assert original.digests() == made
+
+    original.run("git", "switch", "-q", "main")
+    original.run("dvc", "checkout", "--force")
+    assert lost() == {"tables"}
+    original.run("git", "switch", "-q", "renamed")
+    assert "0 damaged, 0 missing" in original.run("mls", "verify")
+    assert original.digests() == made
+
+
+def test_a_clone_that_shares_the_store_makes_nothing_again(finished: Clone, fresh: Clone) -> None:
+    shared = ("env", f"MLS_STORE={finished.path / '.store'}")
+    text = fresh.run(*shared, "snakemake", "-n")
+    assert "23 of 23 artifacts linked" in text and "Nothing to be done" in text
+    assert fresh.digests() == finished.digests()
+    assert "23 done" in fresh.run(*shared, "mls", "status")
+
+
+def test_workflows_of_two_clones_make_what_both_need_once(finished: Clone, tmp_path: Path) -> None:
+    clones = [finished.clone(tmp_path / name) for name in ("a", "b")]
+    command = ("env", f"MLS_STORE={tmp_path / 'common'}", "snakemake", "data")
+    assert [started.wait() for started in [clone.start(*command) for clone in clones]] == [0, 0]
+    seals = [file.read_text() for clone in clones for file in clone.path.glob("artifacts/data/*/artifact.json")]
+    assert len(seals) == 2 and seals[0] == seals[1], "one host, time and duration: it was made once"
+    assert clones[0].digests() == clones[1].digests()
+
+
+def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(pulled: Clone) -> None:
+    def queue(name: str) -> None:
+        pulled.run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", "pretrain.epochs=6", "pretrain")
+
+    def trainers() -> list[int]:
+        copies = [Clone(path) for path in (pulled.path / ".dvc" / "tmp" / "exps").glob("tmp*")]
+        return [pid for copy in copies for pid, line in copy.processes().items() if "-m mls pretrain" in line]
+
+    pulled.edit(runs__random=None, runs__mls=None, tables={"main": {"columns": ["linear.mAP"]}}, draw=[])
+    pulled.commit("one run")
+    queue("killed")
+    started = pulled.start("dvc", "exp", "run", "--run-all")
+    wait_for(pulled, "checkpoint", "work/*/checkpoint-*.pt")
+    for pid in trainers():
+        os.kill(pid, signal.SIGKILL)
+    started.wait()
+    assert "Failed" in pulled.run("dvc", "queue", "status") and not pulled.run("dvc", "exp", "list").strip()
+    queue("again")
+    assert "resumes at step" in pulled.run("dvc", "exp", "run", "--run-all")
+    assert "again" in pulled.run("dvc", "exp", "list")
