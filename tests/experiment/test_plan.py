@@ -210,5 +210,5 @@ PINNED = {
     "transfer segment/random:0": "2eb70d19c6",
     "transfer segment/moco-v2:0": "0d8f8f43bb",
     "transfer segment/mls:0": "371d2331ca",
-    "tables micro": "66774c15cc",
+    "tables micro": "1e96aaec0b",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_e
     assert f"resumes at step {saved['step']} of 180" in log
     resumed = contents(job.path)
     job.path.rename("resumed")
-    (job.work / "artifact.json").unlink(missing_ok=True)
+    shutil.rmtree(job.stored)
     assert "resumes" not in finish(run)
     assert contents(job.path) == resumed
     made = open_artifact(job.path, deep=True).seal["made"]
@@ -211,6 +212,6 @@ def test_sync_bn_equals_one_group(in_tmp: Path) -> None:
         subprocess.run([*launcher, "-m", "mls", "pretrain", "mls", "-e", "small.yaml"], env=ENVIRONMENT, check=True)
         rows.append((job.path / "curves.csv").read_text().splitlines()[1].split(",")[4:6])
         job.path.rename(f"made-{len(rows)}")
-        (job.work / "artifact.json").unlink(missing_ok=True)
+        shutil.rmtree(job.stored)
     for a, b in zip(*rows, strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from typing import Any
 
@@ -41,7 +42,7 @@ def remove(job: Job) -> None:
     for file in job.path.iterdir():
         file.unlink()
     job.path.rmdir()
-    (job.work / "artifact.json").unlink()
+    shutil.rmtree(job.stored)
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, how: signal.Signals = signal.SIGTERM) -> None:
