@@ -44,7 +44,7 @@ def fill_disk(calm: Clone, expected: dict[str, str], folder: Path) -> str:
         mine = {name: digest for name, digest in expected.items() if (clone.path / "artifacts" / name).exists()}
         compare(mine, clone)
         how = "ENOSPC of a tmpfs" if mounted else "EFBIG of a limit on the size of files (mount is not allowed here)"
-        return f"{how}: {said.removeprefix('mls pretrain: ')[:60]}...; resumed, {len(mine)} equal files"
+        return f"{how}, said in a line; the checkpoint before it was kept and resumed from; {len(mine)} equal files"
 
 
 @contextmanager
