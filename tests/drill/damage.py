@@ -25,7 +25,7 @@ def fill_disk(calm: Clone, expected: dict[str, str], folder: Path) -> str:
             raise Lost("no checkpoint before the end")
         life.kill()
         life.wait()
-        (checkpoint,) = clone.path.glob("work/*/checkpoint-*.pt")
+        checkpoint = max(clone.path.glob("work/*/checkpoint-*.pt"))
         room, before = checkpoint.stat().st_size // 2, checkpoint.read_bytes()
         filler = folder / "filler"
         if mounted:
