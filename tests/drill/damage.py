@@ -25,7 +25,7 @@ def fill_disk(calm: Clone, expected: dict[str, str], folder: Path) -> str:
             raise Lost("no checkpoint before the end")
         life.kill()
         life.wait()
-        (checkpoint,) = clone.path.glob("work/*/checkpoint-*.pt")
+        checkpoint = max(clone.path.glob("work/*/checkpoint-*.pt"))
         room, before = checkpoint.stat().st_size // 2, checkpoint.read_bytes()
         filler = folder / "filler"
         if mounted:
@@ -44,7 +44,7 @@ def fill_disk(calm: Clone, expected: dict[str, str], folder: Path) -> str:
         mine = {name: digest for name, digest in expected.items() if (clone.path / "artifacts" / name).exists()}
         compare(mine, clone)
         how = "ENOSPC of a tmpfs" if mounted else "EFBIG of a limit on the size of files (mount is not allowed here)"
-        return f"{how}: {said.removeprefix('mls pretrain: ')[:60]}...; resumed, {len(mine)} equal files"
+        return f"{how}, said in a line; the checkpoint before it was kept and resumed from; {len(mine)} equal files"
 
 
 @contextmanager
