@@ -3,7 +3,7 @@
     apt-get install slurmctld slurmd munge slurm-client      # as root; nothing of it need run
     python -m tests.workflow.slurm FOLDER                    # starts one, says what to set, and stops it at Ctrl-C
 
-Each node has four "CPUs" and two "GPUs" that are names alone (files that exist); there is no accounting.
+Each node has four "CPUs" and two "GPUs" (two terminals: Slurm wants devices); there is no accounting.
 """
 
 from __future__ import annotations
@@ -66,10 +66,7 @@ class Slurm:
         ports = dict(zip(("port", "first", "second"), free_ports(3), strict=True))
         conf = CONF.format(host=socket.gethostname(), folder=self.folder, **ports)
         (self.folder / "slurm.conf").write_text(conf)
-        devices = [self.folder / f"device-{i}" for i in range(2)]
-        for file in devices:
-            file.touch()
-        (self.folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.folder}/device-[0-1]\n")
+        (self.folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/tty[0-1]\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=autodetect\n")
         key = self.folder / "key"
         key.write_bytes(os.urandom(1024))

@@ -29,6 +29,7 @@ SNAKEMAKE = (
     *("snakemake", "--workflow-profile", "workflow/profiles/slurm", "--latency-wait", "5"),
     *("--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue"),
 )
+RESOURCES = ("--default-resources", "runtime=30", "mem_mb=500", "slurm_extra='--signal=TERM@60'")
 STEP = 7
 """Between two checkpoints of the micro experiment (every 5 steps of 16)."""
 WAITS = f"""
@@ -63,10 +64,6 @@ def clone(pulled: Clone, cluster: rig.Slurm, monkeypatch: pytest.MonkeyPatch) ->
     return pulled
 
 
-def resources(minutes: int) -> tuple[str, ...]:
-    return ("--default-resources", f"runtime={minutes}", "mem_mb=500", "slurm_extra='--signal=TERM@60'")
-
-
 def lost(clone: Clone, *labels: tuple[str, str]) -> list[Path]:
     """Remove artifacts, given by stage and label; their paths."""
     plan = plan_file(clone.path / "params.yaml")
@@ -83,7 +80,8 @@ def test_a_time_limit_stops_a_job_and_its_retry_makes_the_same_bytes(
     lost(clone, ("pretrain", "mls"), ("features", "linear/mls"), ("probe", "linear/mls"), ("tables", "micro"))
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(WAITS)
-    text = clone.run("env", f"PYTHONPATH={tmp_path / 'slow'}:{clone.path}", *SNAKEMAKE, *resources(minutes=3))
+    short = (*RESOURCES, "--set-resources", "pretrain_artifact:runtime=3")
+    text = clone.run("env", f"PYTHONPATH={tmp_path / 'slow'}:{clone.path}", *SNAKEMAKE, *short)
     assert len(re.findall("Trying to restart job", text)) >= 1 and "100%) done" in text, text
     failed = [log.read_text() for log in clone.path.glob(".snakemake/slurm_logs/rule_pretrain_artifact/*/*.log")]
     assert any(f"{STEP}/16" in log and "stopped by SIGTERM after saving" in log for log in failed), failed
@@ -97,7 +95,7 @@ def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm
     target = str((path / "artifact.json").relative_to(clone.path))
     clone.edit(execution__nodes=2)
     visible = "CUDA_VISIBLE_DEVICES=a,b"  # here; on the nodes it is what Slurm says
-    clone.run("env", visible, *SNAKEMAKE, *resources(minutes=10), "--retries", "0", "--", target)
+    clone.run("env", visible, *SNAKEMAKE, *RESOURCES, "--retries", "0", "--", target)
     leases = {file.name for file in (cluster.folder / "leases").iterdir()}
     ours = {f"{node}-{what}" for node in ("n1", "n2") for what in ("0.lock", "queue")}
     assert {name.split("-", 2)[2] for name in leases} == ours, "slurm-<job>-<node>-<device>"
