@@ -1,9 +1,11 @@
-"""Sweeps with the real Snakemake: a run that fails beside others, and planning that opens nothing."""
+"""Sweeps with the real Snakemake and the real DVC: failures on the way, and the same points as DVC's experiments."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -18,13 +20,19 @@ pytestmark = pytest.mark.xdist_group("sweeps")
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
-    """Of one run, one task and a few pictures."""
+    """Of one run, one task and a few pictures; it has the name that the clone's dvc.yaml shows."""
     (tmp_path / "clone").mkdir()
     clone = new_clone(tmp_path / "clone")
     with (clone.path / "params.yaml").open("w") as file:
-        YAML().dump({**SMALL, "runs": {"mls": {}}}, file)
+        YAML().dump({**SMALL, "experiment": "micro", "runs": {"mls": {}}}, file)
     clone.commit("a small experiment")
     return clone
+
+
+def numbers(clone: Clone) -> dict[str, Any]:
+    """Row -> its published mAP."""
+    metrics = json.loads((clone.path / "results" / "micro" / "metrics.json").read_text())
+    return {row: cells["linear.mAP"] for row, cells in metrics["main"].items()}
 
 
 def ids(clone: Clone, run: str) -> dict[str, str]:
@@ -55,6 +63,42 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_at_the_end(clone: Clone) 
     clone.run("mls", "retry", wild)
     clone.edit(execution__max_nonfinite=1000)
     assert "failed" not in clone.run("mls", "status")
+
+
+def test_queued_experiments_are_the_points_of_a_sweep(clone: Clone, tmp_path: Path) -> None:
+    """The same ids, bytes and numbers, shown, compared and applied by DVC."""
+    swept = clone.clone(tmp_path / "swept")
+    swept.edit(sweep={"mls": {"mls.topk": [2, 5]}})
+    swept.run("snakemake")
+    points = {"two": "mls[topk=2]", "five": "mls[topk=5]"}
+    expected = {name: numbers(swept)[point] for name, point in points.items()}
+    assert expected["two"] != expected["five"]
+
+    clone.run("dvc", "repro")  # artifacts of other params are there, which no experiment may take for its own
+    clone.commit("a finished run")
+    for name, topk in {"two": 2, "five": 5}.items():
+        clone.run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", f"pretrain.mls.topk={topk}")
+    clone.run("dvc", "exp", "run", "--run-all")
+    shown = [
+        exp for entry in json.loads(clone.run("dvc", "exp", "show", "--json")) for exp in entry["experiments"] or []
+    ]
+    assert {exp["name"] for exp in shown} == {"two", "five"}
+    for exp in shown:
+        (revision,) = exp["revs"]
+        metrics = revision["data"]["metrics"]["results/micro/metrics.json"]["data"]
+        assert metrics["main"]["mls"]["linear.mAP"]["mean"] == expected[exp["name"]]["mean"]
+    changed = json.loads(clone.run("dvc", "exp", "diff", "two", "five", "--json"))
+    mean = changed["metrics"]["results/micro/metrics.json"]["main.mls.linear.mAP.mean"]
+    assert (mean["old"], mean["new"]) == (expected["two"]["mean"], expected["five"]["mean"])
+    for name, point in points.items():
+        clone.run("dvc", "exp", "apply", name)
+        assert numbers(clone) == {"mls": expected[name]} and clone.planned() == {}
+        mine, theirs = ids(clone, "mls"), ids(swept, point)
+        assert mine == theirs and set(mine) == {"pretrain", "features", "probe"}
+        made, same = clone.digests(), swept.digests()
+        for stage, job_id in mine.items():
+            files = {file for file in made if file.startswith(f"{stage}/{job_id}/")}
+            assert files and all(made[file] == same[file] for file in files)
 
 
 def test_planning_opens_no_artifact(clone: Clone) -> None:
