@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -213,3 +214,21 @@ def test_the_papers_transfers_are_its_protocols(monkeypatch: pytest.MonkeyPatch)
     ]
     assert [found[name].architecture for name in ("table1", "table2", "table4")] == ["fpn", "c4", "c4"]
     assert {found[name].scale for name in ("table1", "table2", "table4")} == {1}
+
+
+def test_one_pair_of_artifacts_has_one_value_wherever_it_is_published() -> None:
+    """Results that were made on different machines would contradict one another under the same ids."""
+    published: dict[tuple[str, str, str], list[set[float]]] = {}
+    for folder in sorted((ROOT / "results").iterdir()):
+        sources = json.loads((folder / "provenance.json").read_text())["cells"]
+        for table, rows in sources.items():
+            for line in csv.DictReader((folder / "tables" / f"{table}.csv").open()):
+                pairs = rows.get(line["row"], {}).get(line["column"], {})
+                values = {float(value) for value in line.get("values", "").split(";") if value}
+                if " - " in line["row"] or any(len(tasks) > 1 for tasks in pairs.values()):
+                    continue  # a difference, or the mean of several trials
+                for pretrain, (task,) in pairs.items():
+                    published.setdefault((pretrain, task, line["column"].split(".")[1]), []).append(values)
+    assert sum(len(found) > 1 for found in published.values()) > 7
+    for pair, found in published.items():
+        assert not found[0] or set.intersection(*found), pair
