@@ -1,24 +1,35 @@
-"""One finished, committed and pushed run, shared by all workflow tests of a worker."""
+"""One finished, committed and pushed run, shared by all workflow tests."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mls.experiment.locks import locked
 from tests.workflow.clone import Clone, new_clone
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """`dvc repro` ran everything; dvc.lock and results are committed; artifacts are pushed."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "main").mkdir()
-    clone = new_clone(folder / "main")
-    clone.run("dvc", "remote", "add", "-q", "--local", "-d", "store", str(folder / "remote"))
-    clone.run("dvc", "repro")
-    clone.commit("a finished run")
-    clone.run("dvc", "push")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Clone:
+    """`dvc repro` ran everything; dvc.lock and results are committed; artifacts are pushed.
+
+    Made once, by the first of pytest's workers that needs it; nobody changes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    clone = Clone(folder / "main")
+    with locked(folder.with_suffix(".lock"), "the finished clone"):
+        if not (folder / "whole").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            clone.path.mkdir(parents=True)
+            new_clone(clone.path)
+            clone.run("dvc", "remote", "add", "-q", "--local", "-d", "store", str(folder / "remote"))
+            clone.run("dvc", "repro")
+            clone.commit("a finished run")
+            clone.run("dvc", "push")
+            (folder / "whole").touch()
     return clone
 
 
