@@ -153,7 +153,7 @@ def sweep(args: argparse.Namespace) -> None:
     """Print each point of the experiment's sweeps with its state and a metric."""
     from mls.report.sweep_state import print_sweeps
 
-    print_sweeps(plan_file(args.experiment), args.metric)
+    print_sweeps(plan_here(args.experiment), args.metric)
 
 
 def plan(args: argparse.Namespace) -> None:

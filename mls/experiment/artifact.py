@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,12 +82,13 @@ def how_to_mend(path: Path, wrong: Iterable[str] = ()) -> str:
     A ``wrong`` file is as wrong in the store, where both are one file by a hard link.
     """
     stored = store() / path.parent.name / path.name
+    mine, kept = shlex.quote(str(path)), shlex.quote(str(stored))
     if path == stored:
-        return f"Mend: `rm -rf {path}`; made again, or by `mls store add` where artifacts/ has it, it enters again"
+        return f"Mend: `rm -rf {mine}`; made again, or by `mls store add` where artifacts/ has it, it enters again"
     in_both = [name for name in wrong if (path / name).exists() and (stored / name).exists()]
     if state(stored) == "done" and not any((path / name).samefile(stored / name) for name in in_both):
-        return f"Mend: `rm -rf {path}`; {stored} is whole, and what needs it next links it from there"
-    both = f"{path} {stored}" if stored.exists() else f"{path}"
+        return f"Mend: `rm -rf {mine}`; {stored} is whole, and what needs it next links it from there"
+    both = f"{mine} {kept}" if stored.exists() else mine
     return f"Mend: `rm -rf {both}`, then `dvc pull --force {path.parent}` where DVC has it, else run snakemake again"
 
 

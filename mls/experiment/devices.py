@@ -7,8 +7,9 @@
 A lease is a kernel lock on one file per device in ``$MLS_LEASES`` (default ``/tmp/mls-devices``, which all users of
 the machine share), so a holder that is killed frees its devices at once. Leased are those of ``CUDA_VISIBLE_DEVICES``
 where it is set: by a person who keeps some for other things (``CUDA_VISIBLE_DEVICES=0,1 snakemake``), by Slurm, or by
-a test (any names will do where there are no GPUs); otherwise all ``/dev/nvidia<number>``. Within a Slurm job the names
-are that job's own, since each counts its devices from 0.
+a test (any names will do where there are no GPUs); otherwise all of the machine, counted from 0 as CUDA does (a
+container may have ``/dev/nvidia3`` alone, which is its 0). Within a Slurm job the names are that job's own, since each
+counts its devices from 0.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def devices() -> list[str]:
     if VISIBLE in os.environ:
         names = (name.strip() for name in os.environ[VISIBLE].split(","))
         return [name for name in names if name not in ("", "-1")]
-    return sorted((path.name[len("nvidia") :] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+    return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 def gpus_of(job: Job, execution: Execution) -> int:
@@ -93,15 +94,25 @@ def leased(count: int) -> Iterator[None]:
 def _take(count: int, known: list[str], held: ExitStack) -> list[str]:
     """Lock so many of the known devices, and put their release on a stack.
 
-    One process chooses at a time, the others queue behind it: so nobody holds half of what he needs while another
-    holds the other half, and a job that needs many is not passed over by those that need one.
+    Who may want a device queues for it, in the same order everywhere: so nobody holds half of what he needs while
+    another holds the other half, a job that needs many is not passed over by those that need one, and who waits for a
+    device that is taken keeps nobody from others.
     """
     folder = Path(os.environ.get("MLS_LEASES", "/tmp/mls-devices"))
     job, node = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURMD_NODENAME", "")
     prefix = f"slurm-{job}-{node}-" if job else ""
     files = {name: _open(folder / f"{prefix}{name.replace('/', '_')}.lock", held) for name in known}
+    cleaned = os.open(
+        folder, os.O_RDONLY | os.O_DIRECTORY
+    )  # what ages /tmp (systemd-tmpfiles) spares what is locked so
+    held.callback(os.close, cleaned)
+    fcntl.flock(cleaned, fcntl.LOCK_SH)
     with ExitStack() as queue:
-        _lock(_open(folder / f"{prefix}queue", queue), wait=True)
+        for name in sorted(set(known)):
+            turn = _open(folder / f"{prefix}{name.replace('/', '_')}.queue", queue)
+            if not _lock(turn, wait=False):
+                print(f"waiting for whoever waits for device {name} too", file=sys.stderr, flush=True)
+                _lock(turn, wait=True)
         taken: list[str] = []
         told = False
         while True:

@@ -20,7 +20,7 @@ from typing import Any
 
 from mls.errors import MlsError
 from mls.experiment.load import check, parse_yaml
-from mls.experiment.places import is_shared, store, work
+from mls.experiment.places import home, is_shared, store, work
 from mls.experiment.plan import ARTIFACTS, DATA_LOCK, make_plan, read_lock
 from mls.experiment.store import being_made
 
@@ -74,6 +74,10 @@ def needed_ids() -> tuple[set[str], list[str]]:
     needed: set[str] = set()
     unreadable: list[str] = []
     listed = _git("for-each-ref", "--format=%(refname)", *REFERENCES).split()
+    for stash in [ref for ref in listed if ref.endswith("stash")]:  # git's, and DVC's queue: one name for all entries
+        listed += _git("reflog", "show", "--format=%H", stash).split()
+    for copy in sorted((home() / ".dvc" / "tmp" / "exps").glob("*/params.yaml")):
+        unreadable.append(f"the DVC experiment that runs in {copy.parent}, or left it there")
     for ref in [None, *listed]:
         names = _files(ref)
         lock = _lock(ref, names)

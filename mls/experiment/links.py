@@ -36,7 +36,12 @@ def link_folder(source: Path, target: Path, aside: Path, shared: Iterable[str], 
         share(source / name, aside / name)
         mode = (aside / name).stat().st_mode
         if mode & WRITABLE:  # a read-only one may be another user's, whose mode is not ours to change
-            (aside / name).chmod(mode & ~WRITABLE)
+            try:
+                (aside / name).chmod(mode & ~WRITABLE)
+            except PermissionError:  # one that he lets us write: a copy is ours
+                (aside / name).unlink()
+                shutil.copyfile(source / name, aside / name)
+                (aside / name).chmod(mode & ~WRITABLE)
         sync(aside / name)
     for name in copied:
         shutil.copyfile(source / name, aside / name)
@@ -52,6 +57,7 @@ def link_folder(source: Path, target: Path, aside: Path, shared: Iterable[str], 
 
 def share(source: Path, target: Path) -> None:
     """Make a file by reflink, else hard link, else copy; only the last one's errors are errors."""
+    source = source.resolve(strict=True)  # DVC's cache may be linked by symbolic links
     for way in (_reflink, os.link):
         with suppress(OSError):
             way(source, target)

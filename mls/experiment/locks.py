@@ -37,7 +37,7 @@ def locked(path: Path, name: str) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Whether a live process holds a lock."""
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY)  # it may be another user's
     except FileNotFoundError:
         return False
     try:

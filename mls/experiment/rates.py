@@ -102,7 +102,7 @@ class Finished:
 def read_finished() -> dict[str, Finished]:
     """Every artifact here whose params this code still reads, and names alike, by id; damaged ones are left out."""
     found = {}
-    for path in sorted(ARTIFACTS.glob(f"*/*/{SEAL}")):
+    for path in sorted(ARTIFACTS.glob(f"[!.]*/*/{SEAL}")):
         try:
             seal = json.loads(path.read_text(encoding="utf-8"))
             job = Job(seal["stage"], _config(seal["stage"], seal["params"]), seal["params"], seal["inputs"])

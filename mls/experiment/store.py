@@ -130,7 +130,7 @@ def add_all() -> None:
         DamagedArtifact: lists every artifact that is damaged, after all others were taken in.
     """
     there, added, problems = 0, 0, []
-    for seal in sorted(ARTIFACTS.glob(f"*/{'[0-9a-f]' * 10}/{SEAL}")):
+    for seal in sorted(ARTIFACTS.glob(f"[!.]*/{'[0-9a-f]' * 10}/{SEAL}")):
         path = seal.parent
         stored = store() / path.parent.name / path.name
         with locked(lock_of(path.name), str(path)):

@@ -88,7 +88,7 @@ def test_one_that_needs_two_waits_for_both_and_is_not_passed_over() -> None:
         wait_until_held(by=1)
         jobs.append(hold("holder-pair", 2))
         end = time.monotonic() + 60
-        while _free("queue"):
+        while _free("b.queue"):
             assert time.monotonic() < end
             time.sleep(0.05)
         jobs.append(hold("holder-late"))
@@ -98,6 +98,24 @@ def test_one_that_needs_two_waits_for_both_and_is_not_passed_over() -> None:
         jobs[0].wait()
         Path("holder-one").unlink()
         assert wait_until_held(by=1) == {"holder-pair": "a,b"}
+    finally:
+        for job in jobs:
+            subprocess.run(["kill", "-9", "--", f"-{job.pid}"], check=False, stderr=subprocess.DEVNULL)
+
+
+def test_who_waits_for_a_taken_device_keeps_nobody_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "a")
+    jobs = [hold("holder-first")]
+    try:
+        wait_until_held(by=1)
+        jobs.append(hold("holder-waits"))
+        end = time.monotonic() + 60
+        while _free("a.queue"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "b")
+        jobs.append(hold("holder-other"))
+        assert wait_until_held(by=2) == {"holder-first": "a", "holder-other": "b"}
     finally:
         for job in jobs:
             subprocess.run(["kill", "-9", "--", f"-{job.pid}"], check=False, stderr=subprocess.DEVNULL)
@@ -140,7 +158,8 @@ def test_names_within_a_slurm_job_are_its_own(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     with leased(1):
         assert {file.name for file in Path("leases").iterdir()} == {
-            "slurm-7-n1-queue",
+            "slurm-7-n1-a.queue",
+            "slurm-7-n1-b.queue",
             "slurm-7-n1-a.lock",
             "slurm-7-n1-b.lock",
         }

@@ -67,6 +67,31 @@ def test_what_a_file_a_branch_or_a_result_needs_stays(repository: Path, capsys: 
     assert present() == {old, published, now}
 
 
+def test_every_stash_counts(repository: Path) -> None:
+    """DVC's queue is kept like git's stash: one name, whose older entries only its log has."""
+    write(small(runs={"random": {"method": "none"}}))
+    git("add", "params.yaml")
+    git("commit", "-q", "-m", "now")
+    made = []
+    for seed in (1, 2, 3):
+        made.append(make(write(small(runs={"random": {"method": "none"}}, seeds=[seed])), "random"))
+        git("stash", "-q")
+    assert set(made) <= needed_ids()[0]
+    git("stash", "drop", "-q", "stash@{1}")
+    assert made[1] not in needed_ids()[0]
+
+
+def test_a_dvc_experiment_that_runs_stops_a_deletion(repository: Path) -> None:
+    unneeded = make(write(small(runs={"random": {"method": "none"}}, seeds=[3])), "random")
+    write(small())
+    copy = Path(".dvc/tmp/exps/tmpabc")
+    copy.mkdir(parents=True)
+    (copy / "params.yaml").touch()
+    with pytest.raises(MlsError, match="nothing was removed"):
+        collect(delete=True)
+    assert "tmpabc" in needed_ids()[1][0] and unneeded in present()
+
+
 def test_a_file_that_cannot_be_planned_stops_a_deletion(repository: Path) -> None:
     unneeded = make(write(small(runs={"random": {"method": "none"}}, seeds=[3])), "random")
     write(small())

@@ -264,3 +264,12 @@ def test_a_shared_store_is_not_emptied_by_a_clone_that_knows_nothing_of_it(
     run_stage(plan, job, write)
     collect(delete=True)
     assert state(job.path) == state(job.stored) == "missing", "nobody else uses a store in the clone"
+
+
+def test_what_dvc_links_symbolically_is_stored_as_a_file(in_tmp: Path) -> None:
+    Path("cache").write_text("content")
+    Path("linked").symlink_to("cache")
+    links.share(Path("linked"), Path("shared"))
+    assert not Path("shared").is_symlink()
+    Path("cache").unlink()
+    assert Path("shared").read_text() == "content"

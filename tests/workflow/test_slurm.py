@@ -97,7 +97,7 @@ def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm
     visible = "CUDA_VISIBLE_DEVICES=a,b"  # here; on the nodes it is what Slurm says
     clone.run("env", visible, *SNAKEMAKE, *RESOURCES, "--retries", "0", "--", target)
     leases = {file.name for file in (cluster.folder / "leases").iterdir()}
-    ours = {f"{node}-{what}" for node in ("n1", "n2") for what in ("0.lock", "queue")}
+    ours = {f"{node}-{what}" for node in ("n1", "n2") for what in ("0.lock", "0.queue")}
     assert {name.split("-", 2)[2] for name in leases} == ours, "slurm-<job>-<node>-<device>"
     assert json.loads((path / "artifact.json").read_text())["made"]["ranks"] == 2
     two_nodes = clone.digests()
