@@ -44,7 +44,8 @@ def build(plan: Plan) -> Path:
         if job.id in needed or state(job.path) != "missing"
     }
     metrics = {job.id: made[job.id].read_json("metrics.json") for job in tasks}
-    out, experiment = folder(plan), plan.loaded.experiment.experiment
+    whole, experiment = folder(plan), plan.loaded.experiment.experiment
+    out = whole.with_name(f".{whole.name}")  # aside: pages are whole, or not there
     shutil.rmtree(out, ignore_errors=True)
     (out / "tables").mkdir(parents=True)
     (out / "figures").mkdir()
@@ -63,7 +64,8 @@ def build(plan: Plan) -> Path:
     write_page(out / "artifacts.html", *artifacts_page(plan, made))
     write_page(out / "anchors.html", *anchors_page())
     write_graph(out / "graph.html", plan, made)
-    return out
+    shutil.rmtree(whole, ignore_errors=True)
+    return out.rename(whole)
 
 
 def table_page(table: FilledTable, experiment: str, pairs: list[Row]) -> tuple[str, str, list[Sheet]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -70,6 +71,17 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
     assert training.digests() == finished.digests()
     assert training.planned() == {}
     assert "Data and pipelines are up to date" in (training.run("dvc", "repro") and training.run("dvc", "repro"))
+
+
+def test_what_a_killed_snakemake_marked_hides_nothing(pulled: Clone) -> None:
+    """Its child ended the job, so the artifact is whole; what depends on it was never begun."""
+    (seal, *_) = sorted((pulled.path / "artifacts" / "features").glob("*/artifact.json"))
+    subprocess.run(["rm", "-r", *(str(pulled.path / "artifacts" / stage) for stage in ("probe", "tables"))], check=True)
+    marks = pulled.path / ".snakemake" / "incomplete"
+    marks.mkdir(parents=True)
+    name = str(seal.relative_to(pulled.path)).encode()
+    (marks / base64.urlsafe_b64encode(name).decode()).touch()
+    assert pulled.planned() == {"probe_artifact": 9, "tables_artifact": 1}
 
 
 def test_a_trainer_resumes_where_it_was_killed(training: Clone, finished: Clone) -> None:
