@@ -186,26 +186,6 @@ def test_no_key_of_params_yaml_reaches_another_experiment(fresh: Clone, finished
     assert all(job_id in text for job_id in ids) and "unwanted" not in text
 
 
-def test_queued_experiments_have_the_right_numbers(original: Clone, pulled: Clone) -> None:
-    sizes = {"a": 24, "b": 28}
-    for name, size in sizes.items():
-        original.run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", f"probe.linear.image_size={size}")
-    original.run("dvc", "exp", "run", "--run-all")
-    shown = original.run("dvc", "exp", "show", "--json")
-    for name, size in sizes.items():
-        pulled.edit(probe__linear__image_size=size)
-        pulled.run("snakemake")
-        committed = json.loads(original.run("git", "show", f"{_reference(original, name)}:results/micro/metrics.json"))
-        assert committed == numbers(pulled), name
-        assert name in shown
-
-
-def _reference(clone: Clone, name: str) -> str:
-    lines = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
-    (found,) = [line for line in lines if line.endswith(f"/{name}")]
-    return found
-
-
 def test_an_experiment_that_changed_under_a_run_is_a_clear_error(fresh: Clone) -> None:
     text = fresh.run("mls", "pretrain", "0123456789", ok=False)
     assert "params.yaml plans no pretrain '0123456789'; it plans: random:0" in text
