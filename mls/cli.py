@@ -22,13 +22,11 @@ artifacts/ lacks is linked first.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import signal
 import sys
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -36,16 +34,6 @@ from mls.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
 from mls.experiment.identity import STAGES
 from mls.experiment.plan import DATA_LOCK, experiment_files, plan_file
 from mls.experiment.store import add_all, plan_here
-
-STAGE_MODULES = {
-    "data": "mls.data.stage",
-    "pretrain": "mls.train.stage",
-    "features": "mls.probe.extract",
-    "probe": "mls.probe.stage",
-    "transfer": "mls.transfer.stage",
-    "tables": "mls.report.stage",
-}
-"""Where each stage's ``run(context)`` is; imported when it runs, so that planning stays fast."""
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -69,41 +57,14 @@ def stage(args: argparse.Namespace) -> None:
         if len(args.target) == 1:
             raise MlsError(f"usage: mls data {args.target[0]} NAME")
         return pin(args) if args.target[0] == "pin" else check(args)
-    from mls.experiment.artifact import state
-    from mls.experiment.devices import gpus_of, leased
-    from mls.experiment.stage import run_stage
-    from mls.train.launch import awaits_srun, has_ranks, launch, wants_ranks
+    from mls.stages import make
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     plan = plan_here(args.experiment)
-    execution = plan.loaded.experiment.execution
     jobs = [job for target in args.target for job in plan.find(args.command, target)]
-    missing = [] if has_ranks() else [job for job in jobs if state(job.path) != "done"]
-    gpus = {job.id: 0 if awaits_srun(job, execution) else gpus_of(job, execution) for job in missing}
-    function = importlib.import_module(STAGE_MODULES[args.command]).run
-    with leased(max(gpus.values(), default=0)), ranks(args.command):
-        for job in jobs:
-            if job in missing and wants_ranks(job, execution, gpus[job.id]):
-                command = ["mls", args.command, job.id, "-e", str(args.experiment), "--attempt", str(args.attempt)]
-                launch(command, job, execution, gpus[job.id])
-            else:
-                run_stage(plan, job, function, attempt=args.attempt)
+    make(args.command, plan, jobs, args.experiment, args.attempt)
     return None
-
-
-def ranks(command: str) -> AbstractContextManager[None]:
-    """Join the other processes where torchrun started several."""
-    from mls.train.launch import die_with_torchrun, has_ranks
-
-    if not has_ranks():
-        return nullcontext()
-    if command != "pretrain":
-        raise MlsError(f"torchrun started several processes, but only pretrain can use them, not {command}")
-    from mls.train.distributed import process_group
-
-    die_with_torchrun()
-    return process_group()
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:

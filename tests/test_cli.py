@@ -12,6 +12,7 @@ import pytest
 
 from mls import cli
 from mls.errors import Interrupted
+from mls.stages import STAGE_MODULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +82,7 @@ def test_help_and_make_help_list_everything() -> None:
         [sys.executable, "-m", "mls", "--help"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     ).stdout
     for command in (
-        *cli.STAGE_MODULES,
+        *STAGE_MODULES,
         "validate",
         "status",
         "plan",

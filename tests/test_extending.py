@@ -35,9 +35,10 @@ PLACES = 3
 RUN = """
 import importlib
 from pathlib import Path
-from mls.cli import STAGE_MODULES, parser
+from mls.cli import parser
 from mls.experiment.plan import plan_file
 from mls.experiment.stage import run_stage
+from mls.stages import STAGE_MODULES
 
 for command in (["validate", "tiny.yaml"], ["plan", "tiny.yaml"]):
     args = parser().parse_args(command)

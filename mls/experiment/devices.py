@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,8 @@ from mls.experiment.plan import Job
 from mls.experiment.tasks import Features
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+FOLDER = Path("/tmp/mls-devices")
+"""Where lock files are, unless $MLS_LEASES says otherwise."""
 POLL_S = 0.2
 
 
@@ -98,18 +101,13 @@ def _take(count: int, known: list[str], held: ExitStack) -> list[str]:
     another holds the other half, a job that needs many is not passed over by those that need one, and who waits for a
     device that is taken keeps nobody from others.
     """
-    folder = Path(os.environ.get("MLS_LEASES", "/tmp/mls-devices"))
+    folder = _folder(held)
     job, node = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURMD_NODENAME", "")
     prefix = f"slurm-{job}-{node}-" if job else ""
-    files = {name: _open(folder / f"{prefix}{name.replace('/', '_')}.lock", held) for name in known}
-    cleaned = os.open(
-        folder, os.O_RDONLY | os.O_DIRECTORY
-    )  # what ages /tmp (systemd-tmpfiles) spares what is locked so
-    held.callback(os.close, cleaned)
-    fcntl.flock(cleaned, fcntl.LOCK_SH)
+    files = {name: _open(folder, f"{prefix}{name.replace('/', '_')}.lock", held) for name in known}
     with ExitStack() as queue:
         for name in sorted(set(known)):
-            turn = _open(folder / f"{prefix}{name.replace('/', '_')}.queue", queue)
+            turn = _open(folder, f"{prefix}{name.replace('/', '_')}.queue", queue)
             if not _lock(turn, wait=False):
                 print(f"waiting for whoever waits for device {name} too", file=sys.stderr, flush=True)
                 _lock(turn, wait=True)
@@ -129,25 +127,51 @@ def _take(count: int, known: list[str], held: ExitStack) -> list[str]:
             time.sleep(POLL_S)
 
 
-def _open(file: Path, held: ExitStack) -> int:
+def _folder(held: ExitStack) -> int:
+    """A descriptor of the folder of lock files, in which all users of the machine may make some.
+
+    Raises:
+        MlsError: it can't be used, or is a symbolic link, as anybody can put one into /tmp.
+    """
+    named = os.environ.get("MLS_LEASES")
+    path = Path(named).resolve() if named else FOLDER
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = Path(tempfile.mkdtemp(dir=path.parent))
+            new.chmod(0o1777)  # whatever the umask; it has this mode from its first moment under its name
+            try:
+                new.rename(path)
+            except OSError:  # another process was first
+                new.rmdir()
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _unusable(error) from error
+    held.callback(os.close, handle)
+    fcntl.flock(handle, fcntl.LOCK_SH)  # what ages /tmp (systemd-tmpfiles) spares what is locked so
+    return handle
+
+
+def _open(folder: int, name: str, held: ExitStack) -> int:
     """A lock file's descriptor, closed with the stack; other users of the machine can lock it too.
 
     Raises:
-        MlsError: the folder can't be used.
+        MlsError: it can't be opened.
     """
     try:
-        if not file.parent.is_dir():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.parent.chmod(0o1777)  # whatever the umask
         try:  # first as it is: Linux refuses O_CREAT on another user's file in a folder like this
-            handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+            handle = os.open(name, os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
         except FileNotFoundError:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=folder)
             os.fchmod(handle, 0o666)
     except OSError as error:
-        raise MlsError(f"can't lease a device: {error}; set MLS_LEASES to a folder that can be written") from error
+        raise _unusable(error) from error
     held.callback(os.close, handle)
     return handle
+
+
+def _unusable(error: OSError) -> MlsError:
+    return MlsError(f"can't lease a device: {error}; set MLS_LEASES to a folder that can be written")
 
 
 def _lock(handle: int, *, wait: bool) -> bool:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mls.errors import MlsError
+from mls.experiment.artifact import SEAL
 from mls.experiment.load import check, parse_yaml
 from mls.experiment.places import home, is_shared, store, work
 from mls.experiment.plan import ARTIFACTS, DATA_LOCK, make_plan, read_lock
-from mls.experiment.store import being_made
+from mls.experiment.store import being_made, held_if_free
 
 ID = re.compile("[0-9a-f]{10}")
 REFERENCES = ("refs/heads", "refs/tags", "refs/remotes", "refs/exps", "refs/stash")
@@ -60,9 +61,19 @@ def collect(delete: bool, shared: bool = False) -> None:
         raise MlsError("nothing was removed, since not every reference can be read (see above)")
     for path in unneeded:
         if path not in others:
-            shutil.rmtree(path)
+            _remove(path)
     spared = f", but for {len(others)} that others may need; those too: mls gc --delete --shared"
     print(f"removed{spared if others else ''}")
+
+
+def _remove(path: Path) -> None:
+    """Remove an artifact or state, unless somebody has begun to make it; never is half an artifact taken for one."""
+    with held_if_free(path.name) as free:
+        if free:
+            (path / SEAL).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            print(f"{path} is being made now, and stays")
 
 
 def _by_id(folder: Path, pattern: str) -> list[Path]:

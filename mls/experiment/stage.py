@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mls.errors import DamagedArtifact, DeterministicError, Interrupted, MlsError
 from mls.experiment.artifact import Artifact, explain_full_disk, open_artifact, write_atomic
@@ -94,6 +95,12 @@ def ready(plan: Plan, job: Job, attempt: int = 1) -> dict[str, Artifact]:
     return open_inputs(plan, job)
 
 
+def forget_passing_failure(job: Job) -> None:
+    """Remove a recorded failure that need not repeat itself, so that no later attempt takes it as final."""
+    if not _record(job).get("deterministic"):
+        (job.work / "failed.json").unlink(missing_ok=True)
+
+
 def forget_state(job: Job) -> None:
     """Remove what the finished artifact makes needless; what could not be read stays for a person to look at."""
     for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp"), job.work / "failed.json"]:
@@ -175,13 +182,16 @@ def record_failure(job: Job, error: Exception) -> None:
 
 def refuse_known_failure(job: Job, attempt: int = 1) -> None:
     """Stop at once where the same code has already failed on the same inputs, or in the attempt before."""
-    file = job.work / "failed.json"
-    if not file.exists():
-        return
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return
+    record = _record(job)
     final = record.get("deterministic") or attempt > 1
     if final and record.get("code") == digest():
         raise MlsError(f"{record['message']} (failed before, same inputs and code; to try again: mls retry {job.id})")
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """The failure on record; empty where there is none, or none that can be read."""
+    try:
+        record: dict[str, Any] = json.loads((job.work / "failed.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record

@@ -31,7 +31,7 @@ from mls.experiment.artifact import (
 )
 from mls.experiment.identity import STAGE_VERSIONS
 from mls.experiment.links import link_folder
-from mls.experiment.locks import is_locked, locked, say
+from mls.experiment.locks import is_locked, locked, locked_if_free, say
 from mls.experiment.places import store, work
 from mls.experiment.plan import ARTIFACTS, Job, Plan, plan_file
 from mls.experiment.provenance import provenance
@@ -157,6 +157,14 @@ def claimed(job: Job, name: str) -> Iterator[None]:
     """
     with locked(lock_of(job.id), name), locked(job.work / "lock", name):
         yield
+
+
+@contextmanager
+def held_if_free(job_id: str) -> Iterator[bool]:
+    """Keep everybody from making an artifact; False where somebody does just now, who is not waited for."""
+    state_lock = work() / job_id / "lock"
+    with locked_if_free(lock_of(job_id)) as free:
+        yield free and not is_locked(state_lock)
 
 
 def being_made(job_id: str) -> bool:

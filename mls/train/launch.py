@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -25,6 +24,7 @@ from mls.errors import EXIT_INTERRUPTED, Interrupted, MlsError
 from mls.experiment.devices import trains_together
 from mls.experiment.params import Execution
 from mls.experiment.plan import Job
+from mls.experiment.stage import forget_passing_failure
 from mls.train.interrupt import SIGNALS
 
 PR_SET_PDEATHSIG = 1
@@ -54,19 +54,24 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
         gpus: of this machine, leased, a rank on each; on 0 there is one rank on the CPU.
 
     Raises:
-        Interrupted: they saved, or left no failure behind; the same command goes on.
+        Interrupted: they saved, were killed, or left no failure behind; the same command goes on.
         MlsError: a rank failed; it has said why.
     """
     with _passing_on_signals() as asked:
         if awaits_srun(job, execution):
             code = subprocess.run(srun(command, execution), check=False).returncode
             codes = {code} - {0}
+            lost = code == EXIT_INTERRUPTED and not asked  # a node says so of a rank that was killed
         else:
             codes = _torchrun(torchrun(command, execution, gpus))
+            lost = -signal.SIGKILL in codes
     if not codes:
         return
-    if (asked or EXIT_INTERRUPTED in codes) and not (job.work / "failed.json").exists():
-        raise Interrupted("its ranks were stopped by a signal; run the same command to go on")
+    if lost:  # the ranks that lived on have recorded that one is gone
+        forget_passing_failure(job)
+    if (lost or asked or EXIT_INTERRUPTED in codes) and not (job.work / "failed.json").exists():
+        how = "a rank was killed (out of memory?)" if -signal.SIGKILL in codes else "its ranks were stopped"
+        raise Interrupted(f"{how}; run the same command to go on")
     raise MlsError(f"its ranks failed (exit codes {', '.join(map(str, sorted(codes)))}), see above")
 
 
@@ -83,7 +88,20 @@ def srun(command: Sequence[str], execution: Execution) -> list[str]:
         )
     nodes = str(execution.nodes)
     each = ["--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--cpu-bind=none"]
-    return ["srun", *each, f"--export=ALL,MASTER_ADDR={socket.gethostname()}", sys.executable, "-m", *command]
+    return ["srun", *each, f"--export=ALL,MASTER_ADDR={first_node()}", sys.executable, "-m", *command]
+
+
+def first_node() -> str:
+    """Host name of the Slurm job's first node, which need not be where this process runs: `salloc` on a login node.
+
+    Raises:
+        MlsError: srun can't start anything there.
+    """
+    asked = ["srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--relative=0", "hostname"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MlsError(f"{' '.join(asked)} failed: {done.stderr.strip()}")
+    return done.stdout.split()[-1]
 
 
 def torchrun(command: Sequence[str], execution: Execution, gpus: int) -> list[str]:
@@ -91,7 +109,8 @@ def torchrun(command: Sequence[str], execution: Execution, gpus: int) -> list[st
     if execution.nodes == 1:
         where = ["--standalone"]
     else:
-        port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # below those that Linux gives away
+        of_step = 16 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
+        port = 20000 + of_step % 10000  # below those that Linux gives away
         where = ["--nnodes", str(execution.nodes), "--node-rank", os.environ["SLURM_NODEID"]]
         where += ["--master-addr", os.environ["MASTER_ADDR"], "--master-port", str(port)]
     return [*where, "--nproc-per-node", str(max(1, gpus)), "-m", *command]
@@ -100,7 +119,7 @@ def torchrun(command: Sequence[str], execution: Execution, gpus: int) -> list[st
 def _torchrun(arguments: list[str]) -> set[int]:
     """Run it in this process; the exit codes of the ranks that failed."""
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # else it kills its ranks 30 s after a signal, saved or not
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -108,6 +127,8 @@ def _torchrun(arguments: list[str]) -> set[int]:
         run.run(run.parse_args(arguments))
     except ChildFailedError as error:
         return {failure.exitcode for failure in error.failures.values()}
+    except DistError as error:
+        raise MlsError(f"the nodes could not meet: {error}") from error
     except SignalException:  # torch before 2.9 has a handler of its own
         return {EXIT_INTERRUPTED}
     return set()

@@ -172,6 +172,31 @@ def test_a_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def test_the_folder_is_everybodys_whatever_the_umask(in_tmp: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with leased(1):
+            assert (in_tmp / "leases").stat().st_mode & 0o7777 == 0o1777
+            assert (in_tmp / "leases" / "a.lock").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+    assert [file.name for file in in_tmp.iterdir()] == ["leases"]
+
+
+def test_a_link_that_somebody_put_in_its_place(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lock files would be made wherever it leads; a link of one's own choice is another thing."""
+    Path("elsewhere").mkdir()
+    Path("link").symlink_to("elsewhere")
+    monkeypatch.delenv("MLS_LEASES")
+    monkeypatch.setattr(devices, "FOLDER", in_tmp / "link")
+    with pytest.raises(MlsError, match="set MLS_LEASES"), leased(1):
+        pass
+    assert not list(Path("elsewhere").iterdir())
+    monkeypatch.setenv("MLS_LEASES", "link")
+    with leased(1):
+        assert list(Path("elsewhere").iterdir())
+
+
 def test_what_takes_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = small(probe={"linear": {"kind": "linear", "dataset": "scenes", "image_size": 32}})
     plan = plan_of(raw)

@@ -12,8 +12,10 @@ from ruamel.yaml import YAML
 
 from mls.errors import MlsError
 from mls.experiment.gc import collect, needed_ids
+from mls.experiment.locks import locked
 from mls.experiment.plan import Plan, plan_file
 from mls.experiment.stage import Context, run_stage
+from mls.experiment.store import lock_of
 from tests.conftest import plan_of, small
 
 
@@ -65,6 +67,21 @@ def test_what_a_file_a_branch_or_a_result_needs_stays(repository: Path, capsys: 
     assert unneeded in (text := capsys.readouterr().out) and "mls gc --delete" in text
     collect(delete=True)
     assert present() == {old, published, now}
+
+
+def test_what_somebody_begins_to_make_meanwhile_stays(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make(write(small(runs={"random": {"method": "none"}}, seeds=[1])), "random")
+    write(small(runs={"random": {"method": "none"}}))
+    git("add", "params.yaml")
+    git("commit", "-q", "-m", "now")
+    monkeypatch.setattr("mls.experiment.gc.being_made", lambda job_id: False)  # when it looked
+    with locked(lock_of(old), "somebody"):
+        collect(delete=True)
+    assert present() == {old} and "is being made now, and stays" in capsys.readouterr().out
+    collect(delete=True)
+    assert present() == set()
 
 
 def test_every_stash_counts(repository: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -126,13 +127,34 @@ def test_a_rank_that_fails(plan: Plan, environment: dict[str, str]) -> None:
     assert done.returncode == 1 and "failed before" in done.stderr
 
 
+def test_a_rank_that_is_killed(plan: Plan, environment: dict[str, str]) -> None:
+    """The other one fails, as it is alone; that is no failure of the job, whose second attempt goes on."""
+    (job,) = plan.find("pretrain", "mls")
+    running = start(environment)
+    wait_for_checkpoint(job, running)
+    ranks = [child for child in psutil.Process(running.pid).children() if "--attempt" in child.cmdline()]
+    (second,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
+    second.kill()
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 75, log
+    assert "a rank was killed (out of memory?); run the same command to go on" in log
+    assert job_state(job) == "resumable"
+    again = [sys.executable, "-m", "mls", "pretrain", "mls", "-e", "small.yaml", "--attempt", "2"]
+    done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and "resumes at step" in done.stderr, done.stderr
+
+
 def test_two_gpus_where_there_is_one(plan: Plan, environment: dict[str, str]) -> None:
     running = start(environment | {"CUDA_VISIBLE_DEVICES": "a"})
     _, log = running.communicate(timeout=300)
     assert running.returncode == 1 and "2 GPUs are asked for at once (execution.gpus)" in log
 
 
-def test_what_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_started(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A srun that only says where it is stands for Slurm's (tests/workflow/test_slurm.py)."""
+    Path("srun").write_text('#!/bin/sh\nfor last; do :; done\necho "first: $last"\n')
+    Path("srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{in_tmp}:{os.environ['PATH']}")
     four = launch.torchrun(COMMAND, Execution(gpus=4), 4)
     assert four == ["--standalone", "--nproc-per-node", "4", "-m", *COMMAND]
     two_by_four = Execution(gpus=4, nodes=2)
@@ -142,10 +164,10 @@ def test_what_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     started = launch.srun(COMMAND, two_by_four)
     assert started[:6] == ["srun", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node=1"]
     assert started[-9:] == [sys.executable, "-m", *COMMAND]
-    (exported,) = [one for one in started if one.startswith("--export=ALL,")]
-    monkeypatch.setenv("MASTER_ADDR", exported.partition("MASTER_ADDR=")[2])
-    monkeypatch.setenv("SLURM_NODEID", "1")
-    where = ["--nnodes", "2", "--node-rank", "1", "--master-addr", os.environ["MASTER_ADDR"], "--master-port", "24567"]
+    assert "--export=ALL,MASTER_ADDR=hostname" in started, "what the command printed on the first node"
+    for name, value in {"MASTER_ADDR": "node1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "5"}.items():
+        monkeypatch.setenv(name, value)
+    where = ["--nnodes", "2", "--node-rank", "1", "--master-addr", "node1", "--master-port", "23077"]
     assert launch.torchrun(COMMAND, two_by_four, 4) == [*where, "--nproc-per-node", "4", "-m", *COMMAND]
 
 
