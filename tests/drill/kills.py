@@ -18,7 +18,10 @@ VICTIMS = {"stage": r" -m mls ", "snakemake": r"bin/snakemake", "dvc": r"bin/dvc
 
 
 def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Random, within_s: float) -> str:
-    """Kill so many times, each up to ``within_s`` seconds after a stage has begun, then let it finish."""
+    """Kill so many times, up to ``within_s`` seconds after a stage has begun or soon after one has saved its state.
+
+    Then let it finish.
+    """
     done: Counter[str] = Counter()
     finished = 0
     while done.total() < kills:
@@ -49,10 +52,17 @@ def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Ran
 def strike(
     clone: Clone, life: subprocess.Popen[bytes], victim: str, moments: random.Random, within_s: float
 ) -> str | None:
-    """Wait for a random moment within a stage, and kill; None where the command ended before that."""
+    """Wait for a random moment within a stage, and kill; None where the command ended before that.
+
+    Most of a small stage is its start, so that few moments of it are in its loop: a third of them are sought there.
+    """
     wanted = len(made(clone)) + moments.randrange(3)
-    delay = moments.uniform(0, within_s)
+    delay, since = moments.uniform(0, within_s), "into"
+    saved = moments.random() < 1 / 3
     if until(lambda: len(made(clone)) >= wanted and found(clone, "stage"), life):
+        before = checkpoints(clone)
+        if saved and until(lambda: checkpoints(clone) - before, life):
+            delay, since = delay / 10, "after a checkpoint of"
         time.sleep(delay)
     stages = [re.sub(r".* -m mls (\w+ \w+).*", r"\1", line) for line in found(clone, "stage").values()]
     victims = found(clone, victim) if victim != "group" else {}
@@ -68,7 +78,12 @@ def strike(
     if victim == "stage":  # Snakemake goes on with the other runs; who sees the failure stops it
         os.killpg(life.pid, signal.SIGTERM)
     life.wait(PATIENCE_S)
-    return f"{delay:.1f} s into {' and '.join(stages) or 'a pause between stages'}"
+    return f"{delay:.1f} s {since} {' and '.join(stages) or 'a pause between stages'}"
+
+
+def checkpoints(clone: Clone) -> set[str]:
+    """Names of saved states, which tell the step."""
+    return {str(file) for file in clone.path.glob("work/*/checkpoint*.pt")}
 
 
 def begin_anew(clone: Clone) -> None:

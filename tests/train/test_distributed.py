@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,22 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLS_PLAIN": "1"}
 
 
-def on_two_ranks(*arguments: object) -> dict[str, Any]:
-    command = [*TORCHRUN, "-m", "tests.train.two_ranks", "two.pt", *map(str, arguments)]
-    done = subprocess.run(command, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
+CASES = [("mls", 2), ("mls", 4), ("moco-v2", 2), *((run, 2) for run in PEERS), ("slotcon", 4)]
+"""Method and groups of batch norm: with 2 each rank's is plain, with 4 each computes two."""
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What two ranks give in each case, all from one torchrun, whose start takes the longest."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    with chdir(folder):
+        make_data(two_ranks.plan(2))
+    cases = [f"{run},{splits},20" for run, splits in CASES] + [f"{run},2,6,3" for run in ("mls", *PEERS)]
+    command = [*TORCHRUN, "-m", "tests.train.two_ranks", "two.pt", *cases]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = torch.load("two.pt", weights_only=True)
-    assert found["world"] == 2
+    found: dict[str, dict[str, Any]] = torch.load(folder / "two.pt", weights_only=True)
+    assert all(one["world"] == 2 for one in found.values())
     return found
 
 
@@ -47,13 +58,13 @@ def make_data(plan: Plan) -> None:
     run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
 
 
-@pytest.mark.parametrize(
-    ("run", "splits"), [("mls", 2), ("mls", 4), ("moco-v2", 2), *((run, 2) for run in PEERS), ("slotcon", 4)]
-)
-def test_two_ranks_equal_one_with_the_same_groups(in_tmp: Path, run: str, splits: int) -> None:
-    """With 2 groups each rank's batch norm is plain; with 4 each computes two groups."""
+@pytest.mark.xdist_group("two_ranks")
+@pytest.mark.parametrize(("run", "splits"), CASES)
+def test_two_ranks_equal_one_with_the_same_groups(
+    in_tmp: Path, on_two_ranks: dict[str, dict[str, Any]], run: str, splits: int
+) -> None:
     make_data(two_ranks.plan(splits))
-    one, two = two_ranks.trace(run, splits, 20), on_two_ranks(run, splits, 20)
+    one, two = two_ranks.trace(run, splits, 20), on_two_ranks[f"{run},{splits},20"]
     for part in ("gradients", "state"):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():
@@ -66,10 +77,13 @@ def test_two_ranks_equal_one_with_the_same_groups(in_tmp: Path, run: str, splits
     assert abs(other["losses"][1][0] - one["losses"][1][0]) > 1e-4, "the groups do matter"
 
 
+@pytest.mark.xdist_group("two_ranks")
 @pytest.mark.parametrize("run", ["mls", *PEERS])
-def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(in_tmp: Path, run: str) -> None:
+def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(
+    in_tmp: Path, on_two_ranks: dict[str, dict[str, Any]], run: str
+) -> None:
     make_data(two_ranks.plan(2))
-    one, two = two_ranks.trace(run, 2, 6, 3), on_two_ranks(run, 2, 6, 3)
+    one, two = two_ranks.trace(run, 2, 6, 3), on_two_ranks[f"{run},2,6,3"]
     assert (one["nonfinite"], two["nonfinite"]) == (1, 1)
     assert one["changed"] == two["changed"] == []
     for name, value in one["last"].items():

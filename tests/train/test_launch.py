@@ -58,8 +58,9 @@ def plan(in_tmp: Path) -> Plan:
     return plan
 
 
-def start(environment: dict[str, str], *launcher: str) -> subprocess.Popen[str]:
+def start(environment: dict[str, str], *launcher: str, attempt: int = 1) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", *launcher, "mls", "pretrain", "mls", "-e", "small.yaml"]
+    command += ["--attempt", str(attempt)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,12 +78,18 @@ def wait_for_checkpoint(job: Job, running: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+def wait_until_it_resumes(running: subprocess.Popen[str]) -> None:
+    assert running.stderr is not None
+    assert any("resumes at step" in line for line in running.stderr)
+
+
 def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.name not in VOLATILE}
 
 
 def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, environment: dict[str, str]) -> None:
-    """SIGUSR1 saves and exits with 75, without torchrun's 30 seconds; kill -9 takes the ranks with it."""
+    """SIGUSR1 saves and exits with 75, without torchrun's 30 seconds; kill -9 takes the ranks with it; of a killed
+    rank the other one fails, as it is alone, which is no failure of the job: its second attempt goes on."""
     (job,) = plan.find("pretrain", "mls")
     running = start(environment)
     wait_for_checkpoint(job, running)
@@ -93,16 +100,24 @@ def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, 
     assert job_state(job) == "resumable"
 
     running = start(environment)
-    assert running.stderr is not None
-    for line in running.stderr:
-        if "resumes at step" in line:
-            break
+    wait_until_it_resumes(running)
+    ranks = [child for child in psutil.Process(running.pid).children() if "--attempt" in child.cmdline()]
+    (second,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
+    second.kill()
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 75, log
+    assert "a rank was killed (out of memory?); run the same command to go on" in log
+    assert job_state(job) == "resumable"
+
+    running = start(environment, attempt=2)
+    wait_until_it_resumes(running)
     running.kill()
     running.wait()
     end = time.monotonic() + 60
     while is_locked(job.work / "lock"):
         assert time.monotonic() < end, "rank 0 lives on"
         time.sleep(0.05)
+    assert running.stderr is not None
     running.stderr.close()
 
     assert "resumes at step" in finish(environment)
@@ -125,23 +140,6 @@ def test_a_rank_that_fails(plan: Plan, environment: dict[str, str]) -> None:
     again = [sys.executable, "-m", "mls", "pretrain", "mls", "-e", "small.yaml", "--attempt", "2"]
     done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "failed before" in done.stderr
-
-
-def test_a_rank_that_is_killed(plan: Plan, environment: dict[str, str]) -> None:
-    """The other one fails, as it is alone; that is no failure of the job, whose second attempt goes on."""
-    (job,) = plan.find("pretrain", "mls")
-    running = start(environment)
-    wait_for_checkpoint(job, running)
-    ranks = [child for child in psutil.Process(running.pid).children() if "--attempt" in child.cmdline()]
-    (second,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
-    second.kill()
-    _, log = running.communicate(timeout=300)
-    assert running.returncode == 75, log
-    assert "a rank was killed (out of memory?); run the same command to go on" in log
-    assert job_state(job) == "resumable"
-    again = [sys.executable, "-m", "mls", "pretrain", "mls", "-e", "small.yaml", "--attempt", "2"]
-    done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0 and "resumes at step" in done.stderr, done.stderr
 
 
 def test_two_gpus_where_there_is_one(plan: Plan, environment: dict[str, str]) -> None:

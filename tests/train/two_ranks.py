@@ -1,6 +1,6 @@
 """Steps of one small run in float64, on as many ranks as there are; what they give is written for a test.
 
-torchrun --standalone --nproc-per-node 2 -m tests.train.two_ranks OUT METHOD SPLITS STEPS [POISONED STEP]
+torchrun --standalone --nproc-per-node 2 -m tests.train.two_ranks OUT METHOD,SPLITS,STEPS[,POISONED STEP] ...
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ def snapshot(method: Method[Any]) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     with process_group():
-        out, run, *numbers = sys.argv[1:]
-        result = trace(run, *map(int, numbers))
+        out, *cases = sys.argv[1:]
+        results = {}
+        for case in cases:
+            run, *numbers = case.split(",")
+            results[case] = trace(run, *map(int, numbers))
         if rank() == 0:
-            torch.save(result, out)
+            torch.save(results, out)

@@ -40,10 +40,20 @@ def wait_for(clone: Clone, what: str, pattern: str, seconds: float = 120) -> Non
 
 @pytest.fixture
 def training(pulled: Clone) -> Clone:
-    """A clone with data, whose three runs have yet to be trained, long enough to be killed, and then probed."""
-    for stage in ("pretrain", "features", "probe", "tables"):
+    """A clone with data, whose two runs have yet to be trained, long enough to be killed, and then probed once."""
+    for stage in ("pretrain", "features", "probe", "transfer", "tables"):
         subprocess.run(["rm", "-r", str(pulled.path / "artifacts" / stage)], check=True)
+    pulled.edit(runs__random=None, probe__svm=None, probe__tuned=None, transfer=None, draw=None)
+    pulled.edit(tables={"main": {"columns": ["linear.mAP"]}})
     return pulled
+
+
+def same(mine: Clone, finished: Clone) -> bool:
+    """Whether all that was made is what the whole experiment made; its tables are others."""
+    theirs = finished.digests()
+    made = {name: digest for name, digest in mine.digests().items() if not name.startswith("tables/")}
+    stages = {name.split("/")[0] for name in made}
+    return stages == {"data", "pretrain", "features", "probe"} and made.items() <= theirs.items()
 
 
 @pytest.mark.parametrize("victim", ["trainer", "snakemake", "dvc", "group"])
@@ -68,7 +78,7 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
     if victim == "snakemake":
         assert trainers(training), "its child runs on"
     training.run(*command)
-    assert training.digests() == finished.digests()
+    assert same(training, finished)
     assert training.planned() == {}
     assert "Data and pipelines are up to date" in (training.run("dvc", "repro") and training.run("dvc", "repro"))
 
