@@ -57,9 +57,10 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
         Interrupted: they saved, were killed, or left no failure behind; the same command goes on.
         MlsError: a rank failed; it has said why.
     """
+    on_nodes = srun(command, execution) if awaits_srun(job, execution) else None
     with _passing_on_signals() as asked:
-        if awaits_srun(job, execution):
-            code = subprocess.run(srun(command, execution), check=False).returncode
+        if on_nodes:
+            code = subprocess.run(on_nodes, check=False).returncode
             codes = {code} - {0}
             lost = code == EXIT_INTERRUPTED and not asked  # a node says so of a rank that was killed
         else:

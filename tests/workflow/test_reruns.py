@@ -51,6 +51,14 @@ def test_fresh_clone_and_pull_nothing_to_do(pulled: Clone) -> None:
     assert "Data and pipelines are up to date" in pulled.run("dvc", "repro")
 
 
+def test_a_part_is_pulled_and_then_what_every_commit_needs(fresh: Clone) -> None:
+    fresh.run("dvc", "pull", "artifacts/pretrain")
+    assert fresh.planned() == {rule: jobs for rule, jobs in EVERYTHING.items() if rule != "pretrain_artifact"}
+    fresh.run("dvc", "fetch", "--all-commits")
+    fresh.run("dvc", "checkout")
+    assert fresh.planned() == {}
+
+
 def test_fresh_clone_without_pull_runs_everything_and_prints_this_runs_table(fresh: Clone, finished: Clone) -> None:
     """With Snakemake; the finished clone was made in the same way with DVC."""
     file = fresh.path / "results" / "micro" / "tables" / "main.md"
