@@ -58,7 +58,6 @@ def make_data(plan: Plan) -> None:
     run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
 
 
-@pytest.mark.xdist_group("two_ranks")
 @pytest.mark.parametrize(("run", "splits"), CASES)
 def test_two_ranks_equal_one_with_the_same_groups(
     in_tmp: Path, on_two_ranks: dict[str, dict[str, Any]], run: str, splits: int
@@ -77,7 +76,6 @@ def test_two_ranks_equal_one_with_the_same_groups(
     assert abs(other["losses"][1][0] - one["losses"][1][0]) > 1e-4, "the groups do matter"
 
 
-@pytest.mark.xdist_group("two_ranks")
 @pytest.mark.parametrize("run", ["mls", *PEERS])
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(
     in_tmp: Path, on_two_ranks: dict[str, dict[str, Any]], run: str
@@ -98,11 +96,11 @@ def close(a: torch.Tensor, b: torch.Tensor, most: float, what: str) -> None:
     assert apart <= most * max(1.0, float(a.double().abs().max()) if a.numel() else 1.0), f"{what}: {apart}"
 
 
-@pytest.mark.parametrize(("run", "checkpoint_every"), [("mls", 50), ("moco-v2", 1), ("slotcon", 50)])
+@pytest.mark.parametrize(("run", "checkpoint_every"), [("mls", 25), ("moco-v2", 1), ("slotcon", 25)])
 def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_every: int) -> None:
     """Stopped by SIGTERM to one rank in the middle and run again, against an undisturbed run of two ranks."""
     execution = {**SMALL["execution"], "checkpoint_every": checkpoint_every}
-    plan = written(with_peers(pretrain={**SMALL["pretrain"], "epochs": 60}, execution=execution))
+    plan = written(with_peers(pretrain={**SMALL["pretrain"], "epochs": 30}, execution=execution))
     make_data(plan)
     (job,) = plan.find("pretrain", run)
     first = start(run)
@@ -116,10 +114,10 @@ def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_e
     assert first.returncode != 0 and job_state(job) == "resumable", log
     assert "after saving" in log
     saved, _ = load_resumable(job.work)
-    assert saved is not None and saved["step"] < 180
+    assert saved is not None and saved["step"] < 90
     assert checkpoint_every == 1 or saved["step"] % checkpoint_every, "not one of the regular checkpoints"
     log = finish(run)
-    assert f"resumes at step {saved['step']} of 180" in log
+    assert f"resumes at step {saved['step']} of 90" in log
     resumed = contents(job.path)
     job.path.rename("resumed")
     shutil.rmtree(job.stored)

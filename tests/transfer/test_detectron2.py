@@ -30,8 +30,6 @@ from mls.transfer import detectron2, detectron2_model
 from mls.transfer.detectron2 import Detectron2Detection
 from tests.transfer.detectron2_support import PAPER, run, task_of
 
-pytestmark = pytest.mark.xdist_group("detectron2")  # one worker: each ResNet-50 trained takes 2 GB
-
 # ------------------------------------------------------------------------------------------- models
 
 

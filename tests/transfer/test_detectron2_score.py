@@ -35,8 +35,6 @@ from mls.transfer.export import export_backbone
 from mls.transfer.voc import voc_score, year_of
 from tests.transfer.detectron2_support import PAPER, run, task_of
 
-pytestmark = pytest.mark.xdist_group("detectron2")  # one worker: each ResNet-50 trained takes 2 GB
-
 # ------------------------------------------------------------------------------------------ scoring
 
 

@@ -101,8 +101,8 @@ class Slurm:
 
 
 def free_ports(count: int) -> list[int]:
-    """Neighbours that nobody listens on."""
-    for first in range(26800, 27800, count):
+    """Neighbours that nobody listens on; another process looks elsewhere first."""
+    for first in range(26800 + os.getpid() % 1000, 28800, count):
         with suppress(OSError):
             for port in range(first, first + count):
                 with socket.socket() as one:

@@ -11,8 +11,6 @@ import pytest
 from mls.experiment.plan import plan_file
 from tests.workflow.clone import Clone
 
-pytestmark = pytest.mark.xdist_group("kills")
-
 STOPPED = """
 import sys
 if "pretrain" in sys.orig_argv and sys.orig_argv[-2:] == ["--attempt", "1"]:

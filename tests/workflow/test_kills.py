@@ -12,7 +12,7 @@ import pytest
 
 from tests.workflow.clone import Clone
 
-pytestmark = [pytest.mark.xdist_group("kills"), pytest.mark.timeout(1200)]  # each runs most of micro, in many processes
+pytestmark = pytest.mark.timeout(1200)  # each runs most of micro, in many processes
 
 CHILD = "-m mls pretrain"
 

@@ -17,8 +17,6 @@ import pytest
 
 from tests.workflow.clone import ROOT, Clone
 
-pytestmark = pytest.mark.xdist_group("reruns")
-
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 Settings = list[tuple[str, str]]
 """The remote's address under ``url``, then what `dvc remote modify --local` sets."""

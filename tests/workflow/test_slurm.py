@@ -20,7 +20,6 @@ from tests.workflow.clone import Clone
 
 PLUGIN = importlib.util.find_spec("snakemake_executor_plugin_slurm")
 pytestmark = [
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.timeout(1800),  # waits for a time limit, whose unit is the minute
     pytest.mark.skipif(PLUGIN is None, reason="no snakemake-executor-plugin-slurm here (extra: slurm)"),
     pytest.mark.skipif(rig.why_not() is not None, reason=str(rig.why_not())),

@@ -6,12 +6,8 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.workflow.clone import Clone
 from tests.workflow.test_kills import wait_for
-
-pytestmark = pytest.mark.xdist_group("reruns")
 
 
 def test_nothing_is_lost_to_dvc_and_git(original: Clone) -> None:

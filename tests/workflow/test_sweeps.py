@@ -15,8 +15,6 @@ from mls.experiment.plan import Plan, make_plan
 from tests.conftest import SMALL
 from tests.workflow.clone import Clone, new_clone
 
-pytestmark = pytest.mark.xdist_group("sweeps")
-
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
