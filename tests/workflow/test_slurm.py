@@ -75,11 +75,11 @@ def lost(clone: Clone, *labels: tuple[str, str]) -> list[Path]:
 def test_a_time_limit_stops_a_job_and_its_retry_makes_the_same_bytes(
     clone: Clone, finished: Clone, tmp_path: Path
 ) -> None:
-    """Slurm's signal, not the test's: the pretraining waits for it, a minute before its limit of three."""
+    """Slurm's signal, not the test's: the pretraining waits for it, a minute before its limit of two."""
     lost(clone, ("pretrain", "mls"), ("features", "linear/mls"), ("probe", "linear/mls"), ("tables", "micro"))
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(WAITS)
-    short = (*RESOURCES, "--set-resources", "pretrain_artifact:runtime=3")
+    short = (*RESOURCES, "--set-resources", "pretrain_artifact:runtime=2")
     text = clone.run("env", f"PYTHONPATH={tmp_path / 'slow'}:{clone.path}", *SNAKEMAKE, *short)
     assert len(re.findall("Trying to restart job", text)) >= 1 and "100%) done" in text, text
     failed = [log.read_text() for log in clone.path.glob(".snakemake/slurm_logs/rule_pretrain_artifact/*/*.log")]
