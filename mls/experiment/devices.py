@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -134,16 +133,16 @@ def _folder(held: ExitStack) -> int:
         MlsError: it can't be used, or is a symbolic link, as anybody can put one into /tmp.
     """
     named = os.environ.get("MLS_LEASES")
-    path = Path(named).resolve() if named else FOLDER
+    path = Path(os.path.realpath(named)) if named else FOLDER
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = Path(tempfile.mkdtemp(dir=path.parent))
-            new.chmod(0o1777)  # whatever the umask; it has this mode from its first moment under its name
-            try:
-                new.rename(path)
-            except OSError:  # another process was first
-                new.rmdir()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = os.umask(0)  # so that it has its mode from the first moment
+        try:
+            path.mkdir(0o1777)
+        except FileExistsError:
+            pass
+        finally:
+            os.umask(before)
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise _unusable(error) from error

@@ -191,7 +191,7 @@ def refuse_known_failure(job: Job, attempt: int = 1) -> None:
 def _record(job: Job) -> dict[str, Any]:
     """The failure on record; empty where there is none, or none that can be read."""
     try:
-        record: dict[str, Any] = json.loads((job.work / "failed.json").read_text(encoding="utf-8"))
+        record = json.loads((job.work / "failed.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return record
+    return record if isinstance(record, dict) else {}

@@ -161,7 +161,7 @@ def claimed(job: Job, name: str) -> Iterator[None]:
 
 @contextmanager
 def held_if_free(job_id: str) -> Iterator[bool]:
-    """Keep everybody from making an artifact; False where somebody does just now, who is not waited for."""
+    """Keep all who share the store from making an artifact; False where somebody does, who is not waited for."""
     state_lock = work() / job_id / "lock"
     with locked_if_free(lock_of(job_id)) as free:
         yield free and not is_locked(state_lock)

@@ -29,6 +29,8 @@ from mls.train.interrupt import SIGNALS
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
+TORCHRUN_WAITS_S = 30
+"""Between its SIGTERM to the ranks that are left, and its SIGKILL."""
 
 
 def has_ranks() -> bool:
@@ -58,20 +60,26 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
         MlsError: a rank failed; it has said why.
     """
     on_nodes = srun(command, execution) if awaits_srun(job, execution) else None
+    mark = job.work / "rank-killed"
+    if on_nodes:
+        mark.unlink(missing_ok=True)
     with _passing_on_signals() as asked:
         if on_nodes:
-            code = subprocess.run(on_nodes, check=False).returncode
-            codes = {code} - {0}
-            lost = code == EXIT_INTERRUPTED and not asked  # a node says so of a rank that was killed
+            codes = {subprocess.run(on_nodes, check=False).returncode} - {0}
+            killed = mark.exists()
         else:
-            codes = _torchrun(torchrun(command, execution, gpus))
-            lost = -signal.SIGKILL in codes
+            failures = _torchrun(torchrun(command, execution, gpus))
+            codes, killed = {code for code, _ in failures}, was_killed(failures)
     if not codes:
         return
-    if lost:  # the ranks that lived on have recorded that one is gone
+    if killed:  # the ranks that lived on have recorded that one is gone, those of other nodes even after this
         forget_passing_failure(job)
-    if (lost or asked or EXIT_INTERRUPTED in codes) and not (job.work / "failed.json").exists():
-        how = "a rank was killed (out of memory?)" if -signal.SIGKILL in codes else "its ranks were stopped"
+        if on_nodes:
+            mark.unlink()
+        elif execution.nodes > 1:
+            mark.touch()
+    if (killed or asked or EXIT_INTERRUPTED in codes) and not (job.work / "failed.json").exists():
+        how = "a rank was killed (out of memory?)" if killed else "its ranks were stopped by a signal"
         raise Interrupted(f"{how}; run the same command to go on")
     raise MlsError(f"its ranks failed (exit codes {', '.join(map(str, sorted(codes)))}), see above")
 
@@ -99,9 +107,9 @@ def first_node() -> str:
         MlsError: srun can't start anything there.
     """
     asked = ["srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--relative=0", "hostname"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MlsError(f"{' '.join(asked)} failed: {done.stderr.strip()}")
+    done = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode or not done.stdout.split():
+        raise MlsError(f"{' '.join(asked)} failed with exit code {done.returncode}, see above")
     return done.stdout.split()[-1]
 
 
@@ -117,8 +125,20 @@ def torchrun(command: Sequence[str], execution: Execution, gpus: int) -> list[st
     return [*where, "--nproc-per-node", str(max(1, gpus)), "-m", *command]
 
 
-def _torchrun(arguments: list[str]) -> set[int]:
-    """Run it in this process; the exit codes of the ranks that failed."""
+def was_killed(failures: Sequence[tuple[int, int]]) -> bool:
+    """Whether a rank was killed before any failed by itself.
+
+    torchrun too kills ranks, 30 s after another has failed: those that wait for it and hear no signal.
+
+    Args:
+        failures: exit codes, and when (s).
+    """
+    first = min((when for _, when in failures), default=0)
+    return any(code == -signal.SIGKILL and when < first + TORCHRUN_WAITS_S / 2 for code, when in failures)
+
+
+def _torchrun(arguments: list[str]) -> list[tuple[int, int]]:
+    """Run it in this process; of the ranks that failed the exit codes, and when (s)."""
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # else it kills its ranks 30 s after a signal, saved or not
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -127,12 +147,12 @@ def _torchrun(arguments: list[str]) -> set[int]:
     try:
         run.run(run.parse_args(arguments))
     except ChildFailedError as error:
-        return {failure.exitcode for failure in error.failures.values()}
+        return [(failure.exitcode, failure.timestamp) for failure in error.failures.values()]
     except DistError as error:
-        raise MlsError(f"the nodes could not meet: {error}") from error
+        raise MlsError(f"torchrun's processes could not meet: {error}") from error
     except SignalException:  # torch before 2.9 has a handler of its own
-        return {EXIT_INTERRUPTED}
-    return set()
+        return [(EXIT_INTERRUPTED, 0)]
+    return []
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import mls.data.stage
-from mls.errors import MlsError
+from mls.errors import Interrupted, MlsError
 from mls.experiment.artifact import VOLATILE, open_artifact
 from mls.experiment.locks import is_locked
 from mls.experiment.params import Execution
@@ -167,6 +167,36 @@ def test_what_is_started(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     where = ["--nnodes", "2", "--node-rank", "1", "--master-addr", "node1", "--master-port", "23077"]
     assert launch.torchrun(COMMAND, two_by_four, 4) == [*where, "--nproc-per-node", "4", "-m", *COMMAND]
+
+
+def test_a_killed_rank_is_told_from_one_that_torchrun_kills() -> None:
+    killed, failed = -signal.SIGKILL, 1
+    assert launch.was_killed([(killed, 100)])
+    assert launch.was_killed([(failed, 101), (killed, 100)]), "the other one saw it leave"
+    assert launch.was_killed([(killed, 100), (killed, 130)]), "the other one waited for it, until torchrun's SIGKILL"
+    assert not launch.was_killed([(failed, 100), (killed, 130)]), "it failed by itself, and the other one waited"
+    assert not launch.was_killed([(failed, 100), (-signal.SIGABRT, 100)])
+    assert not launch.was_killed([])
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_ranks_of_other_nodes_record_of_a_killed_one_is_forgotten(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """A srun whose node says so, or not, stands for Slurm's."""
+    (job,) = plan_of(small()).find("pretrain", "mls")
+    job.work.mkdir(parents=True)
+    record = job.work / "failed.json"
+    said = f"touch {job.work}/rank-killed" if killed else "true"
+    record_it = f"""echo '{{"message": "it is gone", "deterministic": false}}' > {record}"""
+    Path("srun").write_text(f"#!/bin/sh\n[ "$5" = hostname ] && exec echo one\n{said}\n{record_it}\nexit 75\n")
+    Path("srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{in_tmp}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("SLURM_STEP_NUM_NODES", raising=False)
+    with pytest.raises(Interrupted if killed else MlsError, match="was killed" if killed else "its ranks failed"):
+        launch.launch(COMMAND, job, Execution(nodes=2), 0)
+    assert record.exists() is not killed and not (job.work / "rank-killed").exists()
 
 
 def test_who_starts_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
