@@ -189,7 +189,8 @@ def test_what_ranks_of_other_nodes_record_of_a_killed_one_is_forgotten(
     record = job.work / "failed.json"
     said = f"touch {job.work}/rank-killed" if killed else "true"
     record_it = f"""echo '{{"message": "it is gone", "deterministic": false}}' > {record}"""
-    Path("srun").write_text(f"#!/bin/sh\n[ "$5" = hostname ] && exec echo one\n{said}\n{record_it}\nexit 75\n")
+    hostname = '[ "$5" = hostname ] && exec echo one'
+    Path("srun").write_text(f"#!/bin/sh\n{hostname}\n{said}\n{record_it}\nexit 75\n")
     Path("srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{in_tmp}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
