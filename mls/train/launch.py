@@ -77,6 +77,7 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
         if on_nodes:
             mark.unlink()
         elif execution.nodes > 1:
+            mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
     if (killed or asked or EXIT_INTERRUPTED in codes) and not (job.work / "failed.json").exists():
         how = "a rank was killed (out of memory?)" if killed else "its ranks were stopped by a signal"
