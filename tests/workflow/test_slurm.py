@@ -47,6 +47,19 @@ if "pretrain" in sys.orig_argv:
     interrupt.InterruptGuard.__enter__, loop.Trainer._train_step = remember, wait
 """
 """A pretraining that comes to this step waits there for a signal; one that is resumed from it goes on."""
+KILLED = f"""
+import os, sys
+if os.environ.get("RANK") == "1" and sys.orig_argv[-2:] == ["--attempt", "1"]:
+    import signal
+    from mls.train import loop
+    step = loop.Trainer._train_step
+    def then_killed(self, batch, **asked):
+        step(self, batch, **asked)
+        if self.step == {STEP}:
+            os.kill(os.getpid(), signal.SIGKILL)
+    loop.Trainer._train_step = then_killed
+"""
+"""The second rank of a first attempt is killed at this step."""
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +101,21 @@ def test_a_time_limit_stops_a_job_and_its_retry_makes_the_same_bytes(
     assert clone.planned() == {}
 
 
-def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm) -> None:
-    """srun starts torchrun's agents; each has its node's lease, and the ranks are those of one machine."""
+def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm, tmp_path: Path) -> None:
+    """srun starts torchrun's agents; each has its node's lease, and the ranks are those of one machine.
+
+    One is killed: the retry is not kept from going on by what the other node recorded of that.
+    """
     (path,) = lost(clone, ("pretrain", "mls"))
     target = str((path / "artifact.json").relative_to(clone.path))
     clone.edit(execution__nodes=2)
     visible = "CUDA_VISIBLE_DEVICES=a,b"  # here; on the nodes it is what Slurm says
-    clone.run("env", visible, *SNAKEMAKE, *RESOURCES, "--retries", "0", "--", target)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "sitecustomize.py").write_text(KILLED)
+    killed = f"PYTHONPATH={tmp_path / 'killed'}:{clone.path}"
+    clone.run("env", visible, killed, *SNAKEMAKE, *RESOURCES, "--retries", "1", "--", target)
+    logs = [log.read_text() for log in clone.path.glob(".snakemake/slurm_logs/rule_pretrain_artifact/*/*.log")]
+    assert ["a rank was killed" in log for log in logs] == [True], "the logs of what ends well are removed"
     leases = {file.name for file in (cluster.folder / "leases").iterdir()}
     ours = {f"{node}-{what}" for node in ("n1", "n2") for what in ("0.lock", "0.queue")}
     assert {name.split("-", 2)[2] for name in leases} == ours, "slurm-<job>-<node>-<device>"
