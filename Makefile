@@ -31,16 +31,17 @@ report: setup ## write report/<experiment>.html (EXPERIMENT=params.yaml): tables
 test: setup ## run the tests, in parallel
 	python -m pytest -n 2
 
-lint: setup ## ruff, mypy, snakefmt; changes nothing
+lint: setup ## ruff, mypy, import-linter, snakefmt; changes nothing
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check --compact-diff workflow
+	lint-imports
+	snakefmt --check --compact-diff Snakefile workflow
 
 format: setup ## rewrite the code as lint wants it
 	ruff check --fix .
 	ruff format .
-	snakefmt workflow
+	snakefmt Snakefile workflow
 
 micro: setup ## the whole path in about a minute (experiments/micro.yaml)
 	$(MAKE) reproduce EXPERIMENT=experiments/micro.yaml

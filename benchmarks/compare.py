@@ -118,15 +118,15 @@ def prepare(args: argparse.Namespace, folder: Path, sides: list[str]) -> None:
 
 def make_store(args: argparse.Namespace, side: str, folder: Path) -> None:
     """Run the data stage on the copies."""
-    import mls.data.stage
-    from mls.experiment.stage import Context
+    import mls.data.build_store
+    from mls.pipeline.runner import Context
 
     out = folder / side
     out.mkdir()
     plan = plan_of(args, side, folder)
     (job,) = plan.stage("data")
     with patch("mls.data.sources.check_content"):  # copies of a folder have no digest anywhere
-        mls.data.stage.run(Context(job, side, out, out, plan.loaded.experiment.execution, {}, plan))
+        mls.data.build_store.run(Context(job, side, out, out, plan.loaded.experiment.execution, {}, plan))
 
 
 def run_side(args: argparse.Namespace, side: str, folder: Path) -> Rates:
@@ -146,7 +146,7 @@ def run_side(args: argparse.Namespace, side: str, folder: Path) -> Rates:
 
 def summary(args: argparse.Namespace, side: str, turns: list[dict[str, Rates]]) -> dict[str, object]:
     """One line of the results."""
-    from mls.experiment.provenance import code
+    from mls.pipeline.provenance import code
 
     rates = {name: round(median(rate for turn in turns for rate in turn[side][name]), 1) for name in MEASURES}
     pairs = [pair for turn in turns for pair in zip(turn[side]["end_to_end"], turn[side]["fixed"], strict=True)]
@@ -212,8 +212,8 @@ def wait() -> None:
 
 def plan_of(args: argparse.Namespace, side: str, folder: Path) -> Any:
     """The experiment that a side is measured with: MoCo-v2, as lightly's."""
-    from mls.experiment.load import check
-    from mls.experiment.plan import make_plan
+    from mls.config.load import check
+    from mls.pipeline.plan import make_plan
 
     entry, resident = SIDES[side]
     if entry.get("short_side") == 0:
@@ -242,18 +242,18 @@ def plan_of(args: argparse.Namespace, side: str, folder: Path) -> Any:
 
 def measure_ours(args: argparse.Namespace) -> Rates:
     """Our loop: the real engine, store and loader."""
+    from mls.data.image_store import Store
     from mls.data.loader import TwoViews, batches
-    from mls.data.store import Store
-    from mls.experiment.stage import Context
     from mls.methods.method import build_method
+    from mls.pipeline.runner import Context
+    from mls.runtime.device import set_up
     from mls.train import loop
     from mls.train.pairs import pair_of
-    from mls.train.runtime import set_up
 
     plan = plan_of(args, args.side, Path())
     (job,) = plan.stage("pretrain")
     execution = plan.loaded.experiment.execution
-    device = set_up(execution, 0)
+    device = set_up(execution.device, execution.threads, 0)
     views = TwoViews(Store(Path(args.side)), job.config, 0, threads=args.threads)
     work = Path(tempfile.mkdtemp(dir=Path.cwd()))
     trainer = loop.Trainer(

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mls.experiment.provenance import code
+from mls.pipeline.provenance import code
 
 RESULTS = Path(__file__).parent.resolve() / "results/memory.csv"
 SIDE = 48
@@ -111,11 +111,11 @@ def prepare(threads: int) -> dict[str, float]:
     """What the data stage does: ``photos`` becomes ``store``."""
     import mls.data.decode
     import mls.data.shrink  # noqa: F401 - code is no part of what grows
+    from mls.config.datasets import FolderDataset
     from mls.data import folder
-    from mls.data.intake import load_records
-    from mls.data.reader import Reader
+    from mls.data.ingest import load_records
     from mls.data.writer import write_store
-    from mls.experiment.datasets import FolderDataset
+    from mls.download.reader import Reader
 
     config = FolderDataset(source="folder")
     with sampled() as found:
@@ -130,10 +130,10 @@ def prepare(threads: int) -> dict[str, float]:
 
 def read(batches: int) -> dict[str, float]:
     """What pretraining does: ``batches`` batches of two views from ``store``."""
+    from mls.config.experiment import Pretrain
+    from mls.data.image_store import Store
     from mls.data.loader import TwoViews
     from mls.data.loader import batches as load
-    from mls.data.store import Store
-    from mls.experiment.params import Pretrain
 
     config = Pretrain.model_validate({"dataset": "photos", "batch_size": BATCH, "epochs": 100, "augment": {"crop": 32}})
     with sampled() as found:

@@ -26,18 +26,18 @@ from typing import Any
 
 import torch
 
-import mls.data.stage
+import mls.data.build_store
+from mls.config.load import check, read_yaml
+from mls.config.methods import TRAINED
+from mls.data.image_store import Store
 from mls.data.loader import TwoViews, batches
-from mls.data.store import Store
-from mls.experiment.artifact import open_artifact
-from mls.experiment.load import check, read_yaml
-from mls.experiment.methods import TRAINED
-from mls.experiment.plan import Plan, make_plan, read_lock
-from mls.experiment.provenance import code
-from mls.experiment.stage import Context
 from mls.methods.method import build_method
+from mls.pipeline.artifact import open_artifact
+from mls.pipeline.plan import Plan, make_plan, read_lock
+from mls.pipeline.provenance import code
+from mls.pipeline.runner import Context
+from mls.runtime.device import set_up, workers_of
 from mls.train.loop import Trainer
-from mls.train.runtime import set_up, workers_of
 
 RESULTS = Path(__file__).resolve().parent / "results" / "peers.csv"
 WARM_UP = 2
@@ -79,7 +79,7 @@ def draw(args: argparse.Namespace) -> None:
     plan = planned(args)
     (source,) = plan.stage("data")
     execution = plan.loaded.experiment.execution
-    mls.data.stage.run(Context(source, "scenes", args.pictures, args.pictures, execution, {}, plan))
+    mls.data.build_store.run(Context(source, "scenes", args.pictures, args.pictures, execution, {}, plan))
 
 
 def planned(args: argparse.Namespace) -> Plan:
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
     plan = planned(args)
     job = plan.find("pretrain", run)[0]
     execution = plan.loaded.experiment.execution
-    device = set_up(execution, 0)
+    device = set_up(execution.device, execution.threads, 0)
     with tempfile.TemporaryDirectory() as folder:
         (source,) = plan.inputs(job)
         store = Store(args.pictures or open_artifact(source.path).path)
@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
         views = TwoViews(store, job.config, 0, threads=execution.threads)
         trainer = Trainer(context, build_method(job.config), views, device)
         start = 0.0
-        feed = batches(views, 0, workers_of(execution, device))
+        feed = batches(views, 0, workers_of(execution.workers, execution.threads, device))
         for done in range(WARM_UP + args.steps):
             if done == WARM_UP:
                 start = clock(device)
@@ -129,7 +129,8 @@ def line(args: argparse.Namespace, run: str, found: Any, first: Any) -> dict[str
     config = planned(args).find("pretrain", run)[0].config
     times, peaks = zip(*found, strict=True)
     ratios = [time / base for time, (base, _) in zip(times, first, strict=True)]
-    gpu = set_up(planned(args).loaded.experiment.execution, 0).type == "cuda"
+    execution = planned(args).loaded.experiment.execution
+    gpu = set_up(execution.device, execution.threads, 0).type == "cuda"
     return {
         "experiment": args.experiment.stem,
         "run": run,

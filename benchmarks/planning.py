@@ -26,8 +26,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from mls.experiment.plan import Plan, plan_file
-from mls.experiment.provenance import code, digest
+from mls.pipeline.plan import Plan, plan_file
+from mls.pipeline.provenance import code, digest
 
 ROOT = Path(__file__).parents[1].resolve()
 RESULTS = ROOT / "benchmarks/results/planning.csv"

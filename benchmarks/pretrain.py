@@ -21,19 +21,19 @@ from pathlib import Path
 
 import torch
 
-import mls.data.stage
+import mls.data.build_store
+from mls.config.load import check
+from mls.config.methods import TRAINED
+from mls.data.image_store import Store
 from mls.data.loader import Batch, TwoViews, batches
-from mls.data.store import Store
-from mls.experiment.load import check
-from mls.experiment.methods import TRAINED
-from mls.experiment.plan import make_plan
-from mls.experiment.provenance import code
-from mls.experiment.stage import Context
 from mls.methods.method import build_method
-from mls.train.distributed import process_group, rank, world
+from mls.pipeline.plan import make_plan
+from mls.pipeline.provenance import code
+from mls.pipeline.runner import Context
+from mls.runtime.collectives import process_group, rank, world
+from mls.runtime.device import set_up
 from mls.train.loop import Trainer
-from mls.train.runtime import set_up
-from mls.train.stage import check_ranks
+from mls.train.pretrain import check_ranks
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pretrain.csv"
 WARM_UP = 5
@@ -94,11 +94,11 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     plan = make_plan(check(raw, Path("benchmark.yaml")), {})
     (data,), (job,) = plan.stage("data"), plan.stage("pretrain")
     execution = plan.loaded.experiment.execution
-    device = set_up(execution, 0)
+    device = set_up(execution.device, execution.threads, 0)
     check_ranks(job.config, device)
     store = Path("store")
     store.mkdir()
-    mls.data.stage.run(Context(data, "scenes", store, store, execution, {}, plan))
+    mls.data.build_store.run(Context(data, "scenes", store, store, execution, {}, plan))
     views = TwoViews(Store(store), job.config, 0, rank(), world())
     context = Context(job, "run", Path("out"), Path("work"), execution, {}, plan)
     context.work.mkdir()

@@ -38,10 +38,10 @@ import numpy as np
 import sklearn
 import torch
 
-from mls.experiment.provenance import code
-from mls.experiment.tasks import SvmProbe
+from mls.config.probes import SvmProbe
+from mls.metrics import Scores, mean_average_precision
+from mls.pipeline.provenance import code
 from mls.probe import linear
-from mls.probe.metrics import Scores, mean_average_precision
 
 RESULTS = Path(__file__).resolve().parent / "results" / "probes.csv"
 COLUMNS = """date measured round images features classes decay strengths threads seconds cpu_seconds chosen test_mAP
@@ -209,17 +209,18 @@ def extraction(
     args: argparse.Namespace, entry: dict[str, Any], config: dict[str, Any], side: int, batches: int, folder: Path
 ) -> dict[str, object]:
     """One line: rates of extraction and of the backbone alone, and their ratio."""
-    from mls.data.store import Store
-    from mls.experiment.params import Backbone, Execution
-    from mls.experiment.tasks import Features
+    from mls.config.experiment import Backbone
+    from mls.config.probes import Features
+    from mls.data.eval_view import normalise
+    from mls.data.image_store import Store
     from mls.models.backbone import build_backbone
-    from mls.probe.features import BATCH, extract, normalise, pool, prepared
-    from mls.train.runtime import set_up
+    from mls.probe.features import BATCH, extract, pool, prepared
+    from mls.runtime.device import set_up
 
     folder.mkdir()
     make_store(entry, folder)
     store, features = Store(folder), Features(image_size=side)
-    device = set_up(Execution(threads=args.threads, workers=args.threads), SEED)
+    device = set_up("auto", args.threads, SEED)
     backbone = build_backbone(Backbone(**config))
     rows = np.resize(np.arange(len(store)), BATCH * batches)
     ready = list(prepared(store, rows, side, features.resize, features.fit, args.threads))
@@ -253,10 +254,10 @@ def extraction(
 
 def make_store(entry: dict[str, Any], folder: Path) -> None:
     """Run the data stage."""
-    import mls.data.stage
-    from mls.experiment.load import check
-    from mls.experiment.plan import make_plan
-    from mls.experiment.stage import Context
+    import mls.data.build_store
+    from mls.config.load import check
+    from mls.pipeline.plan import make_plan
+    from mls.pipeline.runner import Context
 
     raw = {
         "experiment": "benchmark",
@@ -269,7 +270,7 @@ def make_store(entry: dict[str, Any], folder: Path) -> None:
     plan = make_plan(check(raw, Path("benchmark.yaml")), {"pictures": {"sha256": "of files here"}})
     (job,) = plan.stage("data")
     with patch("mls.data.sources.check_content"):  # a folder has no digest anywhere
-        mls.data.stage.run(Context(job, "pictures", folder, folder, plan.loaded.experiment.execution, {}, plan))
+        mls.data.build_store.run(Context(job, "pictures", folder, folder, plan.loaded.experiment.execution, {}, plan))
 
 
 def taken(work: Callable[[], None]) -> tuple[float, float]:

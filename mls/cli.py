@@ -30,10 +30,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mls.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
-from mls.experiment.identity import STAGES
-from mls.experiment.plan import DATA_LOCK, experiment_files, plan_file
-from mls.experiment.store import add_all, plan_here
+from mls.config.identity import STAGES
+from mls.pipeline.artifact_store import add_all, plan_here
+from mls.pipeline.plan import DATA_LOCK, experiment_files, plan_file
+from mls.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -57,7 +57,7 @@ def stage(args: argparse.Namespace) -> None:
         if len(args.target) == 1:
             raise MlsError(f"usage: mls data {args.target[0]} NAME")
         return pin(args) if args.target[0] == "pin" else check(args)
-    from mls.stages import make
+    from mls.pipeline.make import make
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
@@ -74,8 +74,8 @@ def _stop(number: int, frame: types.FrameType | None) -> None:
 
 def pin(args: argparse.Namespace) -> None:
     """Write the digests of local sources into data.lock."""
+    from mls.config.load import load
     from mls.data.sources import pin as pin_source
-    from mls.experiment.load import load
 
     datasets = load(args.experiment).experiment.datasets
     for name in args.target[1:]:
@@ -89,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
     """Report what finished data sets hold; exit with 1 where something contradicts."""
     from mls.data.check import check as check_data
     from mls.data.check_text import print_report
-    from mls.experiment.artifact import open_artifact, state
+    from mls.pipeline.artifact import open_artifact, state
 
     plan, wrong = plan_here(args.experiment), []
     for name in args.target[1:]:
@@ -105,7 +105,7 @@ def check(args: argparse.Namespace) -> None:
 
 def status(args: argparse.Namespace) -> None:
     """Print each artifact of an experiment with its state."""
-    from mls.experiment.status import print_status
+    from mls.pipeline.status import print_status
 
     print_status(plan_here(args.experiment))
 
@@ -119,7 +119,7 @@ def sweep(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Print the jobs, device hours and disk that experiments need; run nothing."""
-    from mls.experiment.cost import as_json, estimate, print_costs
+    from mls.cost.estimate import as_json, estimate, print_costs
 
     costs = estimate([plan_here(path) for path in args.files])
     if args.json:
@@ -137,14 +137,14 @@ def doctor(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """Compare every file of every finished artifact with its recorded sha256."""
-    from mls.experiment.status import verify_plan
+    from mls.pipeline.status import verify_plan
 
     verify_plan(plan_here(args.experiment))
 
 
 def gc(args: argparse.Namespace) -> None:
     """List, or with --delete remove, artifacts that no experiment file, branch or result refers to."""
-    from mls.experiment.gc import collect
+    from mls.pipeline.gc import collect
 
     collect(delete=args.delete, shared=args.shared)
 
@@ -156,7 +156,7 @@ def store(args: argparse.Namespace) -> None:
 
 def retry(args: argparse.Namespace) -> None:
     """Forget the recorded failures of some artifacts, so that the next run tries again."""
-    from mls.experiment.status import forget_failure
+    from mls.pipeline.status import forget_failure
 
     for job_id in args.ids:
         forget_failure(job_id)
@@ -189,7 +189,7 @@ def score(args: argparse.Namespace) -> None:
 
     if args.target.endswith(".parquet"):
         return print_score(Path(args.target))
-    from mls.experiment.artifact import open_artifact
+    from mls.pipeline.artifact import open_artifact
 
     plan = plan_here(args.experiment)
     named = args.target.split("/")[0] in plan.loaded.experiment.transfer
@@ -200,7 +200,7 @@ def score(args: argparse.Namespace) -> None:
         if not transfers:
             print_score(artifact.file("predictions.parquet"))
             continue
-        from mls.data.store import Store
+        from mls.data.image_store import Store
         from mls.transfer.score import print_score as print_transfer
 
         print_transfer(job.config, Store(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
@@ -209,8 +209,8 @@ def score(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a finished backbone for torchvision, timm or Detectron2, checked by loading it there."""
-    from mls.experiment.artifact import open_artifact
-    from mls.experiment.params import Backbone
+    from mls.config.experiment import Backbone
+    from mls.pipeline.artifact import open_artifact
     from mls.transfer.export import FORMATS, export_backbone
 
     plan = plan_here(args.experiment)
@@ -234,9 +234,9 @@ def draw(args: argparse.Namespace) -> None:
         raise MlsError(f"-o is one folder, but {args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
     if jobs[0].stage == "pretrain":
         from mls.report.neighbour_figures import draw_neighbours
-        from mls.train.runtime import set_up
+        from mls.runtime.device import set_up
 
-        set_up(plan.loaded.experiment.execution.model_copy(update={"device": "cpu"}), seed=0)
+        set_up("cpu", plan.loaded.experiment.execution.threads, seed=0)
         draw_job = partial(draw_neighbours, images=args.images, seed=args.seed)
     else:
         from mls.report.detection_figures import draw_transfer

@@ -1,7 +1,7 @@
 """What this machine lacks to run an experiment, and what to do about it.
 
     diagnose(Path("params.yaml"))           # `mls doctor`: a line for each check; MlsError where something is missing
-    problem = detectron2_problem()          # None, or a sentence with its remedy
+    findings = examine(Path("params.yaml"))    # the same as a list
 
 A finding is ``ok``, ``missing`` (the experiment needs it) or a ``note`` (it does not, or it is worth knowing). Every
 package is imported by the check that looks at it, so that a broken one is a finding and not a traceback.
@@ -9,8 +9,6 @@ package is imported by the check that looks at it, so that a broken one is a fin
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import platform
 import re
@@ -21,22 +19,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mls.errors import MlsError
-from mls.experiment.artifact import how_to_mend, state
-from mls.experiment.datasets import CocoDataset, LocalDataset, ScenesDataset, VocDataset
-from mls.experiment.load import Loaded, load
-from mls.experiment.methods import TRAINED
-from mls.experiment.places import store, work
-from mls.experiment.plan import ARTIFACTS, DATA_LOCK, Plan, make_plan, read_lock
-from mls.experiment.store import link_back
-from mls.experiment.transfers import Detectron2Detector
+from mls.config.datasets import CocoDataset, LocalDataset, ScenesDataset, VocDataset
+from mls.config.load import Loaded, load
+from mls.config.methods import TRAINED
+from mls.config.transfers import Detectron2Detector
+from mls.pipeline.artifact import how_to_mend, state
+from mls.pipeline.artifact_store import link_back
+from mls.pipeline.plan import ARTIFACTS, DATA_LOCK, Plan, make_plan, read_lock
+from mls.runtime.errors import MlsError
+from mls.runtime.paths import store, work
+from mls.transfer.detectron2_install import detectron2_finding
 
-DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
-"""What was tested, with torch 2.15."""
-FROM_SOURCE = f"--no-build-isolation git+https://github.com/facebookresearch/detectron2@{DETECTRON2_COMMIT}"
-INSTALL = f"pip install {FROM_SOURCE} in this environment (README: Detectron2)"
-# Without these options pip takes what is installed, or the wheel that it kept of the last build.
-REBUILD = f"pip install --force-reinstall --no-deps --no-cache-dir {FROM_SOURCE} in this environment"
 LEAST_GB = 1
 
 
@@ -165,7 +158,7 @@ def check_detectron2(loaded: Loaded | None) -> Iterator[Finding]:
     """Needed by tasks of its backend alone."""
     tasks = loaded.experiment.transfer if loaded else {}
     needing = [name for name, task in tasks.items() if isinstance(task, Detectron2Detector)]
-    problem, remedy = _detectron2() or ("", "")
+    problem, remedy = detectron2_finding() or ("", "")
     if not problem:
         text = f"{sys.modules['detectron2'].__version__}, model zoo and compiled operators load"
         yield Finding("ok", "detectron2", text)
@@ -173,50 +166,6 @@ def check_detectron2(loaded: Loaded | None) -> Iterator[Finding]:
         yield Finding("missing", "detectron2", f"{problem}; needed by transfer {', '.join(needing)}", remedy)
     else:
         yield Finding("note", "detectron2", f"{problem}; no task of this experiment needs it")
-
-
-def detectron2_problem() -> str | None:
-    """What keeps Detectron2 from being used, with the remedy, in a sentence; None where nothing does."""
-    found = _detectron2()
-    return "; ".join(found) if found else None
-
-
-def require_detectron2(what: str) -> None:
-    """Call before importing what imports Detectron2: its own deprecation warnings are silenced from here on.
-
-    Raises:
-        MlsError: it can't be used; names ``what`` needs it, and the remedy.
-    """
-    if problem := detectron2_problem():
-        raise MlsError(f"{what}: {problem}")
-    for known in (
-        "pkg_resources is dep",
-        ".*torch.jit.script. is dep",
-        "torch.meshgrid",
-        "The given NumPy array is not",
-    ):
-        warnings.filterwarnings("ignore", message=known)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-
-def _detectron2() -> tuple[str, str] | None:
-    """The problem and its remedy."""
-    with warnings.catch_warnings():  # the zoo uses pkg_resources, the layers torch.jit.script: both are deprecated
-        warnings.simplefilter("ignore")
-        try:
-            for part in ("detectron2", "detectron2._C", "detectron2.model_zoo"):
-                importlib.import_module(part)
-            sys.modules[part].get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
-        except Exception as error:
-            absent = error.name if isinstance(error, ModuleNotFoundError) else None
-            if absent == "detectron2":
-                return "Detectron2 is not installed", INSTALL
-            if absent == "pkg_resources":
-                return "Detectron2's model zoo needs pkg_resources, of older setuptools", "pip install 'setuptools<81'"
-            if part == "detectron2._C":
-                return f"Detectron2's operators were not compiled for this torch ({reason(error)})", REBUILD
-            return f"Detectron2 is incomplete: {part} fails ({reason(error)})", INSTALL
-    return None
 
 
 def check_disk() -> Iterator[Finding]:
@@ -244,9 +193,9 @@ def check_data(plan: Plan) -> Iterator[Finding]:
 
 
 def _source(names: list[str], config: LocalDataset) -> Finding:
+    from mls.config import catalog
     from mls.data.sources import find_root
     from mls.data.voc import is_bare
-    from mls.download import catalog
     from mls.download.unpack import NOTES
 
     try:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mls.experiment.load import check
-from mls.experiment.plan import Plan, make_plan
+from mls.config.load import check
+from mls.pipeline.plan import Plan, make_plan
 
 os.environ["MLS_PLAIN"] = "1"
 for place in ("MLS_STORE", "MLS_WORK"):  # a developer's own is none of the tests'

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mls import cli
-from mls.errors import Interrupted
-from mls.stages import STAGE_MODULES
+from mls.pipeline.make import STAGE_MODULES
+from mls.runtime.errors import Interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +63,8 @@ def test_validate_lists_every_file_and_every_problem(
 
 
 def test_planning_imports_neither_torch_nor_snakemake() -> None:
-    code = "import sys, mls.experiment.store; from pathlib import Path; from mls.experiment.plan import plan_file\n"
+    code = "import sys, mls.pipeline.artifact_store\nfrom pathlib import Path\n"
+    code += "from mls.pipeline.plan import plan_file\n"
     code += "plan_file(Path('experiments/micro.yaml')); print({'torch', 'snakemake', 'dvc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from mls.doctor import DETECTRON2_COMMIT
-from mls.experiment.cost import as_json, estimate
-from mls.experiment.identity import STAGE_VERSIONS
-from mls.experiment.load import load, parse_yaml
-from mls.experiment.methods import Moco
-from mls.experiment.params import Experiment, Paper, Pretrain, Table
-from mls.experiment.plan import plan_file
+from mls.config.experiment import Experiment, Paper, Pretrain, Table
+from mls.config.identity import STAGE_VERSIONS
+from mls.config.load import load, parse_yaml
+from mls.config.methods import Moco
+from mls.cost.estimate import as_json, estimate
+from mls.pipeline.plan import plan_file
+from mls.transfer.detectron2_install import DETECTRON2_COMMIT
 from tests.conftest import SMALL, plan_of, small
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,10 @@ import torch
 import torchvision
 
 from mls import cli, doctor
-from mls.doctor import DETECTRON2_COMMIT, Finding, detectron2_problem, diagnose, examine
-from mls.errors import MlsError
-from mls.experiment.plan import plan_file
+from mls.doctor import Finding, diagnose, examine
+from mls.pipeline.plan import plan_file
+from mls.runtime.errors import MlsError
+from mls.transfer.detectron2_install import DETECTRON2_COMMIT, detectron2_problem
 from tests.conftest import SMALL, small
 
 ROOT = Path(__file__).parents[1]

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mls.config.datasets import SOURCES, ScenesDataset
+from mls.config.load import parse_yaml
+from mls.config.methods import METHODS, TRAINED, Blocks
+from mls.config.probes import FrozenProbe, RetrievalProbe
+from mls.config.section import values_of
+from mls.config.transfers import KINDS, TRANSFERS
 from mls.data.sources import LISTINGS
-from mls.experiment.datasets import SOURCES, ScenesDataset
-from mls.experiment.load import parse_yaml
-from mls.experiment.methods import METHODS, TRAINED, Blocks
-from mls.experiment.section import values_of
-from mls.experiment.tasks import FrozenProbe, RetrievalProbe
-from mls.experiment.transfers import KINDS, TRANSFERS
 from mls.methods.method import Method
 from mls.probe.frozen import FITS
 from tests.conftest import SMALL
@@ -36,9 +36,9 @@ RUN = """
 import importlib
 from pathlib import Path
 from mls.cli import parser
-from mls.experiment.plan import plan_file
-from mls.experiment.stage import run_stage
-from mls.stages import STAGE_MODULES
+from mls.pipeline.plan import plan_file
+from mls.pipeline.runner import run_stage
+from mls.pipeline.make import STAGE_MODULES
 
 for command in (["validate", "tiny.yaml"], ["plan", "tiny.yaml"]):
     args = parser().parse_args(command)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resized_crop_image
 
-from mls.experiment.views import Augment
+from mls.config.views import Augment
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)

@@ -37,10 +37,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.data.judge import EXAMPLES, Counts, Finding, Judge, MaskJudge
-from mls.data.store import INDEX, LABELLED, LABELS, MASKS, SPLITS, Store
-from mls.errors import DamagedArtifact, MlsError
-from mls.train.progress import Bar
+from mls.data.image_store import INDEX, LABELLED, LABELS, MASKS, SPLITS, Store
+from mls.data.validator import EXAMPLES, Counts, Finding, Judge, MaskJudge
+from mls.runtime.errors import DamagedArtifact, MlsError
+from mls.runtime.progress import Bar
 
 
 @dataclass
@@ -87,7 +87,7 @@ def check(path: Path, name: str) -> Report:
     """Read a data artifact and compare its parts with one another; shows progress over annotations.
 
     Args:
-        path: the artifact's folder (checked by ``mls.experiment.artifact.open_artifact``).
+        path: the artifact's folder (checked by ``mls.pipeline.artifact.open_artifact``).
         name: what a person calls the data set.
 
     Raises:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mls.data.check import Report
-from mls.data.judge import Finding
-from mls.data.store import LABELLED, SPLITS
+from mls.data.image_store import LABELLED, SPLITS
+from mls.data.validator import Finding
 
 SHOWN_CLASSES = 100
 SHOWN_EXCLUDED = 20

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 
-from mls.data.reader import Entry, Listing, Reader, hold_out, in_order
-from mls.data.store import IGNORE
-from mls.errors import MlsError
-from mls.experiment.datasets import CityscapesDataset
+from mls.config.datasets import CityscapesDataset
+from mls.data.image_store import IGNORE
+from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
 
 IDS = {
     "road": 7,

@@ -25,11 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mls.config import catalog
+from mls.config.datasets import ClassificationDataset
 from mls.data import cub200, indoor67
-from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
-from mls.download import catalog
-from mls.errors import MlsError
-from mls.experiment.datasets import ClassificationDataset
+from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.download.reader import Reader, unsafe
+from mls.runtime.errors import MlsError
 
 CLASSES = {"flowers102": 102, "pets": 37, "dtd": 47, "aircraft": 100, "cars": 196, "cub200": 200, "indoor67": 67}
 """How many a set has."""

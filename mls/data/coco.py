@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
-from mls.errors import MlsError
-from mls.experiment.datasets import CocoDataset, CocoSubset
+from mls.config.datasets import CocoDataset, CocoSubset
+from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.download.reader import Reader, unsafe
+from mls.runtime.errors import MlsError
 
 BOX_SLACK = 2.0
 """Pixels by which a box may reach over the image's edge: boxes are rounded, polygons are drawn by hand."""

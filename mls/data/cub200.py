@@ -14,8 +14,9 @@ Files are joined by the image's number, not by line.
 
 from __future__ import annotations
 
-from mls.data.reader import Entry, Reader
-from mls.errors import MlsError
+from mls.data.listing import Entry
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
 
 FOLDER = "CUB_200_2011"
 

@@ -33,7 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 
 MAX_PIXELS = 2**26
 """Largest picture, 8192 x 8192: 192 MiB when decoded."""

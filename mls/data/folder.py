@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import NoReturn
 
-from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
-from mls.data.store import LABELLED
-from mls.errors import MlsError
-from mls.experiment.datasets import FolderDataset
+from mls.config.datasets import FolderDataset
+from mls.data.image_store import LABELLED
+from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.download.reader import Reader, unsafe
+from mls.runtime.errors import MlsError
 
 FILE = "labels.csv"
 

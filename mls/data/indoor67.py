@@ -12,8 +12,9 @@ listed with its reason (see `mls.data.decode`).
 
 from __future__ import annotations
 
-from mls.data.reader import Entry, Reader
-from mls.errors import MlsError
+from mls.data.listing import Entry
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
 
 LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mls.config.experiment import Pretrain
 from mls.data.augment import ATTEMPTS, CROP, crop, crop_boxes, draw, shared_area
+from mls.data.image_store import Store
 from mls.data.resident import Resident
-from mls.data.store import Store
-from mls.errors import MlsError
-from mls.experiment.params import Pretrain
-from mls.train.interrupt import SIGNALS
+from mls.runtime.errors import MlsError
+from mls.runtime.signals import SIGNALS
 
 ORDER_STREAM = 2
 """Third word of the order's counter; views use 0 and 1 in the fourth."""

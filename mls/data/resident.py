@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mls.data.store import Store
-from mls.errors import MlsError
-from mls.train.progress import Bar
+from mls.data.image_store import Store
+from mls.runtime.errors import MlsError
+from mls.runtime.progress import Bar
 
 AT_ONCE = 2**25
 """Pixels of the boxes that are cut at the same time, each box as large as the largest: about 1.2 GiB."""

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
+from mls.config.datasets import ScenesDataset
 from mls.data.drawing import SHAPES, TEXTURES, Floats, hsv, polygon_area, ramp, silhouette, texture, value_noise
-from mls.data.store import LABELLED
+from mls.data.image_store import LABELLED
 from mls.data.writer import Record
-from mls.experiment.datasets import ScenesDataset
 
 CLASSES = SHAPES
 SCALE = (0.28, 0.7)

@@ -27,10 +27,10 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
-from mls.data.judge import encode
-from mls.data.store import Format, decode_mask
+from mls.data.image_store import Format, decode_mask
+from mls.data.validator import encode
 from mls.data.writer import Record, encode_mask
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 
 JPEG_QUALITY = 95
 DECIMALS = 3

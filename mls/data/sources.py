@@ -19,13 +19,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mls.data import cityscapes, classification, coco, folder, voc
-from mls.data.reader import Listing, Reader
-from mls.download import catalog, fetch
-from mls.download.catalog import PUBLISHED
-from mls.errors import MlsError
-from mls.experiment.artifact import write_atomic
-from mls.experiment.datasets import (
+from mls.config import catalog
+from mls.config.catalog import PUBLISHED
+from mls.config.datasets import (
     CityscapesDataset,
     ClassificationDataset,
     CocoDataset,
@@ -35,10 +31,16 @@ from mls.experiment.datasets import (
     ScenesDataset,
     VocDataset,
 )
-from mls.experiment.locks import say
-from mls.experiment.places import expanded, place
-from mls.experiment.plan import read_ids, read_lock
-from mls.train.progress import Bar
+from mls.data import cityscapes, classification, coco, folder, voc
+from mls.data.listing import Listing
+from mls.download import fetch
+from mls.download.reader import Reader
+from mls.pipeline.plan import read_ids, read_lock
+from mls.runtime.errors import MlsError
+from mls.runtime.files import write_atomic
+from mls.runtime.locks import say
+from mls.runtime.paths import expanded, place
+from mls.runtime.progress import Bar
 
 
 def _coco(config: CocoDataset, reader: Reader) -> Listing:

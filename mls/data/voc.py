@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
-from mls.data.reader import Entry, Listing, Reader, hold_out, in_order, unsafe
-from mls.errors import MlsError
-from mls.experiment.datasets import VocDataset
+from mls.config.datasets import VocDataset
+from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.download.reader import Reader, unsafe
+from mls.runtime.errors import MlsError
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

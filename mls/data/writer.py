@@ -1,4 +1,4 @@
-"""Write a store: records in final order become the files that `mls.data.store` lists.
+"""Write a store: records in final order become the files that `mls.data.image_store` lists.
 
 write_store(out, records, classes=["disc", "star"], multi_label=True, excluded=[])
 """
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from mls.data.store import INDEX, LABELLED, LABELS, MASKS, SPLITS, Format
+from mls.data.image_store import INDEX, LABELLED, LABELS, MASKS, SPLITS, Format
 
 
 @dataclass(slots=True)

@@ -23,10 +23,10 @@ import requests
 from mls.download.partial import MB, Partial
 from mls.download.stream import Poll, Transfer, Wanted
 from mls.download.web import RETRIES, Crew, Refused, Stopped, Torn, body, content_length, is_web_page, new_session
-from mls.errors import MlsError
-from mls.experiment.artifact import out_of_space, sync
-from mls.experiment.locks import locked
-from mls.train.progress import Bar
+from mls.runtime.errors import MlsError
+from mls.runtime.files import out_of_space, sync
+from mls.runtime.locks import locked
+from mls.runtime.progress import Bar
 
 LARGEST = 64 * MB
 """Bytes that a small file may have: more is none."""

@@ -18,17 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mls.data.reader import Reader, unsafe
-from mls.download import catalog
-from mls.download.catalog import Archive
+from mls.config import catalog
+from mls.config.catalog import Archive
+from mls.config.datasets import LocalDataset
 from mls.download.download import download, download_many, mismatch, sentence
 from mls.download.partial import require_space
+from mls.download.reader import Reader, unsafe
 from mls.download.stream import Poll
 from mls.download.unpack import NOTES, is_archive, unpack
-from mls.errors import MlsError
-from mls.experiment.artifact import atomic_file, explain_full_disk, sha256, sync, write_atomic
-from mls.experiment.datasets import LocalDataset
-from mls.experiment.locks import locked, say
+from mls.runtime.errors import MlsError
+from mls.runtime.files import atomic_file, explain_full_disk, sha256, sync, write_atomic
+from mls.runtime.locks import locked, say
 
 SOME = "images-one-by-one.json"
 """Note on the folders that `fetch_images` has put images in."""

@@ -18,8 +18,8 @@ import threading
 from pathlib import Path
 
 from mls.download.web import Stopped
-from mls.errors import MlsError
-from mls.experiment.artifact import sync, write_atomic
+from mls.runtime.errors import MlsError
+from mls.runtime.files import sync, write_atomic
 
 MB = 1_000_000
 

@@ -22,7 +22,7 @@ import requests
 
 from mls.download.partial import MB, Partial, Range, require_space
 from mls.download.web import RETRIES, Crew, Refused, Torn, body, content_length, is_web_page, new_session
-from mls.train.progress import Bar
+from mls.runtime.progress import Bar
 
 PIECE = 32 << 20
 """Bytes asked for by one range request."""

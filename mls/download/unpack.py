@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import IO
 
 from mls.download.partial import MB, require_space
-from mls.errors import MlsError
-from mls.train.progress import Bar
+from mls.runtime.errors import MlsError
+from mls.runtime.progress import Bar
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 NOTES = ".mls"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import rising_momentum
 from mls.models.projector import build_byol_mlp
-from mls.train.distributed import gather
+from mls.runtime.collectives import gather
 
 
 def prediction_loss(p: Tensor, z: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.experiment.params import Pretrain
+from mls.config.experiment import Pretrain
 from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.moco import info_nce
 from mls.methods.momentum import shuffled
 from mls.models.projector import build_dense_projector, build_projector
-from mls.train.distributed import own
+from mls.runtime.collectives import own
 
 
 @torch.no_grad()

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mls.experiment.methods import METHODS
-from mls.experiment.params import Pretrain
+from mls.config.experiment import Pretrain
+from mls.config.methods import METHODS
 from mls.methods.dictionary import Dictionary, Keys
 from mls.methods.momentum import update_key_encoder
 from mls.models.backbone import build_backbone, feature_dims, last_map
 from mls.models.batchnorm import split_batch_norm
-from mls.train.distributed import gather, world
+from mls.runtime.collectives import gather, world
 
 
 class Pair(NamedTuple):

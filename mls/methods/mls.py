@@ -4,7 +4,7 @@ Two dictionaries in equal order hold the same keys: Q_g their pooled backbone fe
 projections. The k entries of Q_g nearest to an image's own backbone feature become its positive
 pseudo-labels; Q_z are the classifiers; a binary cross-entropy over all D entries is added to InfoNCE.
 
-What the paper ablates or leaves open is a switch of ``mls.experiment.params.Mls``.
+What the paper ablates or leaves open is a switch of ``mls.config.experiment.Mls``.
 
 Shapes: B images, D dictionary entries, G backbone and d embedding dimensions.
 """
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.experiment.methods import Mls
+from mls.config.methods import Mls
 from mls.methods.method import Embedded, at_least_float32
 from mls.methods.moco import MoCo
-from mls.train.distributed import own
+from mls.runtime.collectives import own
 
 Terms = Literal["bce", "bce_pos", "knn", "none"]
 Reduction = Literal["mean", "sum", "balanced", "positives"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import shuffled
 from mls.models.projector import build_projector
-from mls.train.distributed import own
+from mls.runtime.collectives import own
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mls.train.distributed import gather, own
+from mls.runtime.collectives import gather, own
 
 SHUFFLE_STREAM = 3
 """Fourth word of the permutation's counter (views use 0 and 1, the order of images 2)."""

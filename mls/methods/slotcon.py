@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mls.config.experiment import Pretrain
 from mls.data.geometry import align, common_region
-from mls.experiment.params import Pretrain
 from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import rising_momentum
 from mls.models.projector import SlotPredictor, build_pixel_projector
-from mls.train.distributed import gather, mean, per_rank, rank
+from mls.runtime.collectives import gather, mean, per_rank, rank
 
 
 def pool_slots(x_Bdhw: Tensor, prototypes_Kd: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mls.train.distributed import world
+from mls.runtime.collectives import world
 
 
 class SplitBatchNorm(_BatchNorm):

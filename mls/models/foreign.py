@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.resnet import ResNet
 
-from mls.errors import DeterministicError, MlsError
-from mls.experiment.artifact import sha256
-from mls.experiment.params import Pretrain
-from mls.experiment.places import place
+from mls.config.experiment import Pretrain
 from mls.models.backbone import build_backbone
 from mls.models.names import few, from_detectron2
+from mls.runtime.errors import DeterministicError, MlsError
+from mls.runtime.files import sha256
+from mls.runtime.paths import place
 
 NESTED = ("state_dict", "model", "teacher", "student")
 """Keys under which checkpoints keep their weights."""

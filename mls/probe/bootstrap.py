@@ -17,7 +17,7 @@ images, in 0.42 and 0.90 of 1,000, in 0.05 and 0.87 of 300; a good one (88) in 0
 (100 images, 80 classes: 0.00 and 0.28) the value itself is what misleads, and no interval helps.
 
 A resample is a weight per image, the times it was drawn, so scores are sorted once and not 1000 times. Average
-precision is `mls.probe.metrics`' ``area``. A resample that holds no positive of a class has no value of it: that
+precision is `mls.metrics`' ``area``. A resample that holds no positive of a class has no value of it: that
 class is left out of this resample's mean, and this resample out of that class's interval.
 
 The same numbers come out whatever the number of threads: sums run through scipy's sparse products, which have one.
@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from mls.probe.metrics import Scores, Truth, ranking
+from mls.metrics import Scores, Truth, ranking
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models.resnet import ResNet
 
-from mls.experiment.tasks import TrainedProbe
-from mls.train.runtime import autocast
+from mls.config.probes import TrainedProbe
+from mls.runtime.device import autocast
 
 
 class Classifier(nn.Module):

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.data.store import Store
+from mls.data.image_store import Store
 
 SCHEMA = pa.schema(
     {
@@ -50,7 +50,7 @@ class Images:
     features_ND: NDArray[np.float32]
     truth_NC: NDArray[np.bool_]
     ignored_NC: NDArray[np.bool_]
-    """Classes that count neither for nor against an image, see `mls.data.store.Store.ignored`."""
+    """Classes that count neither for nor against an image, see `mls.data.image_store.Store.ignored`."""
 
 
 class Parts(NamedTuple):
@@ -69,7 +69,7 @@ class FeatureSet:
         """Read all but the features, which are mapped.
 
         Args:
-            path: the artifact's folder (checked by ``mls.experiment.artifact.open_artifact``).
+            path: the artifact's folder (checked by ``mls.pipeline.artifact.open_artifact``).
         """
         names = json.loads((path / "classes.json").read_text(encoding="utf-8"))
         self.classes: list[str] = names["classes"]

@@ -19,15 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.resnet import ResNet
-from torchvision.transforms.v2 import functional
 
-from mls.data.augment import MEAN, STD
-from mls.data.store import Store
-from mls.experiment.tasks import Features
+from mls.config.probes import Features
+from mls.data.eval_view import normalise, prepare
+from mls.data.image_store import Store
 from mls.models.backbone import LAYERS, channels_last, feature_maps
-from mls.train.interrupt import InterruptGuard
-from mls.train.progress import Bar
-from mls.train.runtime import autocast
+from mls.runtime.device import autocast
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
 
 BATCH = 64
 AHEAD = 2
@@ -83,13 +82,6 @@ def pool(backbone: ResNet, images_BCHW: Tensor, layer: str) -> Tensor:
     return feature_maps(backbone, images_BCHW, layer)[str(LAYERS.index(layer))].mean(dim=(2, 3))
 
 
-def normalise(images_BCHW: Tensor, device: torch.device) -> Tensor:
-    """Move uint8 images to the device and normalise them as in pretraining: float32, channels last."""
-    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
-    images_BCHW = images_BCHW.to(device, non_blocking=True).float().div_(255).sub_(mean_C11).div_(std_C11)
-    return images_BCHW.contiguous(memory_format=torch.channels_last)
-
-
 def prepared(
     store: Store,
     rows: Sequence[int] | NDArray[np.int64],
@@ -114,22 +106,3 @@ def prepared(
                 yield torch.stack([future.result() for future in ahead.popleft()])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def prepare(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
-    """Make an image a square (bilinear, antialiased).
-
-    Args:
-        image_CHW: uint8 (3, H, W).
-        side: of the square, pixels.
-        resize: shorter side before the middle is cut out (default: ``side``, which just covers it).
-        fit: ``crop`` keeps the aspect ratio; ``squash`` does not.
-
-    Returns:
-        uint8 (3, side, side).
-    """
-    if fit == "squash":
-        return functional.resize(image_CHW, [side, side], antialias=True).contiguous()
-    image_CHW = functional.resize(image_CHW, [resize or side], antialias=True)
-    cropped: Tensor = functional.center_crop(image_CHW, [side, side]).contiguous()
-    return cropped

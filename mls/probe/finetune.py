@@ -26,19 +26,20 @@ import torch
 from numpy.typing import NDArray
 from torchvision.models.resnet import ResNet
 
+from mls.config.experiment import Execution
+from mls.config.probes import TrainedProbe
 from mls.data.augment import ColourAugment
-from mls.data.store import Store
-from mls.errors import DeterministicError, MlsError
-from mls.experiment.params import Execution
-from mls.experiment.tasks import TrainedProbe
+from mls.data.eval_view import normalise
+from mls.data.image_store import Store
 from mls.models.backbone import channels_last
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
-from mls.probe.features import normalise, prepared
+from mls.probe.features import prepared
 from mls.probe.finetune_data import Views
-from mls.train.checkpoint import load_resumable, save_resumable
-from mls.train.interrupt import InterruptGuard
-from mls.train.progress import Bar
-from mls.train.runtime import workers_of
+from mls.runtime.checkpoint import load_resumable, save_resumable
+from mls.runtime.device import workers_of
+from mls.runtime.errors import DeterministicError, MlsError
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
 
 CURVE_EVERY = 20
 """Steps between the rows of ``curves.csv`` and ``timing.csv``."""
@@ -115,7 +116,7 @@ def train_and_score(
     model = Classifier(backbone, len(store.classes), task, seed)
     channels_last(model.to(device))
     history = train(model, views, device=device, execution=execution, work=work, log=log, name=name)
-    workers = workers_of(execution, device)
+    workers = workers_of(execution.workers, execution.threads, device)
     scores_NC = predict(model, store, rows[judged], task, device=device, workers=workers, name=f"{name}: {judged}")
     if bad := int((~np.isfinite(scores_NC)).any(axis=1).sum()):
         raise DeterministicError(
@@ -167,7 +168,7 @@ def train(
 
     model.train()
     since, since_step = time.perf_counter(), done
-    workers = workers_of(execution, device)
+    workers = workers_of(execution.workers, execution.threads, device)
     with (
         InterruptGuard() as guard,
         Bar(name, steps, done=done) as bar,
@@ -219,7 +220,7 @@ def predict(
     workers: int,
     name: str,
 ) -> NDArray[np.float32]:
-    """Return the logits (N, C) of images, each seen as one square (see ``mls.probe.features.prepare``).
+    """Return the logits (N, C) of images, each seen as one square (see ``mls.data.eval_view.prepare``).
 
     Raises:
         Interrupted: a signal came; the training's last state is saved, so only this is to be done again.

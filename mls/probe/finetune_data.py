@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mls.config.probes import TrainedProbe
 from mls.data.augment import crop, crop_boxes, draw
+from mls.data.image_store import Store
 from mls.data.loader import ORDER_STREAM
-from mls.data.store import Store
-from mls.experiment.tasks import TrainedProbe
 
 PREFETCH = 2
 """Batches that are prepared ahead."""

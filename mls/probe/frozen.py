@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mls.errors import MlsError
-from mls.experiment.stage import Context
-from mls.experiment.tasks import Features, KnnProbe, LinearProbe, SvmProbe
-from mls.files import write_csv
+from mls.config.probes import Features, KnnProbe, LinearProbe, SvmProbe
+from mls.metrics import Scores
+from mls.pipeline.runner import Context
 from mls.probe import knn, linear, svm
 from mls.probe.feature_set import FeatureSet, Parts
 from mls.probe.low_shot import low_shot
-from mls.probe.metrics import Scores
+from mls.runtime.errors import MlsError
+from mls.runtime.files import write_csv
 
 FIRST_SEED = 1000
 """Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task; only training on images has any."""

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mls.errors import MlsError
+from mls.metrics import Scores, Truth, mean_average_precision, top1
 from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
-from mls.probe.metrics import Scores, Truth, mean_average_precision, top1
+from mls.runtime.errors import MlsError
 
 BLOCK = 2**22
 """Numbers that an array of a block may hold: 32 MiB of float64, for each thread."""

@@ -25,8 +25,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from mls.errors import MlsError
-from mls.probe.metrics import Scores, Truth, mean_average_precision, top1
+from mls.metrics import Scores, Truth, mean_average_precision, top1
+from mls.runtime.errors import MlsError
 
 TOLERANCE = 1e-4
 """Greatest component of the mean loss's gradient at which L-BFGS stops (scikit-learn's default)."""

@@ -21,10 +21,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mls.errors import MlsError
+from mls.metrics import Truth, average_precisions
 from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
-from mls.probe.metrics import Truth, average_precisions
 from mls.probe.svm import WORTH_PROCESSES, fit_one, in_processes, normalise, stopped
+from mls.runtime.errors import MlsError
 
 Part = tuple[Features, Truth, Truth]
 """Features, classes, and ignored classes of the images of a split."""

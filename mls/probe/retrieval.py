@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.errors import MlsError
+from mls.metrics import Truth
 from mls.probe.bootstrap import LEVEL, RESAMPLES, mean_intervals, percent
-from mls.probe.judge import AGAIN, SPLITS
+from mls.probe.evaluation import AGAIN, SPLITS
 from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
 from mls.probe.linear import Features, Weights, check_finite
-from mls.probe.metrics import Truth
+from mls.runtime.errors import MlsError
 
 Values = NDArray[np.float32]
 

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mls.errors import MlsError
 from mls.probe import retrieval
-from mls.probe.judge import read_predictions, summarise
+from mls.probe.evaluation import read_predictions, summarise
+from mls.runtime.errors import MlsError
 
 TOLERANCE = 1e-9
 """Percent by which a recorded number may differ."""
@@ -27,8 +27,8 @@ def print_score(path: Path) -> None:
     """Print the metrics of a ``predictions.parquet``, of a classifier or a retrieval, with their intervals.
 
     Raises:
-        MlsError: the file can't be judged, see `mls.probe.judge` and `mls.probe.retrieval`; or the ``metrics.json``
-            beside it says something else: names the first metric that differs, and both values.
+        MlsError: the file can't be judged, see `mls.probe.evaluation` and `mls.probe.retrieval`; or the
+            ``metrics.json`` beside it says something else: names the first metric that differs, and both values.
     """
     if is_ranking(path):
         found, split = retrieval.read_ranking(path)

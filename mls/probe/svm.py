@@ -7,7 +7,7 @@ The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl]: fea
 1e-5); LIBLINEAR's dual solver, squared hinge loss, positives weigh twice, the intercept is regularised like a weight;
 the cost of each class has the best mean average precision in stratified cross-validation without shuffling.
 An image that only shows difficult objects of a class is a negative of it in training, as it is there (in testing it is
-left out of the class, which is the business of `mls.probe.metrics`). VISSL prints the ``envelope`` definition of
+left out of the class, which is the business of `mls.metrics`). VISSL prints the ``envelope`` definition of
 average precision; choices by cross-validation, there and here, are made by the ``area``.
 
 LIBLINEAR draws its permutations from one generator per process. Threads would draw from it in turns and change the
@@ -30,10 +30,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
-from mls.errors import MlsError
+from mls.metrics import Scores, Truth, average_precision
 from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
-from mls.probe.metrics import Scores, Truth, average_precision
-from mls.train.progress import Bar
+from mls.runtime.errors import MlsError
+from mls.runtime.progress import Bar
 
 MAX_ITERATIONS = 2000
 """Of LIBLINEAR, for one fit [VISSL]."""

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mls.experiment.artifact import Artifact
-from mls.experiment.transfers import KINDS
+from mls.config.transfers import KINDS
+from mls.pipeline.artifact import Artifact
 from mls.report.layout import DASH
 from mls.report.statistics import mean
 from mls.report.style import Look, legend_below, look

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from mls.experiment.methods import METHODS
+from mls.config.methods import METHODS
 from mls.report.style import MANY, legend_below, look
 
 LOSSES = {name: title for entry in METHODS.values() for name, title in entry.losses.items()}

@@ -15,14 +15,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mls.data.store import Store
-from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.artifact import Artifact, open_artifact
-from mls.experiment.locks import say
-from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import open_inputs
+from mls.data.image_store import Store
+from mls.pipeline.artifact import Artifact, open_artifact
+from mls.pipeline.plan import Job, Plan
+from mls.pipeline.runner import open_inputs
 from mls.report.scene_figures import classes, outline, show
 from mls.report.style import plain_style, save
+from mls.runtime.errors import DamagedArtifact, MlsError
+from mls.runtime.locks import say
 
 DETECTORS = ("instance", "detection")
 """Kinds of transfer whose predictions are objects."""

@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mls.data.store import Store
-from mls.experiment.artifact import Artifact
-from mls.experiment.plan import Job
+from mls.data.image_store import Store
+from mls.pipeline.artifact import Artifact
+from mls.pipeline.plan import Job
 from mls.report.agreement_figures import draw_agreement
 from mls.report.class_figures import (
     MOST_CLASSES,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mls.experiment.artifact import Artifact
-from mls.experiment.plan import Job, Plan
+from mls.pipeline.artifact import Artifact
+from mls.pipeline.plan import Job, Plan
 from mls.report.page import ENVIRONMENT, spent
 
 COLUMNS = {"data": 0, "pretrain": 1, "features": 2, "probe": 3, "transfer": 3, "tables": 4}

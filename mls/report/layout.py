@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Literal
 
-from mls.report.paper import SOURCE, Beside, Number, metrics_of
+from mls.config.paper import SOURCE, Beside, Number, metrics_of
 from mls.report.tables import Filled, FilledTable
 
 DASH = "–"  # noqa: RUF001 - an en dash, as typeset tables have it

@@ -30,14 +30,12 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import StrMethodFormatter
 
-from mls.data.store import Store
-from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.artifact import Artifact, open_artifact
-from mls.experiment.locks import say
-from mls.experiment.methods import TRAINED
-from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import open_inputs
+from mls.config.methods import TRAINED
+from mls.data.image_store import Store
 from mls.methods.method import Method
+from mls.pipeline.artifact import Artifact, open_artifact
+from mls.pipeline.plan import Job, Plan
+from mls.pipeline.runner import open_inputs
 from mls.report.neighbours import (
     BINS,
     NEIGHBOURS,
@@ -54,6 +52,8 @@ from mls.report.neighbours import (
     trained,
 )
 from mls.report.style import PALETTE, plain_style, save
+from mls.runtime.errors import DamagedArtifact, MlsError
+from mls.runtime.locks import say
 
 SPACES = {"backbone": "backbone, g·Q_g", "mlp": "MLP, z·Q_z"}
 COLOURS = {"backbone": PALETTE[0], "mlp": PALETTE[1]}

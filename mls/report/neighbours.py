@@ -32,15 +32,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from mls.config.experiment import Pretrain
+from mls.config.methods import Mls
 from mls.data.augment import MEAN, STD, crop, crop_boxes, draw
+from mls.data.image_store import Store
 from mls.data.loader import TwoViews
-from mls.data.store import Store
-from mls.errors import DamagedArtifact
-from mls.experiment.artifact import Artifact, how_to_mend
-from mls.experiment.methods import Mls
-from mls.experiment.params import Pretrain
 from mls.methods.method import Method, Pair, build_method
-from mls.train.checkpoint import NAME
+from mls.pipeline.artifact import Artifact, how_to_mend
+from mls.runtime.checkpoint import NAME
+from mls.runtime.errors import DamagedArtifact
 from mls.train.pairs import pair_of
 
 BINS = np.linspace(-1, 1, 101)
@@ -97,7 +97,7 @@ def topk_of(config: Pretrain) -> int:
 def initial(config: Pretrain, seed: int) -> Method[Any]:
     """Return the state that a run begins with, a function of its params and seed; the caller's RNG is undisturbed."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # as mls.train.runtime.set_up does
+        torch.default_generator.manual_seed(seed)  # as mls.runtime.device.set_up does
         return build_method(config)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mls.experiment.artifact import Artifact
-from mls.experiment.plan import Job, Plan
+from mls.pipeline.artifact import Artifact
+from mls.pipeline.plan import Job, Plan
 from mls.report.layout import DASH
 from mls.report.page import Column, Row, Sheet, Value, spent
 from mls.report.tables import FilledTable

@@ -12,14 +12,14 @@ import shutil
 from itertools import zip_longest
 from pathlib import Path
 
-from mls.experiment.artifact import open_artifact, state
-from mls.experiment.plan import Plan
+from mls.config.paper import SOURCE, load_anchors
+from mls.pipeline.artifact import open_artifact, state
+from mls.pipeline.plan import Plan
+from mls.report.build_tables import TASK_STAGES, filled
 from mls.report.graph import write_graph
 from mls.report.layout import lay_out
 from mls.report.origin import PAIR, PAIR_NOTES, artifacts_page, cell_name, provenance_rows
 from mls.report.page import Column, Row, Sheet, Value, write_page
-from mls.report.paper import SOURCE, load_anchors
-from mls.report.stage import TASK_STAGES, filled
 from mls.report.tables import FilledTable
 
 REPORT = Path("report")

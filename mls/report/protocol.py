@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mls.experiment.datasets import CocoDataset, Dataset, VocDataset
-from mls.experiment.identity import essence
-from mls.experiment.methods import TRAINED, Mls, Moco
-from mls.experiment.params import Experiment, Pretrain
-from mls.experiment.transfers import Detectron2Detector, SemanticTransfer
-from mls.report.paper import TABLES, Beside
+from mls.config.datasets import CocoDataset, Dataset, VocDataset
+from mls.config.experiment import Experiment, Pretrain
+from mls.config.identity import essence
+from mls.config.methods import TRAINED, Mls, Moco
+from mls.config.paper import TABLES, Beside
+from mls.config.transfers import Detectron2Detector, SemanticTransfer
 
 
 def described(dataset: Dataset) -> str:

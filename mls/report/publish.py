@@ -13,9 +13,10 @@ import re
 import shutil
 from pathlib import Path
 
-from mls.experiment.artifact import Artifact, open_artifact, sync
-from mls.experiment.locks import locked
-from mls.experiment.plan import ARTIFACTS, Plan
+from mls.pipeline.artifact import Artifact, open_artifact
+from mls.pipeline.plan import ARTIFACTS, Plan
+from mls.runtime.files import sync
+from mls.runtime.locks import locked
 
 RESULTS = Path("results")
 FILES = ("metrics.json", "provenance.json", "curves.csv")

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mls.data.store import Store
+from mls.data.image_store import Store
 from mls.report.style import LIGHT, PALETTE
 from mls.transfer.instances import decode_mask, has_mask
 

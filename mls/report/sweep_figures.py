@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mls.report.paper import SOURCE, Beside
+from mls.config.paper import SOURCE, Beside
 from mls.report.style import PALETTE, legend_below
 from mls.report.tables import Filled, FilledTable
 

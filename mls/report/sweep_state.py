@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 
-from mls.errors import MlsError
-from mls.experiment.artifact import open_artifact
-from mls.experiment.plan import Job, Plan
-from mls.experiment.references import nearest
-from mls.experiment.status import job_state, print_states
-from mls.experiment.sweep import points_of
+from mls.config.references import nearest
+from mls.config.sweep import points_of
+from mls.pipeline.artifact import open_artifact
+from mls.pipeline.plan import Job, Plan
+from mls.pipeline.status import job_state, print_states
 from mls.report.tables import Filled, fill_cell
+from mls.runtime.errors import MlsError
 
 
 def print_sweeps(plan: Plan, metric: str | None = None) -> None:

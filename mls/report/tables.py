@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from mls.report.paper import Beside
+from mls.config.paper import Beside
 from mls.report.statistics import Summary, mean, summarise
 
 

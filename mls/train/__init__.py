@@ -1,1 +1,1 @@
-"""The training engine: loop, schedule, checkpoints, interruption, progress."""
+"""Pretraining: loop, schedule, optimiser, log, online kNN."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mls.data.loader import Batch
-from mls.train.checkpoint import save_checkpoint
+from mls.runtime.checkpoint import save_checkpoint
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from mls.errors import MlsError
-from mls.experiment.artifact import write_atomic
+from mls.runtime.errors import MlsError
+from mls.runtime.files import write_atomic
 
 LIVE_EVERY = 30.0
 """Seconds between two writings of the live file."""

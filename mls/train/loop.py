@@ -17,23 +17,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mls.data.loader import Batch, TwoViews, batches
 from mls.data.resident import Resident
-from mls.errors import DeterministicError, Interrupted, MlsError
-from mls.experiment.stage import Context
 from mls.methods.diagnostics import CollapseWatch
 from mls.methods.method import Method, Pair
 from mls.methods.mls import MLS, weight_at
 from mls.models.batchnorm import RunningStatistics
-from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
+from mls.pipeline.runner import Context
+from mls.runtime.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
+from mls.runtime.collectives import gather, mean, rank, told, world
+from mls.runtime.device import autocast, workers_of
+from mls.runtime.errors import DeterministicError, Interrupted, MlsError
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
 from mls.train.diagnose import diagnose
-from mls.train.distributed import gather, mean, rank, told, world
 from mls.train.guard import LateReader, Told, dump
-from mls.train.interrupt import InterruptGuard
-from mls.train.knn import OnlineKnn
 from mls.train.log import Curves
+from mls.train.online_knn import OnlineKnn
 from mls.train.optimizer import build_optimizer, masked_step
 from mls.train.pairs import layout_of, pair_of
-from mls.train.progress import Bar
-from mls.train.runtime import autocast, workers_of
 from mls.train.schedule import learning_rate
 from mls.train.window import Window
 
@@ -92,8 +92,9 @@ class Trainer:
         self._explain()
         name = f"{self.context.job.stage} {self.context.label}"
         hidden = rank() > 0
+        workers = workers_of(self.context.execution.workers, self.context.execution.threads, self.device)
         with self.curves, InterruptGuard() as guard, Bar(name, self.views.steps, done=self.step, hidden=hidden) as bar:
-            for batch in batches(self.views, self.step, workers_of(self.context.execution, self.device)):
+            for batch in batches(self.views, self.step, workers):
                 self._train_step(batch, asked=guard.asked is not None)
                 self._record()
                 note = f"loss {self.curves.rows[-1]['loss']:.3f}" if self.curves.rows else ""

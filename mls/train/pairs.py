@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mls.config.experiment import Pretrain
 from mls.data.augment import ColourAugment, flips
 from mls.data.loader import Batch, TwoViews
 from mls.data.resident import Resident
-from mls.experiment.params import Pretrain
 from mls.methods.method import Pair
 from mls.methods.momentum import key_order
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from mls.experiment.params import Optimizer
+from mls.config.experiment import Optimizer
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, config: Optimizer) -> float:

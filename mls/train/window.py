@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 
 
 class Window:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mls.data.store import Store
-from mls.errors import DeterministicError
+from mls.data.eval_view import normalise
+from mls.data.image_store import Store
 from mls.models.names import COUNTER, few
-from mls.probe.features import normalise
+from mls.runtime.errors import DeterministicError
 
 TOLERANCE = 1e-4
 """Greatest difference of a map's cells, as a share of the greatest cell. Both are computed in float64: in float32 the

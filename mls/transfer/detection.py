@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import ResNet
 
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import TorchvisionDetector
+from mls.config.experiment import Backbone
+from mls.config.transfers import TorchvisionDetector
 from mls.models.backbone import LAYERS, feature_maps, load_backbone
 from mls.transfer.convert import as_pretrained, first_pixels, load, prove
 from mls.transfer.evaluate import as_result, ground_truth, in_batches

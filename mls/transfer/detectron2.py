@@ -30,10 +30,10 @@ from fvcore.nn.precise_bn import update_bn_stats
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import Detectron2Detector
-from mls.train.interrupt import InterruptGuard
-from mls.train.progress import Bar
+from mls.config.experiment import Backbone
+from mls.config.transfers import Detectron2Detector
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
 from mls.transfer.detectron2_model import build_model, load_proved
 from mls.transfer.evaluate import as_result, ground_truth, in_batches
 from mls.transfer.instances import Instances

@@ -5,8 +5,8 @@
 
 What differs from the zoo's files is what MoCo's, InfoMin's and DenseCL's detection configs change: every stage is
 trained with batch norm over the whole batch, new parts have it too, pixels are RGB in pretraining's normalisation, and
-the stride is in the 3x3 convolution, as in torchvision's ResNet. `mls.doctor.require_detectron2` is to be called
-before this module is imported.
+the stride is in the 3x3 convolution, as in torchvision's ResNet. Call
+`mls.transfer.detectron2_install.require_detectron2` before importing this module.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mls.config.experiment import Backbone
+from mls.config.transfers import Detectron2Detector
 from mls.data.augment import MEAN, STD
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import Detectron2Detector
 from mls.models.backbone import feature_maps, load_backbone
 from mls.models.names import to_detectron2
 from mls.transfer.convert import as_pretrained, first_pixels, load, prove

@@ -19,10 +19,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mls.data.store import Store
-from mls.errors import MlsError
-from mls.train.interrupt import InterruptGuard
-from mls.train.progress import Bar
+from mls.data.image_store import Store
+from mls.runtime.errors import MlsError
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
 
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The first six numbers of `COCOeval.stats`, in its order."""

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from mls.doctor import detectron2_problem, require_detectron2
-from mls.errors import MlsError
-from mls.experiment.artifact import atomic_file
-from mls.experiment.params import Backbone
+from mls.config.experiment import Backbone
 from mls.models.backbone import feature_maps, load_backbone
 from mls.models.names import COUNTER, to_detectron2
+from mls.runtime.errors import MlsError
+from mls.runtime.files import atomic_file
 from mls.transfer.convert import prove
+from mls.transfer.detectron2_install import detectron2_problem, require_detectron2
 
 FORMATS = {"torchvision": (".safetensors", ".pth"), "timm": (".safetensors", ".pth"), "detectron2": (".pth",)}
 """Format -> the endings that its file may have, the usual one first."""

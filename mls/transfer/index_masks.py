@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mls.data.store import IGNORE, Store
-from mls.errors import MlsError
+from mls.data.image_store import IGNORE, Store
+from mls.runtime.errors import MlsError
 from mls.transfer.instances import decode_mask, has_mask
 
 BACKGROUND = "background"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mls.data.store import Store
-from mls.errors import MlsError
-from mls.experiment.transfers import TrainOn
+from mls.config.transfers import TrainOn
+from mls.data.image_store import Store
+from mls.runtime.errors import MlsError
 
 
 class Instances:

@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mls.data.store import Store
-from mls.doctor import require_detectron2
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import TransferTask
+from mls.config.experiment import Backbone
+from mls.config.transfers import TransferTask
+from mls.data.image_store import Store
+from mls.transfer.detectron2_install import require_detectron2
 from mls.transfer.score import scored
 
 

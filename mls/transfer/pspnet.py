@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import ResNet
 
-from mls.errors import MlsError
-from mls.experiment.transfers import SemanticTransfer
+from mls.config.transfers import SemanticTransfer
 from mls.models.backbone import LAYERS, feature_maps
-from mls.train.runtime import autocast
+from mls.runtime.device import autocast
+from mls.runtime.errors import MlsError
 
 CLASSIFIER_STD = 0.01
 """Of the normal distribution that classifiers' weights are drawn from [mmsegmentation's ``conv_seg``]."""

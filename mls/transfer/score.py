@@ -10,12 +10,12 @@ from __future__ import annotations
 import pkgutil
 from typing import Any
 
-from mls.data.store import Store
-from mls.doctor import require_detectron2
-from mls.experiment.artifact import Artifact
-from mls.experiment.transfers import KINDS, Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferTask
+from mls.config.transfers import KINDS, Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferTask
+from mls.data.image_store import Store
+from mls.pipeline.artifact import Artifact
 from mls.probe.score import compare
 from mls.transfer import evaluate, semantic_score
+from mls.transfer.detectron2_install import require_detectron2
 from mls.transfer.index_masks import IndexMasks
 
 

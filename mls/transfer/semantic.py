@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.resnet import ResNet
 
-from mls.data.store import IGNORE
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import SemanticTransfer
+from mls.config.experiment import Backbone
+from mls.config.transfers import SemanticTransfer
+from mls.data.eval_view import normalise
+from mls.data.image_store import IGNORE
 from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_dims, feature_maps, load_backbone
-from mls.probe.features import normalise
 from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
 from mls.transfer.index_masks import IndexMasks

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from mls.data.store import IGNORE, Store
-from mls.experiment.transfers import SemanticTransfer
+from mls.config.transfers import SemanticTransfer
+from mls.data.image_store import IGNORE, Store
 from mls.transfer.index_masks import IndexMasks
 
 STREAM = 3

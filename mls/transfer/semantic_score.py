@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mls.data.store import IGNORE
-from mls.errors import MlsError
+from mls.data.image_store import IGNORE
+from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.instances import decode_mask
 

@@ -24,10 +24,10 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import TorchvisionDetector
+from mls.config.experiment import Backbone
+from mls.config.transfers import TorchvisionDetector
 from mls.models.backbone import build_backbone, feature_dims, feature_maps
-from mls.train.runtime import autocast
+from mls.runtime.device import autocast
 
 LEVELS = 5
 """P2 to P6; P6 is a subsampled P5 and serves the proposals alone."""

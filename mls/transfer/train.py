@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mls.errors import DeterministicError
-from mls.experiment.params import Execution
-from mls.train.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
-from mls.train.interrupt import InterruptGuard
-from mls.train.progress import Bar
-from mls.train.runtime import workers_of
+from mls.config.experiment import Execution
+from mls.runtime.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
+from mls.runtime.device import workers_of
+from mls.runtime.errors import DeterministicError
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
 from mls.transfer.interface import Transfer
 
 CURVE_EVERY = 20
@@ -111,10 +111,11 @@ def fit(
     model.train()
     since, since_step = time.perf_counter(), done
     device = next(model.parameters()).device
+    workers = workers_of(execution.workers, execution.threads, device)
     with (
         InterruptGuard() as guard,
         Bar(name, total, done=done) as bar,
-        closing(transfer.batches(range(done, total), workers_of(execution, device))) as batches,
+        closing(transfer.batches(range(done, total), workers)) as batches,
     ):
         for batch in batches:
             guard.stop_if_asked(save)

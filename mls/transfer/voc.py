@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
-from mls.data.store import Store
+from mls.data.image_store import Store
 
 SET = "test"
 """Name of the view's one image set."""

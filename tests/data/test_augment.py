@@ -9,9 +9,9 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
+from mls.config.views import Augment
 from mls.data import augment
 from mls.data.augment import DRAWS, MEAN, RATIO, STD, ColourAugment, blur, crop, crop_boxes, draw, flips, shared_area
-from mls.experiment.views import Augment
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from mls import cli
-from mls.data import scenes, stage
+from mls.config.datasets import ScenesDataset
+from mls.data import build_store, scenes
 from mls.data.check import Report, check
 from mls.data.check_text import SHOWN_EXCLUDED, print_report
 from mls.data.writer import Record, encode_mask, write_store
-from mls.errors import DamagedArtifact, MlsError
-from mls.experiment.datasets import ScenesDataset
-from mls.experiment.plan import plan_file
-from mls.experiment.stage import run_stage
+from mls.pipeline.plan import plan_file
+from mls.pipeline.runner import run_stage
+from mls.runtime.errors import DamagedArtifact, MlsError
 from tests.conftest import SMALL
 
 W, H = 20, 10
@@ -322,7 +322,7 @@ def test_the_command(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "is not made yet; run: mls data scenes -e params.yaml" in capsys.readouterr().err
     plan = plan_file(Path("params.yaml"))
     (job,) = plan.find("data", "scenes")
-    run_stage(plan, job, stage.run)
+    run_stage(plan, job, build_store.run)
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in job.path.iterdir()}
     capsys.readouterr()
     assert mls(monkeypatch, "data", "check", "scenes") == 0

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mls.config.datasets import CityscapesDataset
 from mls.data.cityscapes import IDS, read_listing
-from mls.data.intake import load_records
-from mls.data.reader import Listing, Reader
-from mls.data.store import Store
+from mls.data.image_store import Store
+from mls.data.ingest import load_records
+from mls.data.listing import Listing
 from mls.data.writer import Record, write_store
-from mls.errors import MlsError
-from mls.experiment.datasets import CityscapesDataset
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
 
 FRAMES = {
     "train": ["aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "zurich/zurich_000000_000019"],

@@ -12,11 +12,12 @@ import pytest
 import torchvision.datasets
 from scipy.io import savemat
 
+from mls.config import catalog
+from mls.config.datasets import ClassificationDataset
 from mls.data.classification import CLASSES, read_listing
-from mls.data.reader import Listing, Reader
-from mls.download import catalog
-from mls.errors import MlsError
-from mls.experiment.datasets import ClassificationDataset
+from mls.data.listing import Listing
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
 
 
 def put(path: Path, content: str | bytes = b"image") -> None:

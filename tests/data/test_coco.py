@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mls.config.datasets import CocoDataset
 from mls.data.coco import read_listing
-from mls.data.reader import Reader
-from mls.errors import MlsError
-from mls.experiment.datasets import CocoDataset
-from mls.experiment.plan import read_ids
+from mls.download.reader import Reader
+from mls.pipeline.plan import read_ids
+from mls.runtime.errors import MlsError
 
 CONFIG = CocoDataset(source="coco", val_share=0.2)
 TINY = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "coco-tiny"

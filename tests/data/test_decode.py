@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mls.data.decode import MAX_PIXELS, decode, prove
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 
 H, W = 40, 56
 Y, X = np.mgrid[0:H, 0:W]
@@ -258,7 +258,7 @@ def test_a_bomb_takes_no_memory() -> None:
 import resource
 from tests.data.test_decode import png
 from mls.data.decode import prove
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 bomb, before = png(40000, 40000, 2, bytes(1000)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     prove(bomb, "x")
@@ -274,7 +274,7 @@ def test_no_damage_to_a_png_ends_the_process() -> None:
 import numpy as np
 from tests.data.test_decode import NOISY, encoded, palette
 from mls.data.decode import prove
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 rng, refused = np.random.default_rng(0), 0
 for data in (encoded(NOISY, "PNG"), encoded(palette(), "PNG")):
     for _ in range(100):

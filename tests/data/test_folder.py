@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mls.config.datasets import FolderDataset
 from mls.data.folder import read_listing
-from mls.data.reader import Reader
-from mls.errors import MlsError
-from mls.experiment.datasets import FolderDataset
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
 
 CONFIG = FolderDataset(source="folder", val_share=0.25)
 MIML = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "miml-scenes"

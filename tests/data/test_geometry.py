@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mls.config.experiment import Pretrain
+from mls.config.views import Augment
 from mls.data.augment import MEAN, STD, ColourAugment, crop_boxes, draw, flips
 from mls.data.geometry import align, common_region
+from mls.data.image_store import Store
 from mls.data.loader import TwoViews
-from mls.data.store import Store
 from mls.data.writer import Record, write_store
-from mls.experiment.params import Pretrain
-from mls.experiment.views import Augment
 
 SIZES = [(240, 200), (97, 180), (200, 70), (256, 256), (64, 48), (130, 131), (256, 90), (80, 80)]
 SIDE = 32

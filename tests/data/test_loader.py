@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-import mls.data.stage
+import mls.data.build_store
 from mls.data.augment import ATTEMPTS, LEFT, crop, crop_boxes, draw
+from mls.data.image_store import Store
 from mls.data.loader import Batch, TwoViews, batches
-from mls.data.store import Store
-from mls.experiment.stage import run_stage
+from mls.pipeline.runner import run_stage
 from tests.conftest import plan_of, small
 
 
 @pytest.fixture
 def views(in_tmp: Path) -> TwoViews:
     plan = plan_of(small())
-    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    run_stage(plan, plan.stage("data")[0], mls.data.build_store.run)
     return TwoViews(Store(plan.stage("data")[0].path), plan.loaded.runs["mls"], 0)
 
 

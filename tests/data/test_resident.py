@@ -11,22 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-import mls.data.stage
-import mls.train.stage
+import mls.data.build_store
+import mls.train.pretrain
+from mls.config.experiment import Pretrain
+from mls.config.load import check
 from mls.data.augment import crop, crop_boxes, draw
+from mls.data.image_store import Store
 from mls.data.loader import Batch, TwoViews
 from mls.data.resident import Resident
-from mls.data.store import Store
 from mls.data.writer import Record, write_store
-from mls.errors import MlsError
-from mls.experiment.load import check
-from mls.experiment.params import Pretrain
-from mls.experiment.plan import make_plan, payload
-from mls.experiment.stage import Context, run_stage
 from mls.methods.mls import MLS
+from mls.pipeline.plan import make_plan, payload
+from mls.pipeline.runner import Context, run_stage
+from mls.runtime.device import set_up
+from mls.runtime.errors import MlsError
 from mls.train.loop import Trainer
 from mls.train.pairs import pair_of
-from mls.train.runtime import set_up
 
 SIZES = [(60, 40), (33, 81), (64, 64), (120, 50)]
 CPU = torch.device("cpu")
@@ -152,9 +152,9 @@ def test_training_with_resident_images(kept: str, tmp_path: Path, monkeypatch: p
         raw["pretrain"] = {**raw["pretrain"], "epochs": 3, "precision": "fp32"}
         plan = make_plan(check(raw, Path("x.yaml")), {})
         (data,), (job,) = plan.stage("data"), plan.stage("pretrain")
-        run_stage(plan, data, mls.data.stage.run)
+        run_stage(plan, data, mls.data.build_store.run)
         execution = plan.loaded.experiment.execution
-        device = set_up(execution, 0)
+        device = set_up(execution.device, execution.threads, 0)
         work = tmp_path / choice
         work.mkdir()
         views = TwoViews(Store(data.path), job.config, 0)
@@ -171,6 +171,6 @@ def test_training_with_resident_images(kept: str, tmp_path: Path, monkeypatch: p
 def test_cuda_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = make_plan(check(experiment("cuda"), Path("x.yaml")), {})
-    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    run_stage(plan, plan.stage("data")[0], mls.data.build_store.run)
     with pytest.raises(MlsError, match="resident is 'cuda', but this run is on the CPU"):
-        run_stage(plan, plan.stage("pretrain")[0], mls.train.stage.run)
+        run_stage(plan, plan.stage("pretrain")[0], mls.train.pretrain.run)

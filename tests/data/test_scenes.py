@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+from mls.config.datasets import ScenesDataset
 from mls.data import scenes
 from mls.data.drawing import SHAPES, polygon_area, silhouette
 from mls.data.scenes import CLASSES, make_scene, records
-from mls.experiment.datasets import ScenesDataset
 
 CONFIG = ScenesDataset(source="scenes", train=6, val=2, test=3, size=64, seed=7)
 

@@ -15,15 +15,15 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from mls.config.datasets import ScenesDataset
 from mls.data import scenes
 from mls.data.check import check
 from mls.data.decode import decode
-from mls.data.judge import run_lengths
+from mls.data.image_store import Format, Store, decode_mask
 from mls.data.shrink import nearest, prepare, shrunk_annotation, shrunk_size
-from mls.data.store import Format, Store, decode_mask
+from mls.data.validator import run_lengths
 from mls.data.writer import Record, encode_mask, write_store
-from mls.errors import MlsError
-from mls.experiment.datasets import ScenesDataset
+from mls.runtime.errors import MlsError
 
 
 def picture(width: int, height: int, kind: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-import mls.data.stage
+import mls.data.build_store
+from mls.config import catalog
+from mls.config.catalog import Archive
+from mls.config.load import check
 from mls.data import sources
-from mls.data.reader import Reader
-from mls.data.store import Store
-from mls.download import catalog
-from mls.download.catalog import Archive
-from mls.errors import MlsError
-from mls.experiment.load import check
-from mls.experiment.plan import Plan, make_plan, read_ids, read_lock
-from mls.experiment.stage import run_stage
+from mls.data.image_store import Store
+from mls.download.reader import Reader
+from mls.pipeline.plan import Plan, make_plan, read_ids, read_lock
+from mls.pipeline.runner import run_stage
+from mls.runtime.errors import MlsError
 from tests.data.test_coco import make_coco
 from tests.download.server import File, Server
 
@@ -80,12 +80,12 @@ def plan_of(entry: dict[str, Any], name: str = "photos") -> Plan:
 
 def make(plan: Plan) -> Store:
     (job,) = plan.stage("data")
-    run_stage(plan, job, mls.data.stage.run)
+    run_stage(plan, job, mls.data.build_store.run)
     return Store(job.path)
 
 
 def pin(entry: dict[str, Any]) -> None:
-    from mls.experiment.datasets import CocoDataset
+    from mls.config.datasets import CocoDataset
 
     sources.pin("photos", CocoDataset.model_validate({"source": "coco", "val_share": 0.2, **entry}), LOCK)
 
@@ -243,8 +243,8 @@ def test_roots_are_absolute_or_below_mls_data(coco: Server, tmp_path: Path, monk
 
 
 def test_unlabeled_images_are_pretrained_on(coco: Server, tmp_path: Path) -> None:
+    from mls.config.experiment import Pretrain
     from mls.data.loader import TwoViews
-    from mls.experiment.params import Pretrain
 
     made = tmp_path / "made"
     (made / "unlabeled2017").mkdir()

@@ -15,16 +15,17 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mls.data import sources, stage
-from mls.data.reader import Entry, Reader
-from mls.data.store import Store
+from mls.config.datasets import VocDataset
+from mls.config.load import ExperimentError, check
+from mls.data import build_store, sources
+from mls.data.image_store import Store
+from mls.data.listing import Entry
 from mls.data.voc import CLASSES, devkit, read_listing
-from mls.errors import MlsError
-from mls.experiment.artifact import open_artifact
-from mls.experiment.datasets import VocDataset
-from mls.experiment.load import ExperimentError, check
-from mls.experiment.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
-from mls.experiment.stage import run_stage
+from mls.download.reader import Reader
+from mls.pipeline.artifact import open_artifact
+from mls.pipeline.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
+from mls.pipeline.runner import run_stage
+from mls.runtime.errors import MlsError
 from mls.transfer.instances import Instances
 
 CONFIG = VocDataset(source="voc", val_share=0.25)
@@ -307,7 +308,7 @@ def plan_of(lock: dict[str, Any], **voc: Any) -> tuple[Plan, Job]:
 
 def make(**voc: Any) -> Path:
     plan, job = plan_of(read_lock(DATA_LOCK), **voc)
-    run_stage(plan, job, stage.run)
+    run_stage(plan, job, build_store.run)
     open_artifact(job.path, deep=True)
     return job.path.absolute()
 

@@ -26,7 +26,7 @@ from mls.download import download as download_module
 from mls.download import stream, web
 from mls.download.download import download, download_many
 from mls.download.partial import Partial
-from mls.errors import Interrupted, MlsError
+from mls.runtime.errors import Interrupted, MlsError
 from tests.download.server import File, Server
 
 CONTENT = random.Random(0).randbytes(1_500_000)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from mls.data.reader import Reader
-from mls.download import catalog, web
-from mls.download.catalog import Archive
+from mls.config import catalog
+from mls.config.catalog import Archive
+from mls.config.datasets import VocDataset
+from mls.download import web
 from mls.download.fetch import fetch_archives, fetch_images, verified
-from mls.errors import Interrupted, MlsError
-from mls.experiment.datasets import VocDataset
+from mls.download.reader import Reader
+from mls.runtime.errors import Interrupted, MlsError
 from tests.download.server import File, Server
 
 CONFIG = VocDataset(source="voc")
@@ -264,8 +265,8 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 from mls.download import catalog, fetch
-from mls.download.catalog import Archive
-from mls.experiment.datasets import VocDataset
+from mls.config.catalog import Archive
+from mls.config.datasets import VocDataset
 file, url, size, checksum, gives, into = json.loads(sys.argv[1])
 catalog.needed = lambda config: (Archive(file, (url,), size, checksum, tuple(gives), into),)
 catalog.hint = lambda config: ""

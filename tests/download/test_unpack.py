@@ -19,7 +19,7 @@ import pytest
 
 from mls.download import unpack as unpack_module
 from mls.download.unpack import aside, is_archive, unpack
-from mls.errors import Interrupted, MlsError
+from mls.runtime.errors import Interrupted, MlsError
 
 FILES = {"VOC/images/1.jpg": b"one" * 1000, "VOC/images/2.jpg": b"", "VOC/labels.txt": b"a b c", "read me.txt": b"\xff"}
 Usage = namedtuple("Usage", "total used free")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from mls.experiment.methods import Mls, Moco
-from mls.experiment.params import Backbone, Pretrain
+from mls.config.experiment import Backbone, Pretrain
+from mls.config.methods import Mls, Moco
 from mls.methods.method import Method, Pair
 
 TRUE = torch.tensor(True)

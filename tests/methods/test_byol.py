@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mls.experiment.methods import Byol
+from mls.config.methods import Byol
 from mls.methods.byol import BYOL, prediction_loss
 from tests.methods.support import TRUE, build, config, doubled, gradients, pair, unit
 

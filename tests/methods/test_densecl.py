@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.experiment.methods import Densecl
+from mls.config.methods import Densecl
 from mls.methods.densecl import DenseCL, dense_info_nce, match
 from mls.methods.moco import MoCo
 from mls.models.backbone import last_map

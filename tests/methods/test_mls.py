@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from mls.experiment.methods import Mls
+from mls.config.methods import Mls
 from mls.methods.method import Embedded
 from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, true_neighbours, weight_at
 from mls.methods.moco import MoCo
-from mls.train import distributed
+from mls.runtime import collectives
 from tests.methods.support import TRUE, build, config, pair, unit
 
 LOGITS = [[0.9, -0.2, 0.1, 0.3], [0.0, 0.5, -1.0, 0.7]]
@@ -337,9 +337,9 @@ def test_each_rank_looks_up_its_own_images(monkeypatch: pytest.MonkeyPatch) -> N
     e = method.embed(pair())
     labels, _ = method.classify(e)
     assert not torch.equal(labels[:2], labels[2:])
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(collectives, "world", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         part = slice(2 * rank, 2 * rank + 2)
         mine = replace(e, g_query_BG=e.g_query_BG[part], z_query_Bd=e.z_query_Bd[part], z_key_Bd=e.z_key_Bd[part])
         assert torch.equal(method.classify(mine)[0], labels[part]), "keys are of the global batch, queries of a rank"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mls.experiment.methods import Byol, Densecl, Slotcon
-from mls.experiment.params import Pretrain
+from mls.config.experiment import Pretrain
+from mls.config.methods import Byol, Densecl, Slotcon
 from mls.methods.byol import BYOL
 from mls.methods.densecl import DenseCL
 from mls.methods.method import Method, Pair

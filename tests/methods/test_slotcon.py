@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.experiment.methods import Slotcon
+from mls.config.methods import Slotcon
 from mls.methods.method import Pair
 from mls.methods.slotcon import SlotCon, grouping_loss, in_use, pool_slots, slot_loss
 from mls.models.backbone import last_map

@@ -9,9 +9,9 @@ import torch
 import torchvision.models
 from safetensors.torch import load_file
 
-from mls.errors import MlsError
-from mls.experiment.params import Backbone
+from mls.config.experiment import Backbone
 from mls.models.backbone import build_backbone, feature_dims, feature_maps, load_backbone, save_backbone
+from mls.runtime.errors import MlsError
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mls.errors import DeterministicError, MlsError
-from mls.experiment.artifact import sha256
-from mls.experiment.methods import Weights
-from mls.experiment.params import Backbone, Pretrain
+from mls.config.experiment import Backbone, Pretrain
+from mls.config.methods import Weights
 from mls.models.backbone import build_backbone
 from mls.models.foreign import load_weights, read_state, translate
 from mls.models.names import from_detectron2, to_detectron2
+from mls.runtime.errors import DeterministicError, MlsError
+from mls.runtime.files import sha256
 
 SHAPE = Backbone(name="resnet18", width=0.125)
 HEAD = {"fc.weight": torch.zeros(2, 2)}

@@ -1,4 +1,4 @@
-"""A small set of drawn images, and the features and probe stages run on it as `mls.experiment.stage` runs them."""
+"""A small set of drawn images, and the features and probe stages run on it as `mls.pipeline.runner` runs them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
-from mls.data.store import Store
+from mls.config.experiment import Backbone, Execution
+from mls.config.probes import Features, ProbeTask
+from mls.data.image_store import Store
 from mls.data.writer import Record, write_store
-from mls.experiment.artifact import Artifact
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.tasks import Features, ProbeTask
 from mls.models.backbone import build_backbone, save_backbone
-from mls.probe import extract, stage
+from mls.pipeline.artifact import Artifact
+from mls.probe import extract_features
+from mls.probe import run_probe as probe_stage
 
 CLASSES = ["red", "blue", "rare", "unseen"]
 LAYOUT = Backbone(name="resnet18", width=0.125, stem="small")
@@ -77,9 +78,9 @@ def run_probe(store: Store, folder: Path, poison: bool = False, **task: Any) -> 
     inputs = {"data": Artifact(store.path, {}), "pretrain": make_pretrain(folder / "pretrain", poison)}
     if isinstance(config, Features):
         features = Features(**{name: getattr(config, name) for name in Features.model_fields})
-        extract.run(context(features, folder / "features", inputs))
+        extract_features.run(context(features, folder / "features", inputs))
         inputs["features"] = Artifact(folder / "features", {})
-    stage.run(context(config, folder / "out", inputs))
+    probe_stage.run(context(config, folder / "out", inputs))
     return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}
 
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from mls.metrics import average_precisions, mean_average_precision
 from mls.probe import bootstrap
 from mls.probe.bootstrap import (
     average_precision_intervals,
@@ -18,7 +19,6 @@ from mls.probe.bootstrap import (
     resampled_average_precisions,
     weights,
 )
-from mls.probe.metrics import average_precisions, mean_average_precision
 
 
 def resampled(n: int, resamples: int) -> Iterator[NDArray[np.int64]]:

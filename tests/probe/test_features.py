@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mls.config.experiment import Backbone
+from mls.config.probes import Features
 from mls.data.augment import MEAN, STD
-from mls.data.store import Store
+from mls.data.eval_view import prepare
+from mls.data.image_store import Store
 from mls.data.writer import Record, write_store
-from mls.experiment.params import Backbone
-from mls.experiment.tasks import Features
 from mls.models.backbone import build_backbone
-from mls.probe.features import extract, prepare
+from mls.probe.features import extract
 
 CPU = torch.device("cpu")
 

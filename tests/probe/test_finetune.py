@@ -17,22 +17,23 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torchvision.models.resnet import ResNet
 
-from mls.data import sources, stage
-from mls.data.store import Store
+from mls.config.datasets import FolderDataset
+from mls.config.experiment import Backbone, Execution
+from mls.config.probes import Features, FinetuneProbe, SgdProbe, TrainedProbe
+from mls.data import build_store, sources
+from mls.data.eval_view import normalise, prepare
+from mls.data.image_store import Store
 from mls.data.writer import Record, write_store
-from mls.errors import DeterministicError, Interrupted, MlsError
-from mls.experiment.datasets import FolderDataset
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.plan import DATA_LOCK, read_lock
-from mls.experiment.stage import run_stage
-from mls.experiment.tasks import Features, FinetuneProbe, SgdProbe, TrainedProbe
 from mls.models.backbone import build_backbone
+from mls.pipeline.plan import DATA_LOCK, read_lock
+from mls.pipeline.runner import run_stage
 from mls.probe import finetune as module
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
-from mls.probe.features import extract, normalise, prepare
+from mls.probe.features import extract
 from mls.probe.finetune import Outcome, train_and_score
-from mls.train.checkpoint import load_resumable
-from mls.train.runtime import set_up
+from mls.runtime.checkpoint import load_resumable
+from mls.runtime.device import set_up
+from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from tests.conftest import plan_of, small
 
 SEED = 1000
@@ -96,7 +97,7 @@ def fit(
 ) -> Outcome:
     """One process's life: set up, build, train, score."""
     work.mkdir(exist_ok=True)
-    device = set_up(execution, SEED)
+    device = set_up(execution.device, execution.threads, SEED)
     return train_and_score(
         task,
         store,
@@ -410,7 +411,7 @@ def test_untrained_classes_have_one_score(tmp_path: Path) -> None:
 def test_finetuning_learns_scenes(in_tmp: Path) -> None:
     plan = plan_of(small())
     job = plan.find("data", "scenes")[0]
-    run_stage(plan, job, stage.run)
+    run_stage(plan, job, build_store.run)
     outcome = fit(make_task(batch_size=8, epochs=20, lr=0.1), Store(job.path), in_tmp / "tune")
     losses = [row["loss"] for row in outcome.history.curves]
     assert losses[-1] < 0.9 * losses[0]
@@ -434,7 +435,7 @@ def test_single_label_sets(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: 
     raw = small(datasets=datasets, probe={"p": {"kind": "linear", "dataset": "bars"}})
     plan = plan_of(raw | {"tables": {"t": {"columns": ["p.top1"]}}}, read_lock(DATA_LOCK))
     job = plan.find("data", "bars")[0]
-    run_stage(plan, job, stage.run)
+    run_stage(plan, job, build_store.run)
     store = Store(job.path)
     assert not store.multi_label and store.classes == ["blue", "green", "red"]
     lr = 0.05 if kind == "finetune" else 2.0

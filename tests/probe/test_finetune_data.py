@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resized_crop_image
 
+from mls.config.probes import FinetuneProbe, TrainAugment
 from mls.data.augment import FLIP, MEAN, STD, ColourAugment
-from mls.data.store import Store
+from mls.data.image_store import Store
 from mls.data.writer import Record, write_store
-from mls.errors import MlsError
-from mls.experiment.tasks import FinetuneProbe, TrainAugment
 from mls.probe.finetune_data import Views
+from mls.runtime.errors import MlsError
 
 SEED = 1000
 

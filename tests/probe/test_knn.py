@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from mls.errors import MlsError
+from mls.metrics import mean_average_precision, top1
 from mls.probe import knn
 from mls.probe.knn import Fitted, fit, nearest
-from mls.probe.metrics import mean_average_precision, top1
+from mls.runtime.errors import MlsError
 
 
 def make_data(n: int, seed: int, classes: int = 4, dims: int = 16) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mls.errors import MlsError
+from mls.metrics import mean_average_precision, top1
 from mls.probe.linear import fit
-from mls.probe.metrics import mean_average_precision, top1
+from mls.runtime.errors import MlsError
 
 STRENGTHS = [1e-4, 1e-2, 1.0, 100.0]
 

@@ -12,9 +12,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
-from mls.errors import MlsError
-from mls.files import write_csv
 from mls.probe.low_shot import Row, draw, low_shot
+from mls.runtime.errors import MlsError
+from mls.runtime.files import write_csv
 from tests.probe.test_svm import COSTS, divide_by_length, make_data
 
 N = {"train": 60, "val": 40, "test": 60}

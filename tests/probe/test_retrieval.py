@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
-from mls.errors import MlsError
 from mls.probe import knn
 from mls.probe.retrieval import Retrieved, read_ranking, retrieve, summarise, write_ranking
+from mls.runtime.errors import MlsError
 
 NAMES = ["ant", "bee", "cat", "dog"]
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mls.errors import MlsError
 from mls.probe import retrieval
-from mls.probe.judge import summarise, write_predictions
+from mls.probe.evaluation import summarise, write_predictions
 from mls.probe.score import print_score
-from tests.probe.test_judge import make
+from mls.runtime.errors import MlsError
+from tests.probe.test_evaluation import make
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel
 
-from mls.errors import MlsError
 from mls.probe import svm
 from mls.probe.svm import Fitted, fit
+from mls.runtime.errors import MlsError
 
 COSTS = [0.01, 1.0, 100.0]
 

@@ -17,15 +17,15 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
-import mls.data.stage
-import mls.train.stage
+import mls.data.build_store
+import mls.train.pretrain
 from mls.data.writer import Record, write_store
-from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import run_stage
-from mls.experiment.store import building
 from mls.methods.method import Embedded, Pair
 from mls.methods.moco import MoCo
-from mls.report.stage import run
+from mls.pipeline.artifact_store import building
+from mls.pipeline.plan import Job, Plan
+from mls.pipeline.runner import run_stage
+from mls.report.build_tables import run
 from tests.conftest import plan_of, small
 
 SCENES = {"source": "scenes", "train": 4, "val": 2, "test": 2, "size": 32}
@@ -122,12 +122,12 @@ def finished_runs(folder: Path) -> Iterator[dict[str, Trained]]:
     threads, made = torch.get_num_threads(), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+        run_stage(plan, plan.stage("data")[0], mls.data.build_store.run)
         for name in ("mls", "moco-v2"):
             (job,) = plan.find("pretrain", name)
             with patch.context() as inner:
                 initial, first = watch(inner)
-                run_stage(plan, job, mls.train.stage.run)
+                run_stage(plan, job, mls.train.pretrain.run)
             made[name] = Trained(plan, job, initial, first[0])
         yield made
     torch.set_num_threads(threads)

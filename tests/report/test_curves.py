@@ -37,7 +37,7 @@ def test_long_curves_are_thinned() -> None:
 def test_the_published_folder_holds_the_curves_of_every_trained_run(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mls.report.stage.draw_figures", lambda *_: [])
+    monkeypatch.setattr("mls.report.build_tables.draw_figures", lambda *_: [])
     plan = small_plan(seeds=[0, 1])
     write_inputs(plan, lambda label: {"mAP": 50.0, "box_AP": 10.0})
     make_tables(plan)

@@ -20,7 +20,7 @@ TABLE = {"main": {"columns": ["linear.mAP"], "baseline": "moco-v2"}}
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mls.report.stage.draw_figures", lambda *_: [])
+    monkeypatch.setattr("mls.report.build_tables.draw_figures", lambda *_: [])
 
 
 def made(values: dict[str, float | None], **changes: Any) -> Path:

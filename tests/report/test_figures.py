@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mls.experiment.artifact import VOLATILE
+from mls.pipeline.artifact import VOLATILE
 from mls.report.class_figures import draw_per_class, per_class_ap
 from mls.report.curves import draw_losses, short, thin
 from mls.report.figures import draw_figures, file_names, run_order

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from mls.data.store import Store
-from mls.experiment.load import ExperimentError
+from mls.config.load import ExperimentError
+from mls.data.image_store import Store
 from mls.report.agreement_figures import draw_agreement
 from mls.report.class_figures import class_differences, draw_differences
 from mls.report.curves import draw_losses

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from mls import cli
-from mls.errors import MlsError
-from mls.experiment.artifact import Artifact
-from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import open_inputs
+from mls.pipeline.artifact import Artifact
+from mls.pipeline.plan import Job, Plan
+from mls.pipeline.runner import open_inputs
 from mls.report import neighbour_figures
 from mls.report.neighbour_figures import ENTRY, QUERY, draw_neighbours, listed
 from mls.report.neighbours import initial
+from mls.runtime.errors import MlsError
 from tests.report.support import Trained, finished_runs
 
 FILES = ["fig3.png", "fig3.pdf", "fig3.json", "fig4.png", "fig4.pdf"]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mls.config.experiment import Pretrain
+from mls.config.methods import Mls, Moco
 from mls.data.augment import MEAN, STD, crop
-from mls.data.store import Store
-from mls.experiment.artifact import open_artifact
-from mls.experiment.methods import Mls, Moco
-from mls.experiment.params import Pretrain
+from mls.data.image_store import Store
 from mls.methods.dictionary import RANDOM
 from mls.methods.method import Method
 from mls.models.backbone import load_backbone
+from mls.pipeline.artifact import open_artifact
 from mls.report import neighbours
 from mls.report.neighbours import BINS, first_pair, initial, nearest, sample_place, sample_queries, score, summary
 from tests.report.support import Trained, finished_runs

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from mls.errors import DamagedArtifact
-from mls.experiment.plan import Plan
+from mls.pipeline.plan import Plan
 from mls.report.graph import direct
 from mls.report.origin import code
 from mls.report.page import Column, Row, Sheet, Value, spent, write_page
 from mls.report.pages import build, folder, table_page
 from mls.report.tables import fill
+from mls.runtime.errors import DamagedArtifact
 from tests.report.support import make_tables, small_plan, write_inputs
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report" / "figure.rst"

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mls.experiment.load import ExperimentError
+from mls.config.load import ExperimentError
+from mls.config.paper import FOLDER, TABLES, Beside, load_anchors, load_tables
 from mls.report.formats import to_csv, to_latex, to_markdown
-from mls.report.paper import FOLDER, TABLES, Beside, load_anchors, load_tables
 from mls.report.tables import FilledTable, fill, to_metrics
 from tests.report.support import make_tables, small_plan, write_inputs
 
@@ -144,7 +144,7 @@ def test_anchors_say_where_they_are_from() -> None:
 
 def test_the_module_is_light() -> None:
     script = (
-        "import sys; before = set(sys.modules); import mls.report.paper\n"
+        "import sys; before = set(sys.modules); import mls.config.paper\n"
         "print({m.partition('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     )
     root = Path(__file__).parents[2]
@@ -257,7 +257,7 @@ def test_metrics_are_what_was_measured_alone() -> None:
 
 
 def test_an_experiment_file_names_the_table_and_the_rows(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mls.report.stage.draw_figures", lambda *_: [])
+    monkeypatch.setattr("mls.report.build_tables.draw_figures", lambda *_: [])
     tables = {"main": {"columns": ["linear.mAP"], "paper": {"table": "5", "rows": {"mls": "MLS"}}}}
     plan = small_plan(transfer={}, tables=tables)
     assert plan.tables.id != small_plan(transfer={}, tables={"main": {"columns": ["linear.mAP"]}}).tables.id

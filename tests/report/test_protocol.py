@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mls.experiment.plan import Plan, plan_file
-from mls.report.paper import Beside
+from mls.config.paper import Beside
+from mls.pipeline.plan import Plan, plan_file
+from mls.report.build_tables import filled
 from mls.report.protocol import PAPER_TASKS, against_paper, remarks
-from mls.report.stage import filled
 from tests.report.support import small_plan
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mls.errors import DamagedArtifact
-from mls.experiment.plan import Plan
+from mls.pipeline.plan import Plan
 from mls.report.publish import marker, publish, show
+from mls.runtime.errors import DamagedArtifact
 from tests.report.support import make_tables, small_plan, write_inputs
 
 

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from mls.experiment.load import ExperimentError
-from mls.experiment.plan import Plan
-from mls.report.stage import filled
+from mls.config.load import ExperimentError
+from mls.pipeline.plan import Plan
+from mls.report.build_tables import filled
 from mls.report.sweep_figures import draw_sweep
 from tests.report.support import make_tables, small_plan, write_inputs
 

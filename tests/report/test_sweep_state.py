@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mls.errors import MlsError
-from mls.experiment.locks import locked
-from mls.experiment.plan import Plan
-from mls.experiment.store import building
+from mls.pipeline.artifact_store import building
+from mls.pipeline.plan import Plan
 from mls.report.sweep_state import print_sweeps
+from mls.runtime.errors import MlsError
+from mls.runtime.locks import locked
 from tests.report.support import small_plan
 
 POINTS = [{"mls.topk": 5, "mls.weight": 0.5}, {"mls.topk": 9}, {"mls.topk": 7, "mls.weight": 0.25}]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from mls.errors import MlsError
-from mls.experiment.artifact import SEAL
+from mls.pipeline.artifact import SEAL
 from mls.report.formats import escape_tex
 from mls.report.tables import fill_cell
+from mls.runtime.errors import MlsError
 from tests.report.support import make_tables, small_plan, write_inputs
 
 T2 = 4.3026527299  # t(0.975, 2 degrees of freedom)
@@ -22,7 +22,7 @@ T2 = 4.3026527299  # t(0.975, 2 degrees of freedom)
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the stage's time, and have tests of their own."""
-    monkeypatch.setattr("mls.report.stage.draw_figures", lambda *_: [])
+    monkeypatch.setattr("mls.report.build_tables.draw_figures", lambda *_: [])
 
 
 def cells(path: Path, table: str = "main") -> dict[tuple[str, str], str]:

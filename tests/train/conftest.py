@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import mls.data.stage
-from mls.experiment.plan import Plan
-from mls.experiment.stage import run_stage
+import mls.data.build_store
+from mls.pipeline.plan import Plan
+from mls.pipeline.runner import run_stage
 from tests.conftest import plan_of, small
 
 
@@ -26,5 +26,5 @@ def restore_torch() -> Iterator[None]:
 def plan(in_tmp: Path) -> Plan:
     """9 steps of 8 images, 3 an epoch; the data is there."""
     plan = plan_of(small())
-    run_stage(plan, plan.stage("data")[0], mls.data.stage.run)
+    run_stage(plan, plan.stage("data")[0], mls.data.build_store.run)
     return plan

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from mls.experiment.artifact import VOLATILE, open_artifact
-from mls.experiment.plan import plan_file
-from mls.experiment.status import job_state
+from mls.pipeline.artifact import VOLATILE, open_artifact
+from mls.pipeline.plan import plan_file
+from mls.pipeline.status import job_state
 from tests.conftest import SMALL, with_peers
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mls.errors import Interrupted, MlsError
+from mls.runtime.errors import Interrupted, MlsError
 from mls.train import log
 from mls.train.log import Curves, Row, write_curves
 

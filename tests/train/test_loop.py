@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import mls.data.stage
-import mls.train.stage
+import mls.data.build_store
+import mls.train.pretrain
+from mls.data.image_store import Store
 from mls.data.loader import Batch
-from mls.data.store import Store
-from mls.errors import DeterministicError, Interrupted, MlsError
-from mls.experiment.artifact import VOLATILE, open_artifact
-from mls.experiment.plan import Job, Plan
-from mls.experiment.stage import run_stage
-from mls.experiment.status import job_state
 from mls.methods.method import Method, Pair
 from mls.methods.moco import MoCo
+from mls.pipeline.artifact import VOLATILE, open_artifact
+from mls.pipeline.plan import Job, Plan
+from mls.pipeline.runner import run_stage
+from mls.pipeline.status import job_state
+from mls.runtime.checkpoint import load_resumable
+from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.train import loop
-from mls.train.checkpoint import load_resumable
 from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
 
 
@@ -65,28 +65,28 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, how: signal.Signals = si
 def test_resume_equals_an_undisturbed_run(plan: Plan, run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(with_peers())
     job = job_of(plan, run)
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     expected = contents(job)
     remove(job)
     with monkeypatch.context() as patch:
         stop_at(step, patch)
         with pytest.raises(Interrupted, match="SIGTERM"):
-            run_stage(plan, job, mls.train.stage.run)
+            run_stage(plan, job, mls.train.pretrain.run)
     assert job_state(job) == "resumable" and not job.path.exists()
     torch.manual_seed(99)  # whatever state a new process has
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     assert contents(job) == expected
     assert not list(job.work.glob("checkpoint*")), "the artifact has the final state"
 
 
 def test_workers_change_nothing(plan: Plan) -> None:
     job = job_of(plan, "mls")
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     expected = contents(job)
     remove(job)
     execution = {**SMALL["execution"], "workers": 2}
     again = plan_of(small(execution=execution))
-    run_stage(again, job_of(again, "mls"), mls.train.stage.run)
+    run_stage(again, job_of(again, "mls"), mls.train.pretrain.run)
     assert contents(job) == expected
 
 
@@ -94,7 +94,7 @@ def test_workers_change_nothing(plan: Plan) -> None:
 def test_other_signals_save_too(plan: Plan, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(3, monkeypatch, how)
     with pytest.raises(Interrupted, match=how.name):
-        run_stage(plan, job_of(plan, "mls"), mls.train.stage.run)
+        run_stage(plan, job_of(plan, "mls"), mls.train.pretrain.run)
     state = torch.load(job_of(plan, "mls").work / "checkpoint-000000003.pt", weights_only=True)
     assert state["step"] == 3
 
@@ -103,20 +103,20 @@ def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = job_of(plan, "mls")
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     expected = contents(job)
     remove(job)
     with monkeypatch.context() as patch:
         stop_at(5, patch)
         with pytest.raises(Interrupted):
-            run_stage(plan, job, mls.train.stage.run)
+            run_stage(plan, job, mls.train.pretrain.run)
     assert [file.name for file in sorted(job.work.glob("checkpoint*"))] == [
         "checkpoint-000000004.pt",
         "checkpoint-000000005.pt",
     ]
     file = job.work / "checkpoint-000000005.pt"
     file.write_bytes(file.read_bytes()[:5000])
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     log = capsys.readouterr().err
     assert "can't be read" in log and "resumes at step 4 of 9" in log
     assert (job.work / f"{file.name}.unreadable").stat().st_size == 5000
@@ -126,7 +126,7 @@ def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
 @pytest.mark.parametrize(("run", "part"), [("mls", "backbone"), ("byol", "backbone"), ("slotcon", "key_backbone")])
 def test_the_result_is_the_network_that_its_authors_transfer(plan: Plan, run: str, part: str) -> None:
     job = job_of(plan_of(with_peers()), run)
-    run_stage(plan_of(with_peers()), job, mls.train.stage.run)
+    run_stage(plan_of(with_peers()), job, mls.train.pretrain.run)
     state = torch.load(job.path / "checkpoint.pt", weights_only=True)["method"]
     found = load_file(job.path / "backbone.safetensors")
     assert found["conv1.weight"].equal(state[f"{part}.conv1.weight"])
@@ -192,7 +192,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     monkeypatch.setattr(loop.Trainer, "_train_step", watched)
     plan = plan_of(with_peers())
     job = job_of(plan, run)
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     assert len(states) == 10 and any(name.startswith("optimizer") for name in states[0])
     for name in OWN.get(run, ()):
         assert not torch.equal(states[0][f"method.{name}"], states[-1][f"method.{name}"]), name
@@ -217,18 +217,18 @@ def test_too_many_of_them_fail_the_run_and_keep_the_last_checkpoint(
     strict = plan_of(small(execution=execution))
     job = job_of(strict, "moco-v2")
     with pytest.raises(DeterministicError, match=r"step 6 is not finite .*more than execution\.max_nonfinite \(2\)"):
-        run_stage(strict, job, mls.train.stage.run)
+        run_stage(strict, job, mls.train.pretrain.run)
     assert job_state(job) == "failed"
     state, problems = load_resumable(job.work)
     assert state is not None and not problems and state["step"] == 6 and state["nonfinite"] == 2
     assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
     with pytest.raises(MlsError, match="mls retry"):
-        run_stage(strict, job, mls.train.stage.run)
+        run_stage(strict, job, mls.train.pretrain.run)
 
 
 def test_the_artifact_holds_what_the_contract_says(plan: Plan) -> None:
     job = job_of(plan, "mls")
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     artifact = open_artifact(job.path, deep=True)
     assert set(artifact.seal["files"]) == {
         "backbone.safetensors", "checkpoint.pt", "curves.csv", "metrics.json", "params.json", "timing.csv",
@@ -254,7 +254,7 @@ def test_curves_average_their_window(plan: Plan, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(MoCo, "forward", watched)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     job = job_of(plan, "moco-v2")
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     rows = [line.split(",") for line in (job.path / "curves.csv").read_text().splitlines()[1:]]
     assert [int(row[0]) for row in rows] == [2, 3, 4, 6, 8, 9], "every 2 steps, and where the kNN judges"
     windows = (seen[:2], seen[2:3], seen[3:4], seen[4:6], seen[6:8], seen[8:])
@@ -270,7 +270,7 @@ def test_labels_of_the_truth_agree_more_often(plan: Plan) -> None:
     found = {}
     plan = with_truth()
     for run in ("mls", "truth"):
-        run_stage(plan, job_of(plan, run), mls.train.stage.run)
+        run_stage(plan, job_of(plan, run), mls.train.pretrain.run)
         found[run] = json.loads((job_of(plan, run).path / "metrics.json").read_text())
     truth = found["truth"]
     assert truth["agreement"] > max(truth["agreement_base"], found["mls"]["agreement"])
@@ -286,23 +286,23 @@ def test_labels_of_the_truth_need_labels(plan: Plan, lacking: str, monkeypatch: 
         monkeypatch.setattr(Store, "split", lambda self, name: split(self, "val" if name == "unlabeled" else name))
     plan = with_truth()
     with pytest.raises(MlsError, match=r"mls\.label_space is 'truth', but not every train image has labels"):
-        run_stage(plan, job_of(plan, "truth"), mls.train.stage.run)
-    run_stage(plan, job_of(plan, "mls"), mls.train.stage.run)
+        run_stage(plan, job_of(plan, "truth"), mls.train.pretrain.run)
+    run_stage(plan, job_of(plan, "mls"), mls.train.pretrain.run)
 
 
 def test_random_weights_are_those_of_their_seed(plan: Plan) -> None:
     job = job_of(plan, "random")
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     first = contents(job)
     remove(job)
-    run_stage(plan, job, mls.train.stage.run)
+    run_stage(plan, job, mls.train.pretrain.run)
     assert contents(job) == first
     other = plan_of(small(seeds=[1]))
-    run_stage(other, job_of(other, "random"), mls.train.stage.run)
+    run_stage(other, job_of(other, "random"), mls.train.pretrain.run)
     assert contents(job_of(other, "random"))["backbone.safetensors"] != first["backbone.safetensors"]
 
 
 def test_a_batch_larger_than_the_dataset_is_a_clear_error(plan: Plan) -> None:
     big = plan_of(small(pretrain={**SMALL["pretrain"], "batch_size": 26}))
     with pytest.raises(MlsError, match=r"pretrain\.batch_size 26 is more than the 24 train images"):
-        run_stage(big, job_of(big, "mls"), mls.train.stage.run)
+        run_stage(big, job_of(big, "mls"), mls.train.pretrain.run)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mls.experiment.params import Optimizer
+from mls.config.experiment import Optimizer
 from mls.train.optimizer import build_optimizer, masked_step
 
 Name = Literal["sgd", "lars", "adamw"]

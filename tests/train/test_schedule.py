@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mls.experiment.params import Optimizer
+from mls.config.experiment import Optimizer
 from mls.train.schedule import learning_rate
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import mls.train.stage
+import mls.train.pretrain
+from mls.data.image_store import Store
 from mls.data.loader import TwoViews
-from mls.data.store import Store
-from mls.experiment.plan import Plan
-from mls.experiment.stage import Context, run_stage
 from mls.methods.method import Pair, build_method
 from mls.methods.moco import MoCo
+from mls.pipeline.plan import Plan
+from mls.pipeline.runner import Context, run_stage
+from mls.runtime.device import set_up
 from mls.train import loop
-from mls.train.runtime import set_up
 from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
 from tests.train.test_loop import job_of
 
@@ -109,14 +109,14 @@ def trainer_of(plan: Plan, run: str = "mls") -> loop.Trainer:
     """A trainer before its first step."""
     job = job_of(plan, run)
     execution = plan.loaded.experiment.execution
-    device = set_up(execution, 0)
+    device = set_up(execution.device, execution.threads, 0)
     views = TwoViews(Store(plan.stage("data")[0].path), job.config, 0)
     context = Context(job, run, Path("out"), job.work, execution, {}, plan)
     return loop.Trainer(context, build_method(job.config), views, device)
 
 
 def test_the_log_explains_a_rising_loss_and_a_large_dictionary(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    run_stage(plan, job_of(plan, "mls"), mls.train.stage.run)
+    run_stage(plan, job_of(plan, "mls"), mls.train.pretrain.run)
     log = capsys.readouterr().err
     assert "the loss rises until it is full of keys, at step 3; this is normal" in log
     assert "warning: moco.queue_size 20 is more than a quarter of the 24 train images" in log
@@ -134,6 +134,6 @@ def test_a_collapse_is_named_when_it_happens(
         return replace(e, z_query_Bd=e.z_query_Bd * 0 + same, keys=e.keys._replace(z_Nd=same))
 
     monkeypatch.setattr(MoCo, "embed", collapsed)
-    run_stage(plan, job_of(plan, "moco-v2"), mls.train.stage.run)
+    run_stage(plan, job_of(plan, "moco-v2"), mls.train.pretrain.run)
     log = capsys.readouterr().err
     assert log.count("the embeddings have collapsed") == 1 and "epoch 2:" in log

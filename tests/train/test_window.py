@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 from mls.train.window import Window
 
 CPU, TRUE = torch.device("cpu"), torch.tensor(True)

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from mls.data.image_store import Store
 from mls.data.loader import TwoViews, batches
-from mls.data.store import Store
-from mls.experiment.artifact import open_artifact
-from mls.experiment.plan import Plan
-from mls.experiment.stage import Context
 from mls.methods.method import Method, build_method
-from mls.train.distributed import process_group, rank, world
+from mls.pipeline.artifact import open_artifact
+from mls.pipeline.plan import Plan
+from mls.pipeline.runner import Context
+from mls.runtime.collectives import process_group, rank, world
+from mls.runtime.device import set_up
 from mls.train.loop import Trainer
-from mls.train.runtime import set_up
 from tests.conftest import SMALL, plan_of, with_peers
 
 
@@ -44,7 +44,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
     context = Context(job, run, Path("unused"), work, execution, {"data": data}, chosen)
     torch.set_default_dtype(torch.float64)
     try:
-        device = set_up(execution, 0)
+        device = set_up(execution.device, execution.threads, 0)
         views = TwoViews(Store(data.path), job.config, 0, rank(), world())
         method = build_method(job.config)
         trainer = Trainer(context, method, views, device)

@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from mls.data.store import Store
+from mls.config.experiment import Backbone, Execution
+from mls.config.transfers import TorchvisionDetector
+from mls.data.image_store import Store
 from mls.data.writer import Record, write_store
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.transfers import TorchvisionDetector
 from mls.models.backbone import build_backbone, save_backbone
 from mls.transfer.interface import Given
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mls.experiment.params import Execution
-from mls.experiment.transfers import Detectron2Detector
-from mls.train.runtime import set_up
+from mls.config.experiment import Execution
+from mls.config.transfers import Detectron2Detector
+from mls.runtime.device import set_up
 from mls.transfer.detectron2 import Detectron2Detection
 from mls.transfer.interface import Given
 from mls.transfer.train import fit
@@ -30,7 +30,7 @@ def task_of(**changes: Any) -> Detectron2Detector:
 def run(given: Given, task: Detectron2Detector, execution: Execution, work: Path) -> Detectron2Detection:
     """One process's life: set up, build, train, finish."""
     work.mkdir(exist_ok=True)
-    set_up(execution, given.seed)
+    set_up(execution.device, execution.threads, given.seed)
     transfer = Detectron2Detection(task, given)
     fit(transfer, execution=execution, work=work, log=given.log)
     transfer.finish(1, "test")

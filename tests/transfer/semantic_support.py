@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mls.data.store import IGNORE, Store
+from mls.config.transfers import SemanticTransfer
+from mls.data.image_store import IGNORE, Store
 from mls.data.writer import Record, encode_mask, write_store
-from mls.experiment.transfers import SemanticTransfer
 
 CLASSES = ["ground", "red", "green", "blue"]
 COLOURS = np.array([(90, 90, 90), (255, 0, 0), (0, 255, 0), (0, 0, 255)], dtype=np.uint8)

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mls.data.store import Store
-from mls.errors import DeterministicError, MlsError
-from mls.experiment.params import Backbone
+from mls.config.experiment import Backbone
+from mls.data.image_store import Store
 from mls.models.backbone import build_backbone, feature_maps, save_backbone
 from mls.models.names import from_detectron2, to_detectron2
+from mls.runtime.errors import DeterministicError, MlsError
 from mls.transfer.convert import TOLERANCE, as_pretrained, first_pixels, load, prove
 from mls.transfer.export import export_backbone, maps_like_ours
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mls.data.store import Store
-from mls.errors import DeterministicError, MlsError
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.transfers import TorchvisionDetector
+from mls.config.experiment import Backbone, Execution
+from mls.config.transfers import TorchvisionDetector
+from mls.data.image_store import Store
+from mls.runtime.errors import DeterministicError, MlsError
 from mls.transfer.detection import Detection
 from mls.transfer.instances import Instances
 from mls.transfer.interface import Given

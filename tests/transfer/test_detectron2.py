@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mls.config.experiment import Backbone, Execution
+from mls.config.transfers import Detectron2Detector
 from mls.data.augment import MEAN
-from mls.errors import DeterministicError, Interrupted
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.transfers import Detectron2Detector
 from mls.models.backbone import build_backbone, save_backbone
+from mls.runtime.errors import DeterministicError, Interrupted
 from mls.transfer.interface import Given
 from tests.transfer.conftest import R50, make_record, write_records
 

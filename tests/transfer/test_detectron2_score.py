@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mls.data.store import Store
+from mls.config.experiment import Execution
+from mls.data.image_store import Store
 from mls.data.writer import Record
-from mls.experiment.params import Execution
 from mls.models.backbone import build_backbone
 from mls.models.foreign import read_state, translate
 from mls.transfer.evaluate import score

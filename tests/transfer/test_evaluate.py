@@ -13,13 +13,13 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mls.data.store import Store
-from mls.errors import MlsError
-from mls.experiment.artifact import Artifact
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.tasks import METRICS
-from mls.experiment.transfers import TorchvisionDetector
-from mls.transfer import stage
+from mls.config.experiment import Backbone, Execution
+from mls.config.probes import METRICS
+from mls.config.transfers import TorchvisionDetector
+from mls.data.image_store import Store
+from mls.pipeline.artifact import Artifact
+from mls.runtime.errors import MlsError
+from mls.transfer import run_transfer
 from mls.transfer.detection import to_coco
 from mls.transfer.evaluate import score
 from mls.transfer.score import print_score
@@ -132,7 +132,7 @@ def run_stage(
         inputs={"data": Artifact(store.path, {}), "pretrain": Artifact(pretrain, {"files": files})},
         log=lambda message: None,
     )
-    stage.run(context)  # type: ignore[arg-type]
+    run_transfer.run(context)  # type: ignore[arg-type]
     return {file.name: file.read_bytes() for file in out.iterdir()}
 
 

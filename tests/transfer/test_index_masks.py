@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mls.data.store import IGNORE, Store
+from mls.data.image_store import IGNORE, Store
 from mls.data.writer import Record, encode_mask
-from mls.errors import MlsError
+from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
 from tests.transfer.conftest import CLASSES, make_record, write_records
 from tests.transfer.semantic_support import CLASSES as MASKED

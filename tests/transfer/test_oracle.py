@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from pycocotools import mask as coco_mask
 
+from mls.config.datasets import CocoDataset, VocDataset
 from mls.data import sources
-from mls.data.store import Store
-from mls.experiment.datasets import CocoDataset, VocDataset
-from mls.experiment.plan import DATA_LOCK
+from mls.data.image_store import Store
+from mls.pipeline.plan import DATA_LOCK
 from mls.transfer.evaluate import score
 from mls.transfer.instances import Instances
+from tests.data.test_build_store import make
 from tests.data.test_coco import make_coco
-from tests.data.test_stage import make
 from tests.data.test_voc import an_object, xml
 from tests.data.test_voc import root as voc_root  # noqa: F401 (a fixture)
 from tests.transfer.conftest import make_record, write_records

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from mls.errors import MlsError
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import SemanticTransfer
+from mls.config.experiment import Backbone
+from mls.config.transfers import SemanticTransfer
 from mls.models.backbone import build_backbone, feature_dims, feature_maps
+from mls.runtime.errors import MlsError
 from mls.transfer.pspnet import PSPNet, dilate
 from mls.transfer.torchvision import FIRST_STRIDE
 from tests.transfer.semantic_support import tiny_task

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mls.transfer.train as module
-from mls.data.store import IGNORE
-from mls.errors import DeterministicError, Interrupted, MlsError
-from mls.experiment.params import Backbone, Execution
-from mls.experiment.transfers import SemanticTransfer
+from mls.config.experiment import Backbone, Execution
+from mls.config.transfers import SemanticTransfer
+from mls.data.image_store import IGNORE
 from mls.models.backbone import build_backbone, save_backbone
-from mls.train.runtime import set_up
+from mls.runtime.device import set_up
+from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.transfer.instances import decode_mask
 from mls.transfer.interface import Given
 from mls.transfer.semantic import SemanticTraining, to_coco
@@ -191,7 +191,7 @@ def test_truth_as_prediction_is_perfect(given: Given) -> None:
 def life(given: Given, task: SemanticTransfer, execution: Execution, work: Path) -> tuple[dict[str, Tensor], History]:
     """One process's life: set up, build, train."""
     work.mkdir(exist_ok=True)
-    set_up(execution, given.seed)
+    set_up(execution.device, execution.threads, given.seed)
     training = SemanticTraining(task, given)
     history = fit(training, execution=execution, work=work, log=given.log)
     return training.model.state_dict(), history
@@ -231,7 +231,7 @@ def test_eight_images_are_learned_by_heart(given: Given, execution: Execution, t
     """mIoU above 50 on the images that it was trained on, after a few hundred steps."""
     task = tiny_task(iterations=240, batch_size=4, lr=0.03, crop=[32, 48], scale=[1.0, 1.25], head_channels=16)
     learner = replace(given, store=masked_store(tmp_path / "eight", train=8, test=8, same=True))
-    set_up(execution, given.seed)
+    set_up(execution.device, execution.threads, given.seed)
     training = SemanticTraining(task, learner)
     untrained = training.score(training.predict(1, "test"))
     assert untrained["mIoU"] < 30

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mls.data.store import IGNORE
-from mls.experiment.transfers import SemanticTransfer
+from mls.config.transfers import SemanticTransfer
+from mls.data.image_store import IGNORE
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.semantic_data import HUE, Samples, distorted, draw_crop, resized
 from tests.transfer.semantic_support import COLOURS, masked_store, tiny_task

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mls.data.store import IGNORE
-from mls.errors import MlsError
+from mls.data.image_store import IGNORE
+from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.semantic import to_coco
 from mls.transfer.semantic_score import score

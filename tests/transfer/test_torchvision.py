@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mls.experiment.params import Backbone
-from mls.experiment.transfers import TorchvisionDetector
+from mls.config.experiment import Backbone
+from mls.config.transfers import TorchvisionDetector
 from mls.models.backbone import feature_maps
 from mls.transfer.torchvision import anchor_sizes, build_detector
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import mls.transfer.train as module
-from mls.errors import DeterministicError, Interrupted
-from mls.experiment.params import Execution
-from mls.experiment.transfers import TorchvisionDetector
-from mls.train.runtime import set_up
+from mls.config.experiment import Execution
+from mls.config.transfers import TorchvisionDetector
+from mls.runtime.device import set_up
+from mls.runtime.errors import DeterministicError, Interrupted
 from mls.transfer.detection import Detection
 from mls.transfer.interface import Given
 from mls.transfer.order import plan_batch
@@ -27,7 +27,7 @@ def life(
 ) -> tuple[dict[str, Tensor], History]:
     """One process's life: set up, build, train."""
     work.mkdir(exist_ok=True)
-    set_up(execution, given.seed)
+    set_up(execution.device, execution.threads, given.seed)
     transfer = Detection(task, given)
     history = fit(transfer, execution=execution, work=work, log=given.log)
     return transfer.model.state_dict(), history
@@ -80,7 +80,7 @@ def test_resumed_equals_uninterrupted(
 def test_bad_loss_stops_before_the_update(
     given: Given, task: TorchvisionDetector, execution: Execution, tmp_path: Path
 ) -> None:
-    set_up(execution, given.seed)
+    set_up(execution.device, execution.threads, given.seed)
     transfer = Detection(task, given)
     with torch.no_grad():
         transfer.detector.roi_heads.box_predictor.cls_score.bias[0] = float("nan")

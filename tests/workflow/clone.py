@@ -13,7 +13,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mls.experiment.artifact import VOLATILE, sha256
+from mls.pipeline.artifact import VOLATILE
+from mls.runtime.files import sha256
 
 ROOT = Path(__file__).parents[2]
 MICRO = ROOT / "experiments" / "micro.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mls.experiment.locks import locked
+from mls.runtime.locks import locked
 from tests.workflow.clone import Clone, new_clone
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mls.experiment.plan import plan_file
+from mls.pipeline.plan import plan_file
 from tests.workflow.clone import Clone
 
 STOPPED = """

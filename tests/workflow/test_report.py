@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from mls.report.paper import load_anchors
+from mls.config.paper import load_anchors
 from tests.workflow.clone import Clone
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from ruamel.yaml import YAML
 
-from mls.experiment.identity import STAGES
+from mls.config.identity import STAGES
 from tests.workflow.clone import Clone
 
 EVERYTHING = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mls.experiment.plan import plan_file
+from mls.pipeline.plan import plan_file
 from tests.workflow import slurm as rig
 from tests.workflow.clone import Clone
 
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(rig.why_not() is not None, reason=str(rig.why_not())),
 ]
 SNAKEMAKE = (
-    *("snakemake", "--workflow-profile", "workflow/profiles/slurm", "--latency-wait", "5"),
+    *("snakemake", "--workflow-profile", "profiles/slurm", "--latency-wait", "5"),
     *("--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue"),
 )
 RESOURCES = ("--default-resources", "runtime=30", "mem_mb=500", "slurm_extra='--signal=TERM@60'")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from mls.experiment.load import load
-from mls.experiment.plan import Plan, make_plan
+from mls.config.load import load
+from mls.pipeline.plan import Plan, make_plan
 from tests.conftest import SMALL
 from tests.workflow.clone import Clone, new_clone
 

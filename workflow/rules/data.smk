@@ -3,12 +3,14 @@
 
 rule data:
     input:
-        seals("data"),
+        manifests("data"),
 
 
 rule data_artifact:
     output:
         "artifacts/{folder}/{id}/artifact.json",
+    log:
+        "logs/data/{id}.log",
     wildcard_constraints:
         folder="data|photos",
     threads: EXECUTION.threads
@@ -19,4 +21,4 @@ rule data_artifact:
     message:
         "{params.name}"
     shell:
-        "{MLS} data {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
+        stage_command("data")

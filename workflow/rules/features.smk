@@ -3,7 +3,7 @@
 
 rule features:
     input:
-        seals("features"),
+        manifests("features"),
 
 
 rule features_artifact:
@@ -11,6 +11,8 @@ rule features_artifact:
         inputs_of("features"),
     output:
         "artifacts/features/{id}/artifact.json",
+    log:
+        "logs/features/{id}.log",
     threads: EXECUTION.threads
     resources:
         gpu=gpu,
@@ -20,4 +22,4 @@ rule features_artifact:
     message:
         "{params.name}"
     shell:
-        "{MLS} features {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
+        stage_command("features")

@@ -15,7 +15,7 @@ def ranks(wildcards):
 
 rule pretrain:
     input:
-        seals("pretrain"),
+        manifests("pretrain"),
 
 
 rule pretrain_artifact:
@@ -23,6 +23,8 @@ rule pretrain_artifact:
         inputs_of("pretrain"),
     output:
         "artifacts/pretrain/{id}/artifact.json",
+    log:
+        "logs/pretrain/{id}.log",
     priority: 1  # the longest jobs first
     threads: lambda wildcards: EXECUTION.threads * max(1, ranks(wildcards))
     resources:
@@ -34,4 +36,4 @@ rule pretrain_artifact:
     message:
         "{params.name}"
     shell:
-        "{MLS} pretrain {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
+        stage_command("pretrain")

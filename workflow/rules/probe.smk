@@ -3,7 +3,7 @@
 
 rule probe:
     input:
-        seals("probe"),
+        manifests("probe"),
 
 
 rule probe_artifact:
@@ -11,6 +11,8 @@ rule probe_artifact:
         inputs_of("probe"),
     output:
         "artifacts/probe/{id}/artifact.json",
+    log:
+        "logs/probe/{id}.log",
     threads: EXECUTION.threads
     resources:
         gpu=gpu,
@@ -20,4 +22,4 @@ rule probe_artifact:
     message:
         "{params.name}"
     shell:
-        "{MLS} probe {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
+        stage_command("probe")

@@ -1,10 +1,10 @@
 # What Snakemake's report shows: `make report`, or mls report, then snakemake --report FILE.html pages
 
-PAGES = f"report/{PLAN.loaded.experiment.experiment}-{PLAN.tables.id}"
+PAGES = f"report/{EXPERIMENT_NAME}-{PLAN.tables.id}"
 
 # For the captions, which see nothing of this file but its config.
 config["shown"] = {
-    "experiment": PLAN.loaded.experiment.experiment,
+    "experiment": EXPERIMENT_NAME,
     "file": EXPERIMENT,
     "tables": PLAN.tables.id,
 }
@@ -14,9 +14,9 @@ rule pages:
     input:
         ancient(
             [
-                s
+                path
                 for stage in ("pretrain", "probe", "transfer", "tables")
-                for s in seals(stage)
+                for path in manifests(stage)
             ]
         ),
     output:
@@ -61,4 +61,4 @@ rule pages:
     message:
         "pages of the report of {EXPERIMENT}"
     shell:
-        "{MLS} report --experiment {EXPERIMENT:q}"
+        "exec {MLS} report --experiment {EXPERIMENT:q}"

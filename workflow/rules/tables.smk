@@ -11,6 +11,8 @@ rule tables_artifact:
         inputs_of("tables"),
     output:
         "artifacts/tables/{id}/artifact.json",
+    log:
+        "logs/tables/{id}.log",
     resources:
         attempt=attempt,
     params:
@@ -18,7 +20,7 @@ rule tables_artifact:
     message:
         "{params.name}"
     shell:
-        "{MLS} tables {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
+        stage_command("tables")
 
 
 rule publish:
@@ -29,4 +31,4 @@ rule publish:
     message:
         "publish results/{wildcards.experiment}"
     shell:
-        "{MLS} publish --experiment {EXPERIMENT:q}"
+        "exec {MLS} publish --experiment {EXPERIMENT:q}"

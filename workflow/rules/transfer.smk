@@ -3,7 +3,7 @@
 
 rule transfer:
     input:
-        seals("transfer"),
+        manifests("transfer"),
 
 
 rule transfer_artifact:
@@ -11,6 +11,8 @@ rule transfer_artifact:
         inputs_of("transfer"),
     output:
         "artifacts/transfer/{id}/artifact.json",
+    log:
+        "logs/transfer/{id}.log",
     threads: EXECUTION.threads
     resources:
         gpu=gpu,
@@ -20,4 +22,4 @@ rule transfer_artifact:
     message:
         "{params.name}"
     shell:
-        "{MLS} transfer {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
+        stage_command("transfer")

@@ -1,0 +1,1 @@
+"""The experiment file: its schema, loading, references, sweeps, identity; and facts that planning needs."""

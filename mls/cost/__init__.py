@@ -1,0 +1,1 @@
+"""Hours, memory and disk of experiments that have not run."""

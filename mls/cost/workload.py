@@ -1,0 +1,95 @@
+"""How much there is to do: images of a data set, images that a job goes through.
+
+    images_of(data)             # {"train": 113556, "val": 4731, "test": 5000}, or None where nobody knows
+    work_of(job, jobs)          # 45,363,200: epochs x steps x batch of a pretraining
+
+Counts come from the experiment file, the catalog's official ones, or the index of a finished data set. The formulas are
+those of the stages: `mls.data.loader.TwoViews`, `mls.probe.finetune_data.Views`, ``mls.transfer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mls.config.catalog import PUBLISHED, expected
+from mls.config.datasets import ScenesDataset
+from mls.config.experiment import Pretrain
+from mls.config.methods import TRAINED
+from mls.config.probes import Features, Trained
+from mls.config.transfers import Transfer
+from mls.pipeline.plan import Job
+
+Jobs = Mapping[str, Job]
+"""By id: all that is planned, and all that is finished here."""
+
+
+def data_of(job: Job, jobs: Jobs) -> Job | None:
+    """The data set that a job reads, itself or through its features; None where it is unknown or there is none."""
+    if job.stage in ("data", "tables"):
+        return job if job.stage == "data" else None
+    source = jobs.get(job.inputs.get("data") or job.inputs.get("features", ""))
+    return data_of(source, jobs) if source else None
+
+
+def images_of(data: Job) -> dict[str, int] | None:
+    """Images by split, before those that fail to decode are left out; None where neither file nor catalog tells.
+
+    Official counts are only used where published checksums identify the data: a copy of one's own may be a part.
+    """
+    config = data.config
+    if isinstance(config, ScenesDataset):
+        return {"train": config.train, "val": config.val, "test": config.test}
+    subset = getattr(config, "subset", None)
+    counts = expected(config) if str(data.params["digest"]).startswith(PUBLISHED) else None
+    if subset and subset.images:
+        counts = {"train": subset.images, "test": subset.test}
+    if counts is None:
+        return _in_store(data.path)
+    if "val" not in counts:
+        from mls.data.listing import hold_out
+
+        held_out = len(hold_out(counts["train"], config.val_share, config.seed))
+        counts = {**counts, "train": counts["train"] - held_out, "val": held_out}
+    return counts
+
+
+def _in_store(path: Path) -> dict[str, int] | None:
+    """Images by split of a finished data set, from one column of its index."""
+    if not (path / "artifact.json").exists():
+        return None
+    import pyarrow.parquet as pq
+
+    counted = pq.read_table(path / "index.parquet", columns=["split"])["split"].value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in counted}
+
+
+def judged_images(job: Job, jobs: Jobs) -> int | None:
+    """Images that a probe is judged by: of test or, with ``test: false``, of val."""
+    return _images(job, jobs, "test" if job.config.test else "val")
+
+
+def work_of(job: Job, jobs: Jobs) -> int | None:
+    """Images that a job goes through; of what is trained the repeats too, but not the one pass over test at the end.
+
+    Of detectors trained by epochs, images without instances count, though training leaves them out (1 % of COCO). A
+    pretraining without training is no work. None where the images are not known, and of tables.
+    """
+    config = job.config
+    if isinstance(config, Pretrain):
+        if config.method not in TRAINED:
+            return 0
+        images = _images(job, jobs, "train", "unlabeled")
+        return images and images // config.batch_size * config.epochs * config.batch_size
+    if isinstance(config, Trained | Transfer):
+        steps = config.steps_on(_images(job, jobs, *config.splits))
+        return steps and steps * config.batch_size
+    if isinstance(config, Features):
+        return _images(job, jobs, "train", "val", *(["test"] if config.test else []))
+    return _images(job, jobs, "train", "val", "test", "unlabeled") if job.stage == "data" else None
+
+
+def _images(job: Job, jobs: Jobs, *splits: str) -> int | None:
+    data = data_of(job, jobs)
+    counts = images_of(data) if data else None
+    return None if counts is None else sum(counts.get(split, 0) for split in splits)

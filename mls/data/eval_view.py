@@ -1,0 +1,40 @@
+"""Images as a backbone sees them in evaluation: one square view, normalised as in pretraining.
+
+Shapes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from mls.data.augment import MEAN, STD
+
+
+def prepare(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
+    """Make an image a square (bilinear, antialiased).
+
+    Args:
+        image_CHW: uint8 (3, H, W).
+        side: of the square, pixels.
+        resize: shorter side before the middle is cut out (default: ``side``, which just covers it).
+        fit: ``crop`` keeps the aspect ratio; ``squash`` does not.
+
+    Returns:
+        uint8 (3, side, side).
+    """
+    if fit == "squash":
+        return functional.resize(image_CHW, [side, side], antialias=True).contiguous()
+    image_CHW = functional.resize(image_CHW, [resize or side], antialias=True)
+    cropped: Tensor = functional.center_crop(image_CHW, [side, side]).contiguous()
+    return cropped
+
+
+def normalise(images_BCHW: Tensor, device: torch.device) -> Tensor:
+    """Move uint8 images to the device and normalise them as in pretraining: float32, channels last."""
+    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    images_BCHW = images_BCHW.to(device, non_blocking=True).float().div_(255).sub_(mean_C11).div_(std_C11)
+    return images_BCHW.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,128 @@
+"""Listed images on their way into a store: read, hashed, proven to decode, and brought into the form that is kept.
+
+    records = load_records(listing, reader, excluded, config, threads=4)
+    write_store(out, records, listing.classes, listing.multi_label, excluded, config.format)
+
+Memory holds a few images a thread, however many are listed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mls.config.datasets import LocalDataset
+from mls.data.image_store import IGNORE
+from mls.data.listing import Entry, Listing
+from mls.data.writer import Record, encode_mask
+from mls.download.reader import Reader
+from mls.runtime.errors import MlsError
+
+SHOWN = 5
+"""Bad images that an error names."""
+
+
+def load_records(
+    listing: Listing, reader: Reader, excluded: list[dict[str, str]], config: LocalDataset, threads: int
+) -> Iterator[Record]:
+    """Read, hash and decode every listed image; yield those that can be used, in the listing's order.
+
+    Args:
+        listing: what to read.
+        reader: reads (and hashes) each file once.
+        excluded: filled with ``{"name", "reason"}`` of images that do not decode, or not to the
+            size that their annotations are for, or whose label file can't be used.
+        config: ``max_excluded`` is the share of the listed images that may be excluded, ``short_side`` and
+            ``format`` say what is kept (see `mls.data.shrink`).
+        threads: images prepared at the same time.
+
+    Raises:
+        MlsError: a file is missing, or too many images are excluded (names the first).
+    """
+    total = len(listing.entries)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[Entry, Future[Record | str]]] = deque()
+        upcoming = iter(listing.entries)
+        try:
+            while True:
+                while len(waiting) < 4 * threads and (entry := next(upcoming, None)):
+                    waiting.append((entry, pool.submit(_load, entry, listing, reader, config)))
+                if not waiting:
+                    return
+                entry, future = waiting.popleft()
+                result = future.result()
+                if isinstance(result, Record):
+                    yield result
+                    continue
+                excluded.append({"name": entry.name, "reason": result})
+                if len(excluded) > config.max_excluded * total:
+                    names = "; ".join(f"{item['name']} {item['reason']}" for item in excluded[:SHOWN])
+                    raise MlsError(
+                        f"{reader.root}: more than max_excluded = {config.max_excluded:g} of {total:,} images can't be "
+                        f"used: {names}. Mend these files, or raise max_excluded in the dataset's entry"
+                    )
+        finally:  # also where the reader of this generator stops early
+            pool.shutdown(cancel_futures=True)
+
+
+def _load(entry: Entry, listing: Listing, reader: Reader, config: LocalDataset) -> Record | str:
+    """Return what is kept of one image, or why it can't be used."""
+    from mls.data.decode import prove  # these import torch, which listing and hashing do without
+    from mls.data.shrink import prepare
+
+    data, sha256 = reader.read(entry.name)
+    labels = reader.read(entry.mask)[0] if entry.mask else None  # before any check: both count into the digest
+    try:
+        image_CHW = prove(data, entry.name)
+        size = image_CHW.shape[2], image_CHW.shape[1]
+        if entry.size not in (None, size):
+            return f"is {size[0]} x {size[1]} px, but its annotations are for {entry.size[0]} x {entry.size[1]}"
+        record = Record(entry.name, entry.split, data, *size, entry.classes, entry.annotations, sha256)
+        if labels is not None and listing.values is not None:
+            mask_HW = read_mask(labels, size, listing.values, f"{entry.name} has a label file, {entry.mask}, that")
+            classes = [int(value) for value in np.unique(mask_HW) if value != IGNORE]
+            record = replace(record, classes=classes, mask=encode_mask(mask_HW))
+        return prepare(record, image_CHW, config.short_side, config.format)
+    except MlsError as error:
+        return str(error).removeprefix(f"{entry.name} ")
+
+
+def read_mask(data: bytes, size: tuple[int, int], values: Mapping[int, int], what: str) -> NDArray[np.uint8]:
+    """Turn a label file into class indices: uint8 (H, W).
+
+    Args:
+        data: an 8-bit grey PNG.
+        size: width and height that it must have, pixels.
+        values: class index, or `IGNORE`, of each value that it may hold.
+        what: begins each error.
+
+    Raises:
+        MlsError: it is none, damaged, of another size, or holds a value that means nothing.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode != "L":
+                raise MlsError(f"{what} is not 8-bit grey (its mode is {image.mode})")
+            if image.size != size:  # before it is decoded: its size is what it claims
+                raise MlsError(
+                    f"{what} is {image.size[0]} x {image.size[1]} px, but the image is {size[0]} x {size[1]}"
+                )
+            image.verify()  # all checksums, but no pixels
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            given_HW = np.asarray(image)
+    except MlsError:
+        raise
+    except Exception as error:  # PIL's readers raise SyntaxError, struct.error, OSError, EOFError and more
+        raise MlsError(f"{what} is no PNG, or damaged ({error})") from error
+    if unknown := sorted(set(np.unique(given_HW).tolist()) - set(values)):
+        raise MlsError(f"{what} holds {', '.join(map(str, unknown))}, which no class has")
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[list(values)] = list(values.values())
+    return table[given_HW]

@@ -1,0 +1,236 @@
+"""Annotations and masks judged one by one: where one contradicts its image, its class or itself.
+
+    judge = Judge(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
+    judge.add({"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0, "segmentation": []})
+    judge.findings()     # [Finding("objects without a mask", contradicts=False, count=1, ...), ...]
+
+and so are the masks that say the class of each pixel of an image (`MaskJudge`).
+
+What contradicts and what is only worth a note is listed in ``mls.data.check``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from mls.data.coco import BOX_SLACK
+from mls.data.image_store import IGNORE, Store
+from mls.runtime.errors import MlsError
+
+SLACK = 2.0
+"""Pixels by which a mask's own box may differ from the box, and size of a box that may well have an empty mask."""
+EXAMPLES = 3
+"""Places that a finding names."""
+Counts = NDArray[np.int64]
+
+
+@dataclass
+class Finding:
+    """One kind of defect."""
+
+    what: str
+    contradicts: bool
+    count: int = 0
+    worst: float | None = None
+    """Pixels, where the defect has a size."""
+    examples: list[str] = field(default_factory=list)
+    """Where the first few are."""
+
+    def add(self, where: str, pixels: float | None = None) -> None:
+        """Count one more."""
+        self.count += 1
+        if pixels is not None:
+            self.worst = max(self.worst or 0.0, pixels)
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(where)
+
+
+class Judge:
+    """Annotations, counted and judged one by one."""
+
+    def __init__(self, classes: list[str], names: list[str], sizes_N2: Counts) -> None:
+        self._classes, self._names, self._sizes = classes, names, sizes_N2
+        self.row = 0
+        """Image of the annotation that came last."""
+        self.keys = array("q")
+        """Image * classes + class, of each annotation."""
+        self._easy = array("q")
+        """The same without difficult ones, which are no labels."""
+        self.crowds = 0
+        self.difficult: int | None = None
+        self._stray = Finding("annotations of an image or class that is not there", True)
+        self._other_size = Finding("images whose annotations are for another size", True)
+        self._far_outside = Finding(f"boxes reaching over the image's edge by more than {BOX_SLACK:g} px", True)
+        self._undecodable = Finding("masks that can't be decoded", True)
+        self._empty = Finding(f"masks that decode to nothing, of boxes larger than {SLACK:g} px both ways", True)
+        self._apart = Finding("masks that do not meet their box", True)
+        self._outside = Finding(f"boxes reaching over the image's edge by {BOX_SLACK:g} px or less", False)
+        self._flat = Finding("boxes of no width or height", False)
+        self._tiny = Finding(f"masks that decode to nothing, of boxes of {SLACK:g} px or less one way", False)
+        self._differing = Finding(f"masks that differ from their box by more than {SLACK:g} px", False)
+        self._maskless = Finding("objects without a mask", False)
+
+    def findings(self) -> list[Finding]:
+        """All kinds, found or not."""
+        return [value for value in vars(self).values() if isinstance(value, Finding)]
+
+    def add_image(self, item: dict[str, Any]) -> None:
+        """Compare the size that annotations claim for an image with its pixels'."""
+        row, size = item["id"], [item["width"], item["height"]]
+        if not 0 <= row < len(self._names):
+            self._stray.add(f"image {row}")
+        elif size != self._sizes[row].tolist():
+            self._other_size.add(f"{self._names[row]}: annotated as {size[0]} x {size[1]} px")
+
+    def add(self, item: dict[str, Any]) -> None:
+        """Judge one annotation."""
+        self.row, number = item["image_id"], item["category_id"] - 1
+        if not (0 <= self.row < len(self._names) and 0 <= number < len(self._classes)):
+            self._stray.add(f"annotation {item['id']}: image {self.row}, class {number}")
+            return
+        where = f"annotation {item['id']} ({self._classes[number]}) of {self._names[self.row]}"
+        key = self.row * len(self._classes) + number
+        self.keys.append(key)
+        self.crowds += bool(item["iscrowd"])
+        if "difficult" in item:
+            self.difficult = (self.difficult or 0) + bool(item["difficult"])
+        if not item.get("difficult"):
+            self._easy.append(key)
+        x, y, w, h = item["bbox"]
+        width, height = (int(side) for side in self._sizes[self.row])
+        over = max(-x, -y, x + w - width, y + h - height)
+        if over > 0:
+            (self._far_outside if over > BOX_SLACK else self._outside).add(where, over)
+        if min(w, h) <= 0:
+            self._flat.add(where)
+        if not item["segmentation"]:
+            self._maskless.add(where)
+        else:
+            self._judge_mask(item["segmentation"], (x, y, w, h), (width, height), where)
+
+    def _judge_mask(
+        self, segmentation: Any, box: tuple[float, float, float, float], size: tuple[int, int], where: str
+    ) -> None:
+        if isinstance(segmentation, dict) and segmentation["size"] != [size[1], size[0]]:
+            self._other_size.add(f"{where}: mask of {segmentation['size'][1]} x {segmentation['size'][0]} px")
+            return
+        mask = encode(segmentation, *size)
+        if mask is None:
+            self._undecodable.add(where)
+            return
+        x, y, w, h = box
+        if not rle.area(mask):
+            (self._empty if min(w, h) > SLACK else self._tiny).add(where)
+            return
+        left, top, width, height = (float(value) for value in rle.toBbox(mask))
+        right, bottom = left + width, top + height
+        off = max(abs(left - x), abs(top - y), abs(right - x - w), abs(bottom - y - h))
+        if right > size[0] or bottom > size[1]:
+            self._undecodable.add(where)
+        elif max(left, x) > min(right, x + w) or max(top, y) > min(bottom, y + h):
+            self._apart.add(where, off)
+        elif off > SLACK:
+            self._differing.add(where, off)
+
+    def against_labels(self, key_M: Counts) -> Finding:
+        """Compare the images' classes (``key_M``: image * classes + class) with those of their annotations."""
+        finding = Finding("images whose classes are not those of their annotations", True)
+        if len(self.keys):
+            rows = np.setxor1d(np.unique(np.array(self._easy, dtype=np.int64)), key_M) // len(self._classes)
+            for row in np.unique(rows):
+                finding.add(self._names[row])
+        return finding
+
+
+class MaskJudge:
+    """Masks of whole images (the class of each pixel), counted and judged one by one."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.count = 0
+        """Masks that could be read."""
+        self.pixels_K = np.zeros(256, dtype=np.int64)
+        """Pixels of each value, over all masks."""
+        self._stray = Finding("masks of an image that is not there", True)
+        self._damaged = Finding("masks of images that can't be decoded", True)
+        self._other_size = Finding("masks of another size than their image", True)
+        self._unknown = Finding("masks of images with a class that is not there", True)
+        self._unlisted = Finding("masks of images with a class that the image's labels lack", True)
+
+    def findings(self) -> list[Finding]:
+        """All kinds, found or not."""
+        return [value for value in vars(self).values() if isinstance(value, Finding)]
+
+    @property
+    def ignored(self) -> float:
+        """Share of all pixels that belong to no class."""
+        return float(self.pixels_K[IGNORE] / max(1, self.pixels_K.sum()))
+
+    def add(self, row: int) -> None:
+        """Judge the mask of one image."""
+        if not 0 <= row < len(self.store):
+            self._stray.add(f"image {row}")
+            return
+        name = self.store.name(row)
+        try:
+            mask_HW = self.store.mask(row)
+        except MlsError:
+            self._damaged.add(name)
+            return
+        self.count += 1
+        pixels_K = np.bincount(mask_HW.numpy().reshape(-1), minlength=256)
+        self.pixels_K += pixels_K
+        if mask_HW.shape != self.store.size(row)[::-1]:
+            self._other_size.add(f"{name}: {mask_HW.shape[1]} x {mask_HW.shape[0]} px")
+        seen = {int(value) for value in np.flatnonzero(pixels_K)} - {IGNORE}
+        if max(seen, default=0) >= len(self.store.classes):
+            self._unknown.add(f"{name}: {max(seen)}")
+        elif not seen <= set(np.flatnonzero(self.store.labels([row])[0]).tolist()):
+            self._unlisted.add(name)
+
+
+def encode(segmentation: Any, width: int, height: int) -> Any:
+    """Turn polygons or an RLE, of an image of this size, into one compressed RLE; None where it is neither."""
+    try:
+        if isinstance(segmentation, list):
+            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+                return None
+            return rle.merge(rle.frPyObjects(segmentation, height, width))
+        counts = segmentation["counts"]
+        runs = counts if isinstance(counts, list) else run_lengths(counts)
+        if sum(runs) != width * height or min(runs) < 0:  # pycocotools would read memory that is not the mask's
+            return None
+        if isinstance(counts, list):
+            return rle.frPyObjects(segmentation, height, width)
+        return {"size": [height, width], "counts": counts.encode("ascii")}
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def run_lengths(counts: str) -> list[int]:
+    """Lengths of the runs, zeros first, that COCO's compressed ``counts`` stand for (as pycocotools' rleFrString).
+
+    Raises:
+        ValueError: the text ends within a number, or holds what is no part of one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        six = ord(character) - 48
+        if not 0 <= six < 64:
+            raise ValueError(f"{character!r} is no part of a number")
+        value |= (six & 31) << shift
+        shift += 5
+        if not six & 32:  # the last five bits of a number; their highest is its sign
+            value -= (six & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("ends within a number")
+    return runs

@@ -1,0 +1,85 @@
+"""Read the files of a source, each hashed while it is read.
+
+reader = Reader(Path("data/coco"))
+content, sha256 = reader.read("annotations/instances_train2017.json")
+reader.digest()     # {"sha256": ..., "files": 1, "bytes": ...} over all that was read
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mls.runtime.errors import MlsError
+
+
+def unsafe(name: str) -> str | None:
+    """Why a listed path can't be used, or None: it must stay below the source's root as written.
+
+    Links below the root are followed: they are how a person puts a large folder elsewhere.
+    """
+    if not name or not name.isprintable():
+        return "is empty or holds unprintable characters"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "leaves the data set's folder, or is not in its plainest form (relative, without . and ..)"
+    return None
+
+
+class Reader:
+    """The files below one root. Reading from several threads is safe."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the source's root; nothing is read yet."""
+        self.root = root
+        self._seen: dict[str, tuple[int, str]] = {}
+        """Size and sha256 by name."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.root / name).is_file()
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """Return a file's content and its sha256 (hex), and count it into the digest.
+
+        Raises:
+            MlsError: the file is missing or can't be read.
+        """
+        try:
+            content = (self.root / name).read_bytes()
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        sha256 = hashlib.sha256(content).hexdigest()
+        self._seen[name] = (len(content), sha256)
+        return content, sha256
+
+    def hash(self, name: str) -> None:
+        """Count a file into the digest without keeping its content."""
+        try:
+            with (self.root / name).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                self._seen[name] = (file.tell(), sha256)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def seen(self) -> dict[str, str]:
+        """The sha256 of all that was read, by name."""
+        return {name: sha256 for name, (_, sha256) in self._seen.items()}
+
+    def digest(self) -> dict[str, Any]:
+        """Return ``sha256``, ``files`` and ``bytes`` of all that was read.
+
+        The sha256 is over the sorted lines ``relative path NUL size NUL sha256 of content``.
+        """
+        total = hashlib.sha256()
+        for name in sorted(self._seen):
+            size, sha256 = self._seen[name]
+            total.update(f"{name}\0{size}\0{sha256}\n".encode())
+        return {
+            "sha256": total.hexdigest(),
+            "files": len(self._seen),
+            "bytes": sum(size for size, _ in self._seen.values()),
+        }
+
+    def _unreadable(self, name: str, error: OSError) -> MlsError:
+        return MlsError(f"{self.root / name} can't be read ({error.strerror}); is the data set complete?")

@@ -1,0 +1,1 @@
+"""From an experiment to artifacts on disk: plan, artifact store, running a stage, status, garbage collection."""

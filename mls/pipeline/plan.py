@@ -1,0 +1,297 @@
+"""From an experiment to its jobs: which artifacts it needs, and what each is made from.
+
+Everything here is computed from committed files alone (the experiment and ``data.lock``): no
+artifact is opened, no torch imported, so planning is fast and works in any clone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mls.config.catalog import published_digest
+from mls.config.datasets import CocoDataset, Dataset, ScenesDataset
+from mls.config.experiment import Pretrain
+from mls.config.identity import STAGES, essence, identify
+from mls.config.load import Loaded, load, parse_yaml
+from mls.config.methods import METHODS, TRAINED
+from mls.config.probes import Features, FrozenProbe, ProbeTask
+from mls.config.references import points_of
+from mls.config.transfers import TransferTask
+from mls.runtime.errors import MlsError
+from mls.runtime.paths import store, work
+
+DATA_LOCK = Path("data.lock")
+ARTIFACTS = Path("artifacts")
+
+
+def read_text(file: str) -> str:
+    """The text of a file of the working tree."""
+    return Path(file).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make.
+
+    ``config`` is the typed section the stage reads, ``params`` its essence (what the id covers),
+    ``inputs`` the ids it reads by role, ``seed`` the pretraining seed or the transfer trial.
+    """
+
+    stage: str
+    config: Any
+    params: dict[str, Any]
+    inputs: dict[str, Any]
+    seed: int = 0
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", identify(self.stage, self.params, self.inputs))
+
+    @property
+    def path(self) -> Path:
+        """Where the artifact lives; DVC does not track ``photos``, which must not leave the machine."""
+        local = self.stage == "data" and not isinstance(self.config, ScenesDataset)
+        return ARTIFACTS / ("photos" if local else self.stage) / self.id
+
+    @property
+    def work(self) -> Path:
+        """Resumable state, logs and failure record; not part of the artifact."""
+        return work() / self.id
+
+    @property
+    def stored(self) -> Path:
+        """Where the store keeps the artifact."""
+        return store() / self.path.parent.name / self.id
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell before it is filled: the artifacts whose metric it averages."""
+
+    pretrain: str
+    """Id of the pretraining artifact (one seed)."""
+    task: str
+    """Id of the probe or transfer artifact (one trial)."""
+
+
+@dataclass
+class Plan:
+    """All jobs of one experiment, in an order in which they can run."""
+
+    loaded: Loaded
+    jobs: dict[str, Job] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    """Job id -> what a person calls it: ``scenes``, ``mls:0``, ``linear/mls:0``; several where equal."""
+    tables: Job = field(init=False)
+
+    def stage(self, stage: str) -> list[Job]:
+        """The jobs of one stage."""
+        return [job for job in self.jobs.values() if job.stage == stage]
+
+    def inputs(self, job: Job) -> list[Job]:
+        """The jobs whose artifacts this one reads."""
+        return [self.jobs[i] for value in job.inputs.values() for i in ([value] if isinstance(value, str) else value)]
+
+    def name(self, job: Job) -> str:
+        """A short human name: the stage, the first label and the id."""
+        more = len(self.labels[job.id]) - 1
+        return f"{job.stage} {self.labels[job.id][0]}{f' (+{more})' if more else ''} [{job.id}]"
+
+    def find(self, stage: str, target: str) -> list[Job]:
+        """Jobs of a stage by id (or its start), label, or label without the seed."""
+        found = [
+            job
+            for job in self.stage(stage)
+            if (len(target) >= 4 and job.id.startswith(target))
+            or any(target in (label, label.rsplit(":", 1)[0]) for label in self.labels[job.id])
+        ]
+        if not found:
+            known = ", ".join(f"{self.labels[j.id][0]} [{j.id}]" for j in self.stage(stage)) or "none"
+            raise MlsError(f"{self.loaded.path} plans no {stage} {target!r}; it plans: {known}")
+        return found
+
+    def add(self, job: Job, label: str) -> Job:
+        """Take in a job; an equal one that is already there only gains a label."""
+        self.jobs.setdefault(job.id, job)
+        labels = self.labels.setdefault(job.id, [])
+        if label not in labels:
+            labels.append(label)
+        return self.jobs[job.id]
+
+
+def plan_file(path: Path) -> Plan:
+    """Load an experiment file and plan it."""
+    return make_plan(load(path), read_lock(DATA_LOCK))
+
+
+def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] = read_text) -> Plan:
+    """Plan every job of an experiment.
+
+    Args:
+        loaded: the checked experiment.
+        lock: content of ``data.lock``: dataset name -> digest of its source.
+        read: gives the text of a file that the experiment names.
+
+    Raises:
+        MlsError: a dataset that is used has no digest in ``data.lock``.
+    """
+    plan = Plan(loaded)
+    experiment = loaded.experiment
+
+    def add_data(name: str) -> Job:
+        return plan.add(data_job(name, experiment.datasets[name], lock, loaded.path, read), name)
+
+    pretrained: dict[str, list[Job]] = {}
+    for run, config in loaded.runs.items():
+        source = add_data(config.dataset or "") if config.method in TRAINED else None
+        jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
+        pretrained[run] = jobs
+    tasks: list[tuple[str, str, ProbeTask | TransferTask]] = []
+    tasks += [("probe", *item) for item in experiment.probe.items()]
+    tasks += [("transfer", *item) for item in experiment.transfer.items()]
+    cells: dict[str, dict[str, list[Cell]]] = {run: {} for run in pretrained}
+    for stage, task, task_config in tasks:
+        source = add_data(task_config.dataset)
+        for run, jobs in pretrained.items():
+            cells[run][task] = []
+            for seed, upstream in zip(experiment.seeds, jobs, strict=True):
+                for trial in range(getattr(task_config, "trials", 1)):
+                    label = f"{task}/{run}:{seed}" + (f".{trial}" if trial else "")
+                    images = source
+                    if isinstance(task_config, Features):
+                        images = plan.add(_features_job(task_config, source, upstream), label)
+                    job = plan.add(_task_job(stage, task_config, trial, images, upstream), label)
+                    cells[run][task].append(Cell(upstream.id, job.id))
+    plan.tables = plan.add(_tables_job(plan, cells, pretrained), experiment.experiment)
+    plan.jobs = dict(sorted(plan.jobs.items(), key=lambda item: STAGES.index(item[1].stage)))
+    return plan
+
+
+def data_job(
+    name: str, config: Dataset, lock: dict[str, Any], file: Path, read: Callable[[str], str] = read_text
+) -> Job:
+    """The job that prepares one dataset; ``file`` is the experiment's, for messages.
+
+    Its content is identified by the digest in ``data.lock`` or, where that has none, by the checksums that the
+    source's publishers give for its archives.
+    """
+    params = essence(config)
+    if not isinstance(config, ScenesDataset):
+        entry = lock.get(name)
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        if not isinstance(digest, str) or not digest:
+            digest = published_digest(config)
+        if digest is None:
+            raise MlsError(
+                f"dataset {name!r} has no digest in {DATA_LOCK}, and no checksums are published for all that it reads; "
+                f"run: mls data pin {name} -e {file}"
+            )
+        params["digest"] = digest
+    if isinstance(config, CocoDataset) and config.subset and config.subset.ids:
+        params["subset"] = {"ids": read_ids(config.subset.ids, read)}
+    return Job("data", config, params, {})
+
+
+def read_ids(file: str, read: Callable[[str], str] = read_text) -> list[int]:
+    """The sorted image ids of a text file: one a line, ``#`` begins a comment.
+
+    Args:
+        file: its name in the repository.
+        read: gives its text.
+
+    Raises:
+        MlsError: names the file, the line and what is wrong.
+    """
+    try:
+        lines = read(file).removeprefix("\ufeff").splitlines()
+    except (OSError, ValueError) as error:
+        raise MlsError(f"subset.ids: {file} can't be read ({error})") from error
+    ids: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.split("#", 1)[0].strip()
+        if not text:
+            continue
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise MlsError(f"{file}, line {number}: {text[:40]!r} is no image id")
+        if int(text) in ids:
+            raise MlsError(f"{file}, line {number}: id {text} was listed before, on line {ids[int(text)]}")
+        ids[int(text)] = number
+    if not ids:
+        raise MlsError(f"{file}: lists no image id")
+    return sorted(ids)
+
+
+def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
+    params = essence(config, METHODS[config.method].reads)
+    if params.get("resident") == "cpu":  # changes no bit
+        del params["resident"]
+    if config.method in (*TRAINED, "none"):
+        params["seed"] = seed
+    return Job("pretrain", config, params, {"data": source.id} if source else {}, seed)
+
+
+def _features_job(task: FrozenProbe, data: Job, pretrain: Job) -> Job:
+    """The features that a probe reads: of its params those that belong to every probe of frozen features."""
+    config = Features.model_validate({name: getattr(task, name) for name in Features.model_fields})
+    return Job("features", config, essence(config), {"data": data.id, "pretrain": pretrain.id})
+
+
+def _task_job(stage: str, config: ProbeTask | TransferTask, trial: int, images: Job, pretrain: Job) -> Job:
+    """A probe or transfer; ``images`` is the data set or, for a probe of frozen features, its features."""
+    params = essence(config)
+    if not isinstance(config, Features):
+        params["trial"] = trial
+    return Job(stage, config, params, {images.stage: images.id, "pretrain": pretrain.id}, trial)
+
+
+def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained: dict[str, list[Job]]) -> Job:
+    """Tables print labels, so here, and only here, labels belong to the identity."""
+    tables = {}
+    for name, table in plan.loaded.experiment.tables.items():
+        rows = table.rows if table.rows is not None else list(cells)
+        wanted = list(dict.fromkeys(column.split(".", 1)[0] for column in table.columns))
+        tables[name] = {
+            "columns": table.columns,
+            "rows": [
+                {"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows
+            ],
+        }
+        if table.baseline is not None:
+            tables[name]["baseline"] = table.baseline
+        if table.not_implemented:
+            tables[name]["not_implemented"] = table.not_implemented
+        if table.paper is not None:
+            tables[name]["paper"] = essence(table.paper)
+        if table.plot is not None:
+            points = points_of(table.plot, {row: plan.loaded.runs[row] for row in rows}, table.baseline)
+            tables[name]["plot"] = {"key": table.plot, "x": points}
+    inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
+    runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
+    params = {"experiment": plan.loaded.experiment.experiment, "tables": tables, "runs": runs}
+    if drawn := plan.loaded.experiment.draw:
+        params["draw"] = {run: pretrained[run][0].id for run in drawn}
+    return Job("tables", plan.loaded.experiment, params, inputs)
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """Read ``data.lock``; absent or empty is no digests."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return parse_yaml(text, str(path)) if text.strip() else {}
+
+
+def experiment_files(root: Path = Path()) -> list[Path]:
+    """Every experiment file of a working tree: ``params.yaml`` and ``experiments/*.yaml``."""
+    found: Iterable[Path] = [root / "params.yaml", *sorted((root / "experiments").glob("*.yaml"))]
+    return [path for path in found if path.exists()]
+
+
+def payload(job: Job) -> dict[str, Any]:
+    """What the id is computed from, plus what the stage reads with all defaults, for ``params.json``."""
+    only = METHODS[job.config.method].reads if isinstance(job.config, Pretrain) else None
+    resolved = {} if job.stage == "tables" else essence(job.config, only, defaults=True)
+    if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no bit, here neither
+        resolved.pop("resident", None)
+    return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}

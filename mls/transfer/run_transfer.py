@@ -1,0 +1,53 @@
+"""The transfer stage: fine-tune on train, predict test once, score.
+
+    python -m mls transfer detect/mls:0
+
+Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id`` is the row of the data artifact),
+``curves.csv`` and ``timing.csv``. The last state of the training is evaluated; none is chosen by its score.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mls.config.experiment import Backbone
+from mls.config.transfers import Detector
+from mls.data.image_store import Store
+from mls.pipeline.runner import Context
+from mls.runtime.device import set_up, workers_of
+from mls.runtime.files import write_csv, write_json
+from mls.transfer.interface import Given, made_by
+from mls.transfer.train import fit
+
+FIRST_SEED = 1000
+"""Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task."""
+
+
+def run(context: Context) -> None:
+    """Make a transfer artifact.
+
+    Raises:
+        MlsError: the dataset holds nothing to train on or to test on; the backend is not installed.
+        DeterministicError: the backbone does not fit, or the training diverged.
+        Interrupted: a signal came; the state is saved.
+    """
+    seed = FIRST_SEED + context.job.seed
+    device = set_up(context.execution.device, context.execution.threads, seed)
+    store = Store(context.inputs["data"].path)
+    pretrain = context.inputs["pretrain"]
+    config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
+    if isinstance(context.job.config, Detector):
+        torch.backends.cudnn.benchmark = False  # nearly every batch of a detector has a shape of its own
+    given = Given(store, config, pretrain.file("backbone.safetensors"), seed, device, context.log)
+    transfer = made_by(context.job.config)(context.job.config, given)
+    name = f"transfer {context.label}"
+    history = fit(transfer, execution=context.execution, work=context.work, log=context.log, name=name)
+    workers = workers_of(context.execution.workers, context.execution.threads, device)
+    transfer.finish(workers, name)
+    results = transfer.predict(workers, f"{name}: test")
+    counts = {"n_train": transfer.train_images, "n_test": len(transfer.rows_N), "n_predictions": len(results)}
+    write_csv(history.curves, context.out / "curves.csv")
+    write_csv(history.timing, context.out / "timing.csv")
+    write_json(results, context.out / "predictions.json")
+    write_json(transfer.score(results) | counts, context.out / "metrics.json", indent=1)
+    write_json({"seed": seed, **transfer.derived()}, context.out / "derived.json")

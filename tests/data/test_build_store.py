@@ -1,0 +1,291 @@
+"""The whole stage: root, digest, exclusion, and an artifact that repeats byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mls.config.datasets import CocoDataset, FolderDataset, ScenesDataset
+from mls.config.load import check
+from mls.data import build_store, ingest, sources
+from mls.data.image_store import Store
+from mls.download.reader import Reader
+from mls.pipeline.artifact import open_artifact
+from mls.pipeline.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
+from mls.pipeline.runner import run_stage
+from mls.runtime.errors import Interrupted, MlsError
+
+MLS_DATA = os.environ.get("MLS_DATA", "/nonexistent")
+FILES = [
+    "annotations.json",
+    "classes.json",
+    "excluded.json",
+    "images.bin",
+    "index.parquet",
+    "labels.parquet",
+    "params.json",
+]
+
+
+def plan_of(**datasets: dict[str, Any]) -> tuple[Plan, Job]:
+    """A plan that reads each data set once, and the data job of the first."""
+    probes = {f"on-{name}": {"kind": "linear", "dataset": name} for name in datasets}
+    raw = {
+        "experiment": "t",
+        "datasets": datasets,
+        "runs": {"random": {"method": "none"}},
+        "probe": probes,
+        "tables": {"t": {"columns": [f"{next(iter(probes))}.mAP"]}},
+        "execution": {"threads": 1},
+    }
+    plan = make_plan(check(raw, Path("t.yaml")), read_lock(DATA_LOCK))
+    return plan, plan.find("data", next(iter(datasets)))[0]
+
+
+def make(**datasets: dict[str, Any]) -> Path:
+    plan, job = plan_of(**datasets)
+    run_stage(plan, job, build_store.run)
+    open_artifact(job.path, deep=True)
+    return job.path.absolute()
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder data set of 20 images, pinned, in a fresh working tree."""
+    root = tmp_path / "data" / "photos"
+    root.mkdir(parents=True)
+    lines = ["file,split,red,blue"]
+    for i in range(20):
+        Image.new("RGB", (10 + i, 9), (200 * (i % 2), 0, i)).save(root / f"{i:02d}.jpg")
+        lines.append(f"{i:02d}.jpg,{'train' if i < 14 else 'test'},{i % 2},1")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setenv("MLS_DATA", str(tmp_path / "data"))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    monkeypatch.chdir(tree)
+    pin()
+    return root
+
+
+def pin(**config: Any) -> dict[str, Any]:
+    return sources.pin("photos", FolderDataset(source="folder", **config), DATA_LOCK)
+
+
+def test_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"source": "scenes", "train": 5, "val": 2, "test": 3, "size": 32}
+    paths = []
+    for tree in ("a", "b"):
+        (tmp_path / tree).mkdir()
+        monkeypatch.chdir(tmp_path / tree)
+        paths.append(make(scenes=config))
+    assert sorted(file.name for file in paths[0].iterdir() if file.name != "artifact.json") == FILES
+    for name in FILES:
+        assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes(), name
+    store = Store(paths[0])
+    assert [len(store.split(s)) for s in ("train", "val", "test")] == [5, 2, 3]
+    assert store.decode(9).shape == (3, 32, 32)
+    assert len(store.ground_truth("test")["images"]) == 3
+
+
+def test_folder_artifact(photos: Path) -> None:
+    path = make(photos={"source": "folder"})
+    store = Store(path)
+    assert [len(store.split(s)) for s in ("train", "val", "test")] == [13, 1, 6]
+    by_name = {store.name(row): row for row in range(20)}
+    assert store.size(by_name["07.jpg"]) == (17, 9) and store.decode(by_name["07.jpg"]).shape == (3, 9, 17)
+    assert store.labels([by_name["07.jpg"]]).tolist() == [[True, True]]
+    assert (photos / "07.jpg").read_bytes() in (path / "images.bin").read_bytes()
+    assert json.loads((path / "annotations.json").read_text())["annotations"] == []
+
+
+def test_threads_change_nothing(photos: Path) -> None:
+    digests = []
+    for threads in (1, 5):
+        reader = Reader(photos)
+        config = FolderDataset(source="folder", max_excluded=0)
+        listing = sources.read_listing(config, reader)
+        digests.append([r.sha256 for r in ingest.load_records(listing, reader, [], config, threads)])
+    assert digests[0] == digests[1] and len(digests[0]) == 20
+
+
+def test_pin_keeps_other_entries_and_matches_what_is_read(photos: Path) -> None:
+    DATA_LOCK.write_text("zoo:\n  sha256: abc\n  files: 1\n  bytes: 2\n")
+    digest = pin()
+    assert read_lock(DATA_LOCK) == {"photos": digest, "zoo": {"sha256": "abc", "files": 1, "bytes": 2}}
+    assert DATA_LOCK.read_text().index("photos") < DATA_LOCK.read_text().index("zoo")
+    assert digest["files"] == 21
+    assert digest["bytes"] == sum(f.stat().st_size for f in photos.iterdir())
+    (photos / "stray.txt").write_text("not listed, not part of it")
+    assert pin() == digest
+    with pytest.raises(MlsError, match="needs no digest"):
+        sources.pin("s", ScenesDataset(source="scenes"), DATA_LOCK)
+
+
+@pytest.mark.parametrize("changed", ["03.jpg", "labels.csv"])
+def test_changed_source_stops(photos: Path, changed: str) -> None:
+    pinned = read_lock(DATA_LOCK)["photos"]["sha256"]
+    if changed == "03.jpg":
+        Image.new("RGB", (13, 9)).save(photos / changed)
+    else:
+        text = (photos / changed).read_text()
+        (photos / changed).write_text(text.replace("03.jpg,train,1", "03.jpg,train,0"))
+    with pytest.raises(MlsError) as caught:
+        make(photos={"source": "folder"})
+    assert pinned in str(caught.value) and "mls data pin photos" in str(caught.value)
+    assert not list(Path("artifacts").rglob("*"))
+    pin()
+    assert pinned != read_lock(DATA_LOCK)["photos"]["sha256"]
+    make(photos={"source": "folder"})
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_image_that_does_not_decode_is_excluded(photos: Path, content: bytes | None) -> None:
+    whole = (photos / "03.jpg").read_bytes()
+    (photos / "03.jpg").write_bytes(whole[:-200] if content is None else content)
+    pin()
+    path = make(photos={"source": "folder", "max_excluded": 0.05})
+    (item,) = json.loads((path / "excluded.json").read_text())
+    assert item["name"] == "03.jpg" and item["reason"].startswith("does not decode: ")
+    store = Store(path)
+    assert len(store) == 19 and "03.jpg" not in [store.name(row) for row in range(19)]
+
+
+def test_too_many_bad_images_stop(photos: Path) -> None:
+    for name in ("02.jpg", "03.jpg"):
+        (photos / name).write_bytes(b"not an image")
+    pin()
+    with pytest.raises(MlsError, match=r"max_excluded = 0\.05 of 20 images.*02\.jpg does not decode.*03\.jpg"):
+        make(photos={"source": "folder", "max_excluded": 0.05})
+
+
+def test_image_that_vanishes_is_an_error(photos: Path) -> None:
+    reader = Reader(photos)
+    config = FolderDataset(source="folder", max_excluded=1.0)
+    listing = sources.read_listing(config, reader)
+    (photos / "05.jpg").unlink()
+    with pytest.raises(MlsError, match=r"05\.jpg can't be read"):
+        list(ingest.load_records(listing, reader, [], config, 2))
+
+
+def test_root_must_be_set_and_there(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLS_DATA", str(photos.parent.parent))
+    with pytest.raises(MlsError, match=r"no folder .*photos .*export MLS_DATA=/path/that/holds/photos"):
+        make(photos={"source": "folder"})
+    monkeypatch.delenv("MLS_DATA")
+    with pytest.raises(
+        MlsError, match=r"downloads/photos .MLS_DATA is not set.; .*export MLS_DATA=/path/that/holds/photos"
+    ):
+        make(photos={"source": "folder"})
+
+
+def test_of_equal_data_sets_any_root_will_do(photos: Path) -> None:
+    """Two names, one digest: one artifact, made from the folder that is there."""
+    lock = read_lock(DATA_LOCK)["photos"]
+    DATA_LOCK.write_text("".join(f"{n}: {{sha256: {lock['sha256']}}}\n" for n in ("elsewhere", "photos")))
+    path = make(elsewhere={"source": "folder"}, photos={"source": "folder"})
+    assert len(Store(path)) == 20
+
+
+def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ingest.load_records
+
+    def with_signal(*args: Any) -> Any:
+        for i, record in enumerate(real(*args)):
+            if i == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield record
+
+    monkeypatch.setattr(ingest, "load_records", with_signal)
+    threads = threading.active_count()
+    with pytest.raises(Interrupted):
+        make(photos={"source": "folder"})
+    assert not list(Path("artifacts").rglob("*"))
+    assert threading.active_count() == threads, "decoding threads are gone"
+
+
+@pytest.mark.parametrize(("entry", "side"), [({"short_side": 16}, 16), ({"format": "raw"}, 20)])
+def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry: dict[str, Any], side: int) -> None:
+    for i in range(20):  # larger than 16 px both ways
+        Image.new("RGB", (21 + i, 20), (200 * (i % 2), 0, i)).save(photos / f"{i:02d}.jpg")
+    pin()
+    plain, other = (Store(make(photos={"source": "folder", **change})) for change in ({}, entry))
+    assert plain.path != other.path and [plain.name(r) for r in range(20)] == [other.name(r) for r in range(20)]
+    assert all(other.decode(row).shape == (3, side, other.size(row)[0]) for row in range(20))
+    assert (other.labels(range(20)) == plain.labels(range(20))).all()
+    if entry == {"format": "raw"}:
+        assert all((other.decode(row) == plain.decode(row)).all() for row in range(20))
+    again = {file.name: file.read_bytes() for file in other.path.iterdir()}
+    shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
+    shutil.rmtree("work")
+    store = make(photos={"source": "folder", **entry})
+    assert {name: (store / name).read_bytes() for name in again if name != "artifact.json"} == {
+        name: content for name, content in again.items() if name != "artifact.json"
+    }
+
+
+@pytest.mark.parametrize("place", ["images.bin", "index.parquet", "params.json", "artifact.json"])
+def test_a_kill_leaves_nothing_that_is_taken_for_complete(photos: Path, place: str) -> None:
+    """SIGKILL as soon as this file is there; then the same command makes what an undisturbed one makes."""
+    code = f"""
+import threading, time, os, signal
+from pathlib import Path
+def watch():
+    while not list(Path("work").glob("*/build/{place}")): pass
+    os.kill(os.getpid(), signal.SIGKILL)
+import mls.data.build_store
+from mls.pipeline import artifact, artifact_store; from mls.runtime import links
+sync = artifact.sync
+artifact.sync = links.sync = artifact_store.sync = lambda path: (time.sleep(0.05), sync(path))
+threading.Thread(target=watch, daemon=True).start()
+from tests.data.test_build_store import make
+make(photos={{"source": "folder"}})
+"""
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    _, job = plan_of(photos={"source": "folder"})
+    assert killed.returncode == -signal.SIGKILL and not job.path.exists()
+    first = make(photos={"source": "folder"})
+    made = {name: (first / name).read_bytes() for name in FILES}
+    shutil.rmtree("artifacts")
+    shutil.rmtree(".store")
+    shutil.rmtree("work")
+    second = make(photos={"source": "folder"})
+    assert made == {name: (second / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.skipif(not Path(MLS_DATA, "coco-tiny").is_dir(), reason="needs $MLS_DATA/coco-tiny")
+def test_coco_tiny_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    digest = sources.pin("coco-tiny", CocoDataset(source="coco"), DATA_LOCK)
+    assert digest["files"] == 102
+    store = Store(make(**{"coco-tiny": {"source": "coco"}}))
+    assert [len(store.split(s)) for s in ("train", "val", "test")] == [48, 2, 50]
+    truth = store.ground_truth("test")
+    assert len(truth["annotations"]) == 382 and sum(a["iscrowd"] for a in truth["annotations"]) == 5
+    (tmp_path / "test.json").write_text(json.dumps(truth))
+    coco = COCO(str(tmp_path / "test.json"))
+    for annotation in truth["annotations"]:
+        width, height = store.size(annotation["image_id"])
+        assert coco.annToMask(annotation).shape == (height, width)
+    assert all(store.decode(row).shape[1:] == store.size(row)[::-1] for row in range(100))
+
+
+@pytest.mark.skipif(not Path(MLS_DATA, "miml-scenes").is_dir(), reason="needs $MLS_DATA/miml-scenes")
+def test_miml_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources.pin("miml-scenes", FolderDataset(source="folder"), DATA_LOCK)
+    store = Store(make(**{"miml-scenes": {"source": "folder"}}))
+    assert [len(store.split(s)) for s in ("train", "val", "test")] == [900, 100, 1000]
+    assert store.multi_label and store.labels(store.split("test")).sum(axis=0).tolist() == [204, 230, 289, 234, 280]

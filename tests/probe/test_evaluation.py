@@ -1,0 +1,265 @@
+"""What ``metrics.json`` says, and that ``predictions.parquet`` alone suffices to say it again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import average_precision_score
+
+from mls.metrics import decisions, hits, mean_average_precision
+from mls.probe.bootstrap import average_precision_intervals, mean_intervals
+from mls.probe.evaluation import Judged, read_predictions, summarise, write_predictions
+from mls.runtime.errors import MlsError
+
+
+def make(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Judged:
+    """Judged images of four classes; of the last one none is positive."""
+    rng = np.random.default_rng(n)
+    label_N = np.arange(n) % 3
+    truth = np.eye(4, dtype=bool)[label_N]
+    ignored = np.zeros((n, 4), dtype=bool)
+    if multi_label:
+        truth[:, :3] |= rng.random((n, 3)) < 0.2
+        ignored = ~truth & (rng.random((n, 4)) < 0.2)
+        truth[0], ignored[0] = False, False  # an image without a class
+    scores = (truth + rng.normal(size=(n, 4)) - 0.5).astype(np.float32)
+    scores[:, 3] = -np.inf  # as a softmax scores a class that it never saw
+    names = [f"{split}/{i}, grüße.jpg" for i in range(n)]
+    classes = ["person", "fire | hydrant", "größe", "rare"]
+    return Judged(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
+
+
+def same(one: Judged, other: Judged) -> bool:
+    """Compare every field, bit for bit."""
+    return all(
+        (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()) if hasattr(a, "dtype") else a == b
+        for a, b in ((getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+    )
+
+
+def test_of_test() -> None:
+    judged = make()
+    found = summarise(judged)
+    arrays = judged.scores_NC, judged.truth_NC, judged.ignored_NC
+    kept = ~judged.ignored_NC
+    areas = [
+        100 * average_precision_score(judged.truth_NC[kept[:, c], c], judged.scores_NC[kept[:, c], c]) for c in range(3)
+    ]
+    assert list(found["per_class"]) == judged.classes and list(found["per_class"].values())[:3] == pytest.approx(areas)
+    assert found["per_class"]["rare"] is None and found["undefined_classes"] == ["rare"]
+    assert found["mAP"] == pytest.approx(np.mean(areas))
+    assert found["mAP_11"] == pytest.approx(100 * mean_average_precision(*arrays, "11"))
+    assert found["mAP_envelope"] == pytest.approx(100 * mean_average_precision(*arrays, "envelope"))
+    assert found["mAP"] < found["mAP_envelope"]
+    expected = decisions(*arrays)
+    assert {name: found[name] for name in expected} == pytest.approx({k: 100 * v for k, v in expected.items()})
+    sampled = average_precision_intervals(*arrays)
+    assert found["n_test"] == 30
+    interval = found["interval"]
+    assert interval.keys() == {"covers", "resamples", "level", "mAP", "per_class"}
+    assert (interval["covers"], interval["resamples"], interval["level"]) == ("test sampling only", 1000, 0.95)
+    assert interval["mAP"] == pytest.approx([100 * end for end in sampled.mean or ()])
+    assert interval["per_class"]["person"] == pytest.approx([100 * end for end in sampled.per_class[0] or ()])
+    assert interval["per_class"]["rare"] is None
+    rest = {"per_class", "undefined_classes", "n_test", "interval"}
+    assert found.keys() == {"mAP", "mAP_11", "mAP_envelope", *expected, *rest}
+    assert summarise(replace(judged, decided=False)).keys() == {"mAP", "mAP_11", "mAP_envelope", *rest}
+    json.dumps(found, allow_nan=False)
+
+
+def test_of_val_there_is_one_value() -> None:
+    found = summarise(make(split="val"))
+    assert found.keys() == {"val", "per_class", "undefined_classes", "n_val", "interval"}
+    assert found["val"] == summarise(make())["mAP"]
+    assert found["interval"]["covers"] == "val sampling only" and found["interval"]["val"][0] < found["val"]
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_of_a_single_label_set(split: str) -> None:
+    judged = make(multi_label=False, split=split)
+    found = summarise(judged)
+    name = "top1" if split == "test" else "val"
+    assert found.keys() == {name, "per_class", "undefined_classes", f"n_{split}", "interval"}
+    right = judged.scores_NC.argmax(axis=1) == np.arange(30) % 3
+    assert found[name] == pytest.approx(100 * right.mean())
+    sampled = mean_intervals(hits(judged.scores_NC, judged.truth_NC)[:, None]).mean
+    assert found["interval"][name] == pytest.approx([100 * end for end in sampled or ()])
+    assert found["undefined_classes"] == ["rare"] and 0 < found["per_class"]["person"] <= 100
+
+
+def test_nothing_to_judge_by_is_refused() -> None:
+    judged = make(split="val")
+    with pytest.raises(MlsError, match="the val split of this dataset has no positive image of any class"):
+        summarise(replace(judged, truth_NC=np.zeros_like(judged.truth_NC)))
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.parametrize("n", [1, 30])
+def test_round_trip_and_bytes(n: int, split: str, multi_label: bool, tmp_path: Path) -> None:
+    judged = make(n, multi_label=multi_label, split=split, decided=multi_label)
+    if n > 1:
+        judged.scores_NC[0, 0], judged.scores_NC[1, 0] = -0.0, np.float32(1e-45)
+        write_predictions(judged, tmp_path / "split=other.parquet")  # no partition of a data set
+        read = read_predictions(tmp_path / "split=other.parquet")
+        assert same(read, judged) and summarise(read) == summarise(judged)
+    for name in "ab":
+        write_predictions(make(n, multi_label=multi_label, split=split), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert same(read_predictions(tmp_path / "a"), make(n, multi_label=multi_label, split=split))
+    (tmp_path / "c").write_bytes(b"")
+    write_predictions(read_predictions(tmp_path / "a"), tmp_path / "c")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
+
+
+def test_columns(tmp_path: Path) -> None:
+    judged = make()
+    write_predictions(judged, tmp_path / "p.parquet")
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.schema.names == [
+        "image",
+        "name",
+        "split",
+        "classes",
+        "ignored",
+        *(f"score:{n}" for n in judged.classes),
+    ]
+    assert table.schema.field("score:rare").type == pa.float32() and table.schema.field("image").type == pa.int64()
+    for name, mask in (("classes", judged.truth_NC), ("ignored", judged.ignored_NC)):
+        assert table.schema.field(name).type.value_type == pa.int32()
+        assert table[name].to_pylist() == [np.flatnonzero(row).tolist() for row in mask]
+    about = json.loads(table.schema.metadata[b"mls"])
+    assert about == {"classes": judged.classes, "multi_label": True, "decided": True}
+
+
+def damaged(how: str, tmp_path: Path) -> Path:
+    """Write predictions and damage them."""
+    path = tmp_path / "predictions.parquet"
+    write_predictions(make(), path)
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"mls"])
+
+    def put(name: str, values: Any, kind: Any = None) -> pa.Table:
+        metadata = table.schema.metadata
+        array = pa.array(values, kind or table.schema.field(name).type)
+        return table.set_column(table.schema.get_field_index(name), name, array).replace_schema_metadata(metadata)
+
+    def say(**changes: Any) -> pa.Table:
+        return table.replace_schema_metadata({b"mls": json.dumps({**about, **changes})})
+
+    scores = table["score:person"].to_pylist()
+    classes, ignored, names = (table[name].to_pylist() for name in ("classes", "ignored", "name"))
+    tables = {
+        "no scores": lambda: table.select(["image", "name"]),
+        "no metadata": lambda: table.replace_schema_metadata(None),
+        "no json": lambda: table.replace_schema_metadata({b"mls": b"\xff{"}),
+        "a list": lambda: table.replace_schema_metadata({b"mls": b"[1]"}),
+        "no bool": lambda: say(decided="yes"),
+        "numbers for classes": lambda: say(classes=[1, 2]),
+        "no ignored": lambda: table.drop_columns(["ignored"]),
+        "no score": lambda: table.drop_columns(["score:rare"]),
+        "another score": lambda: say(classes=about["classes"][:3]),
+        "one class twice": lambda: say(classes=[*about["classes"][:3], "person", "rare"]),
+        "doubles": lambda: put("score:person", scores, pa.float64()),
+        "nan": lambda: put("score:person", [*scores[:7], float("nan"), *scores[8:]]),
+        "null": lambda: put("score:person", [None, *scores[1:]]),
+        "null class": lambda: put("classes", [[None], *classes[1:]]),
+        "null classes": lambda: put("classes", [None, *classes[1:]]),
+        "class 4": lambda: put("classes", [[4], *classes[1:]]),
+        "class -1": lambda: put("ignored", [[-1], *ignored[1:]]),
+        "both": lambda: put("ignored", classes),
+        "two splits": lambda: put("split", ["val"] + ["test"] * 29),
+        "train": lambda: put("split", ["train"] * 30),
+        "no rows": lambda: table.slice(0, 0),
+        "single-label": lambda: say(multi_label=False),
+        "names": lambda: put("name", [name.encode() for name in names], pa.binary()),
+    }
+    if how in tables:
+        pq.write_table(tables[how](), path)
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("image,name\n")
+    elif how == "folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "absent":
+        path.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no scores", "holds no scores"),
+        ("no metadata", "does not say its classes"),
+        ("no json", "does not say its classes"),
+        ("a list", "does not say its classes"),
+        ("no bool", "does not say its classes"),
+        ("numbers for classes", "does not say its classes"),
+        ("no ignored", "does not hold ignored once"),
+        ("no score", "does not hold score:rare once"),
+        ("another score", "holds score:rare, which is no column of it"),
+        ("one class twice", "two classes have the same name: person"),
+        ("doubles", "column score:person is double, not float"),
+        ("nan", "the scores of 1 of 30 test images are NaN; the first: class person of test/7, grüße.jpg"),
+        ("null", "column score:person holds nothing in some places"),
+        ("null class", "column classes holds nothing in some places"),
+        ("null classes", "column classes holds nothing in some places"),
+        ("class 4", "column classes holds indices that are none of its 4 classes"),
+        ("class -1", "column ignored holds indices that are none of its 4 classes"),
+        ("both", "both true and ignored"),
+        ("two splits", r"holds images of 2 splits, not of one \(test, val\)"),
+        ("train", "split 'train' is none of test, val"),
+        ("no rows", "holds images of 0 splits"),
+        ("single-label", "each image of a single-label set has one class"),
+        ("names", "column name is binary, not string"),
+        ("cut", "no readable parquet file"),
+        ("empty", "no readable parquet file"),
+        ("text", "no readable parquet file"),
+        ("folder", "no readable parquet file"),
+        ("absent", "does not exist"),
+    ],
+)
+def test_damaged_files_are_refused(how: str, message: str, tmp_path: Path) -> None:
+    path = damaged(how, tmp_path)
+    with pytest.raises(MlsError, match=message) as caught:
+        read_predictions(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"classes": ["a", "b", "a", "b"]}, MlsError, "two classes have the same name: a, b"),
+        ({"split": "train"}, MlsError, "split 'train'"),
+        ({"scores_NC": np.full((30, 4), np.nan, np.float32)}, MlsError, "the scores of 30 of 30"),
+        ({"ignored_NC": np.ones((30, 4), dtype=bool)}, MlsError, "both true and ignored"),
+        ({"multi_label": False}, MlsError, "has one class and ignores none; .* the first: test/0,"),
+        ({"scores_NC": np.zeros((30, 4))}, ValueError, "scores_NC is float64"),
+        ({"truth_NC": np.zeros((4, 30), dtype=bool)}, ValueError, "truth_NC is bool"),
+        ({"ignored_NC": np.zeros((30, 4), np.uint8)}, ValueError, "ignored_NC is uint8"),
+        ({"rows_N": np.zeros(29, np.int64)}, ValueError, "rows_N is int64"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        replace(make(), **changes)
+
+
+def test_no_images_are_refused() -> None:
+    nothing = np.zeros((0, 1), dtype=bool)
+    with pytest.raises(MlsError, match="nothing to judge: 0 images of test, 1 classes"):
+        Judged(np.zeros(0, np.int64), [], "test", ["a"], True, nothing, nothing, nothing.astype(np.float32), True)

@@ -1,0 +1,262 @@
+"""The online judge against loops and hand-made neighbours; it leaves no trace in what it judges."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import ResNet
+
+from mls.config.experiment import Backbone
+from mls.data.augment import MEAN, STD
+from mls.data.image_store import Store
+from mls.data.writer import Record, write_store
+from mls.metrics import average_precision
+from mls.models.backbone import build_backbone
+from mls.train import online_knn
+from mls.train.online_knn import OnlineKnn
+
+CPU = torch.device("cpu")
+SIDE = 8
+Picture = tuple[str, tuple[int, int, int], list[int]]
+"""Split, colour, classes."""
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(
+    path: Path,
+    images: list[Picture],
+    *,
+    multi_label: bool = True,
+    classes: int = 3,
+) -> Store:
+    """A store of plain pictures, sorted by split."""
+    path.mkdir()
+    records = []
+    for number, (split, colour, labels) in enumerate(images):
+        buffer = io.BytesIO()
+        Image.new("RGB", (SIDE + 4, SIDE), colour).save(buffer, "PNG")
+        records.append(Record(f"{number:05d}.png", split, buffer.getvalue(), SIDE + 4, SIDE, labels, []))
+    write_store(path, records, [f"class {i}" for i in range(classes)], multi_label, [])
+    return Store(path)
+
+
+class MeanColour(nn.Module):
+    """Features are the picture's mean colour, 0 to 1, after taking normalisation back."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        assert not self.training
+        return images_BCHW.mean((2, 3)) * torch.tensor(STD) + torch.tensor(MEAN)
+
+
+def noisy(path: Path, *, multi_label: bool, val: int = 70) -> Store:
+    """Random colours and labels: 40 train images, more than one batch of validation images."""
+    draw = np.random.default_rng(0)
+
+    def one(split: str) -> Picture:
+        r, g, b = (int(v) for v in draw.integers(0, 256, 3))
+        some = [c for c in range(3) if draw.random() < 0.4]
+        return split, (r, g, b), some if multi_label else [int(draw.integers(3))]
+
+    return make(path, [one(split) for split in ["train"] * 40 + ["val"] * val], multi_label=multi_label)
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_the_score_equals_plain_loops(tmp_path: Path, multi_label: bool) -> None:
+    store = noisy(tmp_path / "store", multi_label=multi_label)
+    generator = torch.Generator().manual_seed(1)
+    g = F.normalize(torch.rand(60, 3, generator=generator), dim=1)
+    row = torch.randint(-1, 40, (60,), generator=generator)
+    assert (row == -1).any() and (row >= 0).sum() > online_knn.K
+
+    colours = {int(r): [v / 255 for v in store.decode(int(r))[:, 0, 0].tolist()] for r in store.split("val")}
+    scores = []
+    for colour in colours.values():
+        length = math.sqrt(sum(v * v for v in colour))
+        votes = []
+        for d in range(60):
+            if row[d] >= 0:
+                votes.append((sum(a / length * b for a, b in zip(colour, g[d].tolist(), strict=True)), int(row[d])))
+        nearest = sorted(votes, reverse=True)[:20]
+        weights = [math.exp(cosine / 0.07) for cosine, _ in nearest]
+        truth = [store.labels([r])[0] for _, r in nearest]
+        scores.append(
+            [sum(w * bool(t[c]) for w, t in zip(weights, truth, strict=True)) / sum(weights) for c in range(3)]
+        )
+    truth_NC = store.labels(list(colours))
+    if multi_label:
+        expected = sum(average_precision(np.array(scores)[:, c], truth_NC[:, c]) for c in range(3)) / 3
+    else:
+        hits = [s.index(max(s)) == t.tolist().index(True) for s, t in zip(scores, truth_NC, strict=True)]
+        expected = sum(hits) / len(hits)
+    assert 0.2 < expected < 0.8
+    assert OnlineKnn(store, SIDE, CPU).score(MeanColour(), g, row) == pytest.approx(expected, abs=1e-6)
+
+
+def hand_made(path: Path, *, multi_label: bool = False) -> Store:
+    """Rows 0 to 2 are red, green, blue train images of class 0 to 2; rows 3 to 5 the same for validation."""
+    return make(
+        path,
+        [(split, colour, [c]) for split in ("train", "val") for c, colour in enumerate(COLOURS.values())],
+        multi_label=multi_label,
+    )
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_the_nearest_entry_decides_by_its_images_labels(tmp_path: Path, multi_label: bool) -> None:
+    judge = OnlineKnn(hand_made(tmp_path / "store", multi_label=multi_label), SIDE, CPU)
+    assert judge.score(MeanColour(), torch.eye(3), torch.arange(3)) == 1
+    wrong = judge.score(MeanColour(), torch.eye(3), torch.tensor([1, 2, 0]))
+    # Another class is first; by class, the right image ties for the 2nd place of 3 with one more
+    assert wrong == (pytest.approx(1 / 3) if multi_label else 0)
+
+
+def test_random_entries_have_no_vote(tmp_path: Path) -> None:
+    judge = OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU)
+    g = torch.eye(3).repeat(30, 1)
+    row = torch.full((90,), -1)
+    assert math.isnan(judge.score(MeanColour(), g, row))
+    row[:3] = torch.arange(3)
+    assert judge.score(MeanColour(), g, row) == 1
+    row[2] = -1  # blue is known no more: the two that are, vote for red and green
+    assert judge.score(MeanColour(), g, row) == pytest.approx(2 / 3)
+    row[:3] = torch.arange(3)
+    g[:3] = 0.5 * torch.eye(3) - 1  # cosines below 0, which is all there is
+    assert judge.score(MeanColour(), g, row) == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "cosine", "right"),
+    [
+        (19, 0.6, 1),  # exp(0.4 / 0.07) = 303 > 19
+        (19, 0.9, 0),  # exp(0.1 / 0.07) = 4.2 < 19
+        (400, 0.6, 1),  # all the same 19: the 20 nearest vote, not 401
+    ],
+)
+def test_votes_weigh_by_cosine_and_the_nearest_twenty_have_one(
+    tmp_path: Path, others: int, cosine: float, right: int
+) -> None:
+    """One right entry at cosine 1 against many wrong ones farther away."""
+    red = COLOURS["red"]
+    store = make(tmp_path / "store", [("train", red, [2]), ("train", red, [1]), ("val", red, [2])], multi_label=False)
+    wrong = torch.tensor([[cosine, math.sqrt(1 - cosine**2), 0.0]]).expand(others, 3)
+    g, row = torch.cat([wrong, torch.eye(3)[:1]]), torch.tensor([1] * others + [0])
+    assert OnlineKnn(store, SIDE, CPU).score(MeanColour(), g, row) == right
+
+
+def real_backbone() -> ResNet:
+    """A ResNet with a part that draws random numbers in training, its flags mixed."""
+    torch.manual_seed(0)
+    net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
+    net.fc = nn.Dropout(0.5)
+    net.train()(torch.rand(8, 3, SIDE, SIDE))
+    net.layer1.eval()
+    net.layer2[0].bn1.eval()
+    return net
+
+
+def test_no_trace_is_left(tmp_path: Path) -> None:
+    store = noisy(tmp_path / "store", multi_label=True)
+    net = real_backbone()
+    g, row = F.normalize(torch.randn(50, 64), dim=1), torch.arange(-10, 40)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [part.training for part in net.modules()]
+    kept = g.clone(), row.clone()
+    random.seed(0)
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    judge = OnlineKnn(store, SIDE, CPU)
+    scores = [judge.score(net, g, row) for _ in range(2)]
+    assert scores[0] == scores[1] and 0 < scores[0] < 1
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    assert [part.training for part in net.modules()] == flags and len(set(flags)) == 2
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert torch.equal(g, kept[0]) and torch.equal(row, kept[1])
+    assert all(p.grad is None for p in net.parameters())
+    net(torch.rand(4, 3, SIDE, SIDE)).sum().backward()  # and it still trains
+
+
+def test_flags_come_back_after_an_error(tmp_path: Path) -> None:
+    judge = OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU)
+    net = real_backbone()
+    flags = [part.training for part in net.modules()]
+    with pytest.raises(RuntimeError):
+        judge.score(net, torch.eye(3), torch.arange(3))  # 3 features are not the backbone's 64
+    assert [part.training for part in net.modules()] == flags
+
+
+def test_it_works_under_autocast_and_deterministic_algorithms(tmp_path: Path) -> None:
+    store = noisy(tmp_path / "store", multi_label=True)
+    net = real_backbone()
+    g, row = F.normalize(torch.randn(50, 64), dim=1), torch.arange(-10, 40)
+    judge = OnlineKnn(store, SIDE, CPU)
+    plain = judge.score(net, g, row)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert judge.score(net, g, row) == plain, "float32 all the same"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_features_that_are_not_finite_have_no_score(tmp_path: Path) -> None:
+    judge = OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU)
+    net = real_backbone()
+    for parameter in net.parameters():
+        parameter.data.fill_(math.nan)
+    assert math.isnan(judge.score(net, F.normalize(torch.randn(3, 64), dim=1), torch.arange(3)))
+
+
+def test_images_are_evenly_spaced_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online_knn, "IMAGES", 4)
+    store = noisy(tmp_path / "store", multi_label=True, val=10)
+    decoded: list[int] = []
+    decode = store.decode
+    monkeypatch.setattr(store, "decode", lambda row: decoded.append(row) or decode(row))  # type: ignore[func-returns-value]
+    judge = OnlineKnn(store, SIDE, CPU)
+    assert decoded == []
+    for _ in range(2):
+        judge.score(MeanColour(), torch.eye(3), torch.arange(3))
+    assert decoded == [40, 42, 45, 47]
+    monkeypatch.setattr(online_knn, "IMAGES", 11)
+    assert OnlineKnn(store, SIDE, CPU).rows.tolist() == list(range(40, 50))
+
+
+UNAVAILABLE: dict[str, tuple[list[Picture], int]] = {
+    "no val image": ([("train", (9, 9, 9), [0])], 3),
+    "no classes": ([("train", (9, 9, 9), []), ("val", (9, 9, 9), [])], 0),
+    "no label": ([("train", (9, 9, 9), []), ("val", (9, 9, 9), [])], 3),
+    "no label in train": ([("train", (9, 9, 9), []), ("val", (9, 9, 9), [0])], 3),
+    "no label in val": ([("train", (9, 9, 9), [0]), ("val", (9, 9, 9), [])], 3),
+}
+
+
+@pytest.mark.parametrize("why", UNAVAILABLE)
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_unavailable_is_nan_and_never_an_error(tmp_path: Path, why: str, multi_label: bool) -> None:
+    images, classes = UNAVAILABLE[why]
+    judge = OnlineKnn(make(tmp_path / "store", images, classes=classes, multi_label=multi_label), SIDE, CPU)
+    assert judge.available is False
+    assert math.isnan(judge.score(MeanColour(), torch.eye(3), torch.zeros(3, dtype=torch.int64)))
+
+
+def test_available_where_there_is_something_to_judge(tmp_path: Path) -> None:
+    assert OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU).available is True
