@@ -10,7 +10,7 @@ rule data_artifact:
     output:
         "artifacts/{folder}/{id}/artifact.json",
     log:
-        "logs/data/{id}.log",
+        "logs/{folder}/{id}.log",
     wildcard_constraints:
         folder="data|photos",
     threads: EXECUTION.threads
