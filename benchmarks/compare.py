@@ -242,7 +242,7 @@ def plan_of(args: argparse.Namespace, side: str, folder: Path) -> Any:
 
 def measure_ours(args: argparse.Namespace) -> Rates:
     """Our loop: the real engine, store and loader."""
-    from mls.data.image_store import Store
+    from mls.data.image_store import ImageStore
     from mls.data.loader import TwoViews, batches
     from mls.methods.method import build_method
     from mls.pipeline.runner import Context
@@ -254,7 +254,7 @@ def measure_ours(args: argparse.Namespace) -> Rates:
     (job,) = plan.stage("pretrain")
     execution = plan.loaded.experiment.execution
     device = set_up(execution.device, execution.threads, 0)
-    views = TwoViews(Store(Path(args.side)), job.config, 0, threads=args.threads)
+    views = TwoViews(ImageStore(Path(args.side)), job.config, 0, threads=args.threads)
     work = Path(tempfile.mkdtemp(dir=Path.cwd()))
     trainer = loop.Trainer(
         Context(job, "run", work, work, execution, {}, plan), build_method(job.config), views, device

@@ -131,13 +131,13 @@ def prepare(threads: int) -> dict[str, float]:
 def read(batches: int) -> dict[str, float]:
     """What pretraining does: ``batches`` batches of two views from ``store``."""
     from mls.config.experiment import Pretrain
-    from mls.data.image_store import Store
+    from mls.data.image_store import ImageStore
     from mls.data.loader import TwoViews
     from mls.data.loader import batches as load
 
     config = Pretrain.model_validate({"dataset": "photos", "batch_size": BATCH, "epochs": 100, "augment": {"crop": 32}})
     with sampled() as found:
-        views = TwoViews(Store(Path("store")), config, seed=0)
+        views = TwoViews(ImageStore(Path("store")), config, seed=0)
         for _ in islice(load(views, 0, workers=0), batches):
             pass
     return {**found, "index_B": index_bytes()}

@@ -29,7 +29,7 @@ import torch
 import mls.data.build_store
 from mls.config.load import check, read_yaml
 from mls.config.methods import TRAINED
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews, batches
 from mls.methods.method import build_method
 from mls.pipeline.artifact import open_artifact
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
     device = set_up(execution.device, execution.threads, 0)
     with tempfile.TemporaryDirectory() as folder:
         (source,) = plan.inputs(job)
-        store = Store(args.pictures or open_artifact(source.path).path)
+        store = ImageStore(args.pictures or open_artifact(source.path).path)
         context = Context(job, run, Path(folder), Path(folder), execution, {}, plan)
         views = TwoViews(store, job.config, 0, threads=execution.threads)
         trainer = Trainer(context, build_method(job.config), views, device)

@@ -24,8 +24,8 @@ import torch
 import mls.data.build_store
 from mls.config.load import check
 from mls.config.methods import TRAINED
-from mls.data.image_store import Store
-from mls.data.loader import Batch, TwoViews, batches
+from mls.data.image_store import ImageStore
+from mls.data.loader import TwoViews, ViewBatch, batches
 from mls.methods.method import build_method
 from mls.pipeline.plan import make_plan
 from mls.pipeline.provenance import code
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     store = Path("store")
     store.mkdir()
     mls.data.build_store.run(Context(data, "scenes", store, store, execution, {}, plan))
-    views = TwoViews(Store(store), job.config, 0, rank(), world())
+    views = TwoViews(ImageStore(store), job.config, 0, rank(), world())
     context = Context(job, "run", Path("out"), Path("work"), execution, {}, plan)
     context.work.mkdir()
     trainer = Trainer(context, build_method(job.config), views, device)
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def clock(trainer: Trainer, feed: Iterable[Batch], steps: int) -> float:
+def clock(trainer: Trainer, feed: Iterable[ViewBatch], steps: int) -> float:
     """Seconds per step after the warm-up."""
     start = 0.0
     for done, batch in enumerate(islice(feed, WARM_UP + steps)):

@@ -212,14 +212,14 @@ def extraction(
     from mls.config.experiment import Backbone
     from mls.config.probes import Features
     from mls.data.eval_view import normalise
-    from mls.data.image_store import Store
+    from mls.data.image_store import ImageStore
     from mls.models.backbone import build_backbone
     from mls.probe.features import BATCH, extract, pool, prepared
     from mls.runtime.device import set_up
 
     folder.mkdir()
     make_store(entry, folder)
-    store, features = Store(folder), Features(image_size=side)
+    store, features = ImageStore(folder), Features(image_size=side)
     device = set_up("auto", args.threads, SEED)
     backbone = build_backbone(Backbone(**config))
     rows = np.resize(np.arange(len(store)), BATCH * batches)

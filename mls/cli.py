@@ -200,10 +200,10 @@ def score(args: argparse.Namespace) -> None:
         if not transfers:
             print_score(artifact.file("predictions.parquet"))
             continue
-        from mls.data.image_store import Store
-        from mls.transfer.score import print_score as print_transfer
+        from mls.data.image_store import ImageStore
+        from mls.transfer.rescore import print_score as print_transfer
 
-        print_transfer(job.config, Store(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
+        print_transfer(job.config, ImageStore(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
     return None
 
 

@@ -75,7 +75,7 @@ SOURCES = {
         "https://cocodataset.org",
         "annotations CC BY 4.0; photographs under their owners' licences and Flickr's terms",
         "images.cocodataset.org has no certificate of its own, so it is asked by plain http and checksums guard what "
-        "comes; where http is blocked, bring the archives by other means",
+        "comes; where http is blocked, restore the archives by other means",
         (
             # sha256 and bytes: TFDS, coco.txt and coco2017.txt
             _coco(

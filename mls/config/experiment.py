@@ -16,9 +16,9 @@ from pydantic import Field
 
 from mls.config.datasets import Dataset
 from mls.config.methods import Blocks, MethodName
-from mls.config.probes import ProbeTask
+from mls.config.probes import ProbeConfig
 from mls.config.section import Count, Name, Positive, Section
-from mls.config.transfers import TransferTask
+from mls.config.transfers import TransferConfig
 from mls.config.views import Augment
 
 # ------------------------------------------------------------------------------------- pretraining
@@ -147,8 +147,8 @@ class Experiment(Section):
     sweep: dict[Name, object] = {}
     """Per run: dotted keys of ``pretrain`` and lists of their values, of which the grid becomes runs; or a list of
     points, each a mapping of dotted keys to values (``mls.config.sweep`` says what is wrong with either)."""
-    probe: dict[Name, ProbeTask] = {}
-    transfer: dict[Name, TransferTask] = {}
+    probe: dict[Name, ProbeConfig] = {}
+    transfer: dict[Name, TransferConfig] = {}
     tables: Annotated[dict[Name, Table], Field(min_length=1)]
     draw: list[str] = []
     """Runs (or sweep points) whose Fig. 3 and Fig. 4 are drawn, of their first seed; Fig. 4 of generated scenes alone,

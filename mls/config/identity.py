@@ -43,7 +43,9 @@ def reads(method: str, key: str) -> bool:
     return any(key == one or key.startswith(f"{one}.") for one in METHODS[method].reads)
 
 
-def essence(section: BaseModel, only: tuple[str, ...] | None = None, *, defaults: bool = False) -> dict[str, Any]:
+def identity_params(
+    section: BaseModel, only: tuple[str, ...] | None = None, *, defaults: bool = False
+) -> dict[str, Any]:
     """Return what of a section belongs to an identity: fields that can matter and are not at their default.
 
     Args:
@@ -62,7 +64,7 @@ def essence(section: BaseModel, only: tuple[str, ...] | None = None, *, defaults
         skipped = (type(section).__name__, name) in NOT_IDENTITY or parts == ()
         if skipped or (not defaults and not field.is_required() and value == field.default):
             continue
-        kept = essence(value, parts, defaults=defaults) if isinstance(value, BaseModel) else value
+        kept = identity_params(value, parts, defaults=defaults) if isinstance(value, BaseModel) else value
         if kept != {} or parts is None:
             out[name] = kept
     return out

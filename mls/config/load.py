@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from mls.config.experiment import Experiment, Pretrain
 from mls.config.references import broken_references, mapping, nearest
-from mls.config.sweep import broken_sweep, merged, points_of
+from mls.config.sweep import broken_sweep, merged, sweep_points
 from mls.runtime.errors import MlsError
 
 
@@ -92,7 +92,7 @@ def _resolve_runs(raw: dict[str, Any]) -> tuple[dict[str, Pretrain | None], list
     for name, override in runs.items():
         named: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [(str(name), mapping(override), ("runs", str(name)))]
         if name in sweeps:
-            points = points_of(str(name), sweeps[name])
+            points = sweep_points(str(name), sweeps[name])
             named += [(p.label, merged(mapping(override), p.override()), p.where) for p in points]
         for label, values, where in named:
             run, found = _validate_run(merged(base, values), where)

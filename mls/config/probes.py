@@ -251,7 +251,7 @@ FrozenProbe = LinearProbe | SvmProbe | KnnProbe | RetrievalProbe
 """Probes that read features, never images."""
 TrainedProbe = FinetuneProbe | SgdProbe
 """Probes that train on images."""
-ProbeTask = Annotated[FrozenProbe | TrainedProbe, Field(discriminator="kind")]
+ProbeConfig = Annotated[FrozenProbe | TrainedProbe, Field(discriminator="kind")]
 PROBES: tuple[type[Features | Trained], ...] = (*get_args(FrozenProbe), *get_args(TrainedProbe))
 TASKS = (*PROBES, *TRANSFERS)
 

@@ -168,7 +168,7 @@ def _of_plots(tables: dict[str, Any], runs: Mapping[str, Pretrain | None]) -> It
         wanted = {str(row): runs.get(str(row)) for row in (runs if rows is None else as_list(rows))}
         if None in wanted.values():
             continue
-        points = points_of(key, {row: run for row, run in wanted.items() if run}, mapping(body).get("baseline"))
+        points = plotted_points(key, {row: run for row, run in wanted.items() if run}, mapping(body).get("baseline"))
         if len(points) < 2:
             yield f"{where}: needs at least two rows whose method reads {key}; they are: {', '.join(points) or 'none'}"
         seen: dict[Any, str] = {}
@@ -184,7 +184,7 @@ def _of_plots(tables: dict[str, Any], runs: Mapping[str, Pretrain | None]) -> It
                 seen[value] = row
 
 
-def points_of(key: str, rows: Mapping[str, Pretrain], baseline: str | None) -> dict[str, Any]:
+def plotted_points(key: str, rows: Mapping[str, Pretrain], baseline: str | None) -> dict[str, Any]:
     """Row -> its value of a dotted key, for the rows of a table that are points of its ``plot``.
 
     Rows whose method does not read the key have no value of their own; neither has a baseline of another method than

@@ -1,7 +1,7 @@
 """Sweeps: the runs that a ``sweep:`` section makes of one run, as a grid or as a list of points.
 
-points_of("mls", {"mls.topk": [1, 5]})                          # mls[topk=1], mls[topk=5]
-points_of("mls", [{"mls.topk": 5, "mls.weight": 0.5}, {...}])   # mls[topk=5,weight=0.5], ...
+sweep_points("mls", {"mls.topk": [1, 5]})                          # mls[topk=1], mls[topk=5]
+sweep_points("mls", [{"mls.topk": 5, "mls.weight": 0.5}, {...}])   # mls[topk=5,weight=0.5], ...
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Point:
         return out
 
 
-def points_of(run: str, sweep: Any) -> list[Point]:
+def sweep_points(run: str, sweep: Any) -> list[Point]:
     """The points of one run's sweep, in file order; what `broken_sweep` finds wrong with it is left out."""
     found: list[tuple[dict[str, Any], tuple[str, ...]]]
     if isinstance(sweep, dict):

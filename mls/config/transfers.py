@@ -27,7 +27,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0)]
 
 
-class Transfer(Section):
+class TransferSection(Section):
     """What all tasks share."""
 
     backend: Literal["torchvision", "detectron2"] = "torchvision"
@@ -52,7 +52,7 @@ class Transfer(Section):
         raise NotImplementedError
 
 
-class TorchvisionDetector(Transfer):
+class TorchvisionDetector(TransferSection):
     """Mask R-CNN (``instance``) or Faster R-CNN (``detection``) with FPN on any ResNet of ours; torchvision's parts."""
 
     kind: Literal["instance", "detection"]
@@ -84,7 +84,7 @@ class TorchvisionDetector(Transfer):
         return images and max(1, round(self.epochs * images / self.batch_size))
 
 
-class Detectron2Detector(Transfer):
+class Detectron2Detector(TransferSection):
     """Detectron2's Mask R-CNN (``instance``) or Faster R-CNN (``detection``): the reference for the paper's numbers.
 
     Defaults are those of Table 1: R50-FPN on COCO, 90k iterations [paper], in DenseCL's variant [lineage:
@@ -162,7 +162,7 @@ class Detectron2Detector(Transfer):
         return self.total_steps
 
 
-class SemanticTransfer(Transfer):
+class SemanticTransfer(TransferSection):
     """The class of each pixel: PSPNet (arXiv 1612.01105) on a dilated ResNet.
 
     The paper's PSANet is not implemented: no maintained library has it (see ``tables.<table>.not_implemented``).
@@ -251,21 +251,21 @@ class Kind:
     trained_on: tuple[Annotations, ...]
     """What its data set may tell."""
     scored_by: str
-    """``module:function`` of what computes the metrics, see `mls.transfer.score.scored`."""
+    """``module:function`` of what computes the metrics, see `mls.transfer.rescore.scored`."""
     per_class: str = ""
     """Which metric of a single class figures compare; empty where it judges none."""
 
 
 KINDS: dict[str, Kind] = {
-    "instance": Kind((*_BOX, *_MASK), ("boxes and masks",), "mls.transfer.score:score_objects", "box_AP"),
-    "detection": Kind(_BOX, ("boxes", "boxes and masks"), "mls.transfer.score:score_objects", "box_AP"),
+    "instance": Kind((*_BOX, *_MASK), ("boxes and masks",), "mls.transfer.rescore:score_objects", "box_AP"),
+    "detection": Kind(_BOX, ("boxes", "boxes and masks"), "mls.transfer.rescore:score_objects", "box_AP"),
     "semantic": Kind(
-        ("mIoU", "mAcc", "aAcc"), ("boxes and masks", "index masks"), "mls.transfer.score:score_pixels", "IoU"
+        ("mIoU", "mAcc", "aAcc"), ("boxes and masks", "index masks"), "mls.transfer.rescore:score_pixels", "IoU"
     ),
 }
 """Every kind of transfer."""
 
-TransferTask = Annotated[
+TransferConfig = Annotated[
     Annotated[TorchvisionDetector, Tag("TorchvisionDetector")]
     | Annotated[Detectron2Detector, Tag("Detectron2Detector")]
     | Annotated[SemanticTransfer, Tag("SemanticTransfer")],
@@ -275,5 +275,7 @@ TransferTask = Annotated[
         custom_error_message=f"kind must be {alternatives(KINDS)}",
     ),
 ]
-TRANSFERS: tuple[type[Transfer], ...] = tuple(get_args(member)[0] for member in get_args(get_args(TransferTask)[0]))
+TRANSFERS: tuple[type[TransferSection], ...] = tuple(
+    get_args(member)[0] for member in get_args(get_args(TransferConfig)[0])
+)
 """The section of each task."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mls.config.catalog import needed
 from mls.config.datasets import ScenesDataset
 from mls.config.experiment import Backbone, Optimizer, Pretrain
-from mls.config.identity import canonical, essence
+from mls.config.identity import canonical, identity_params
 from mls.config.methods import METHODS, TRAINED
 from mls.config.probes import Features, FrozenProbe, RetrievalProbe, TrainedProbe
 from mls.config.transfers import Detectron2Detector, SemanticTransfer
@@ -131,7 +131,7 @@ def _backbone(layout_json: str) -> int:
 def _sized(config: Pretrain) -> str:
     """Of a run what decides sizes: one of another data set, schedule or seed builds its networks once."""
     read = ("method", "backbone", "optimizer", *METHODS[config.method].blocks)
-    return canonical(essence(config, read))
+    return canonical(identity_params(config, read))
 
 
 @cache

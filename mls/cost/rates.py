@@ -25,10 +25,10 @@ from pydantic import TypeAdapter, ValidationError
 from mls.config.datasets import Dataset
 from mls.config.experiment import Pretrain
 from mls.config.identity import canonical
-from mls.config.probes import Features, ProbeTask
-from mls.config.transfers import TransferTask
+from mls.config.probes import Features, ProbeConfig
+from mls.config.transfers import TransferConfig
 from mls.cost.workload import Jobs, data_of, work_of
-from mls.pipeline.artifact import SEAL
+from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.plan import ARTIFACTS, Job, payload
 
 CPU = "CPU-h"
@@ -36,8 +36,8 @@ SCHEMAS: dict[str, TypeAdapter[Any]] = {
     "data": TypeAdapter(Dataset),
     "pretrain": TypeAdapter(Pretrain),
     "features": TypeAdapter(Features),
-    "probe": TypeAdapter(ProbeTask),
-    "transfer": TypeAdapter(TransferTask),
+    "probe": TypeAdapter(ProbeConfig),
+    "transfer": TypeAdapter(TransferConfig),
 }
 DECIDE = (
     *("method", "kind", "backend", "architecture", "batch_size", "precision", "compile", "resident", "channels_last"),
@@ -102,7 +102,7 @@ class Finished:
 def read_finished() -> dict[str, Finished]:
     """Every artifact here whose params this code still reads, and names alike, by id; damaged ones are left out."""
     found = {}
-    for path in sorted(ARTIFACTS.glob(f"[!.]*/*/{SEAL}")):
+    for path in sorted(ARTIFACTS.glob(f"[!.]*/*/{MANIFEST}")):
         try:
             seal = json.loads(path.read_text(encoding="utf-8"))
             job = Job(seal["stage"], _config(seal["stage"], seal["params"]), seal["params"], seal["inputs"])

@@ -17,7 +17,7 @@ from mls.config.datasets import ScenesDataset
 from mls.config.experiment import Pretrain
 from mls.config.methods import TRAINED
 from mls.config.probes import Features, Trained
-from mls.config.transfers import Transfer
+from mls.config.transfers import TransferSection
 from mls.pipeline.plan import Job
 
 Jobs = Mapping[str, Job]
@@ -81,7 +81,7 @@ def work_of(job: Job, jobs: Jobs) -> int | None:
             return 0
         images = _images(job, jobs, "train", "unlabeled")
         return images and images // config.batch_size * config.epochs * config.batch_size
-    if isinstance(config, Trained | Transfer):
+    if isinstance(config, Trained | TransferSection):
         steps = config.steps_on(_images(job, jobs, *config.splits))
         return steps and steps * config.batch_size
     if isinstance(config, Features):

@@ -37,8 +37,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.data.image_store import INDEX, LABELLED, LABELS, MASKS, SPLITS, Store
-from mls.data.validator import EXAMPLES, Counts, Finding, Judge, MaskJudge
+from mls.data.image_store import INDEX, LABELLED, LABELS, MASKS, SPLITS, ImageStore
+from mls.data.validator import EXAMPLES, Counts, Finding, MaskJudge, Validator
 from mls.runtime.errors import DamagedArtifact, MlsError
 from mls.runtime.progress import Bar
 
@@ -109,7 +109,7 @@ def check(path: Path, name: str) -> Report:
     np.add.at(positives_SC, (split_N[rows], labels.flatten().to_numpy()), 1)
     key_M = rows * len(classes) + labels.flatten().to_numpy()  # one number an image and class
 
-    found = Judge(classes, names, sizes_N2)
+    found = Validator(classes, names, sizes_N2)
     with Bar(f"check {name}", len(names)) as bar:
         for item in _items(path / "annotations.json"):
             if "image_id" not in item:
@@ -126,7 +126,7 @@ def check(path: Path, name: str) -> Report:
     findings = [*found.findings(), found.against_labels(key_M)]
     findings += _duplicates(index["sha256"].to_pylist(), names, split_N, key_M, len(classes))
     findings += _without_positives(positives_SC, classes)
-    masks = MaskJudge(Store(path))
+    masks = MaskJudge(ImageStore(path))
     if (path / "masks.parquet").exists():
         findings += _judge_masks(path, name, masks, np.flatnonzero(split_N < len(LABELLED)))
     excluded: list[dict[str, str]] = json.loads((path / "excluded.json").read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def _duplicates(digests: list[str], names: list[str], split_N: Counts, key_M: Co
 
 
 def _judge_masks(path: Path, name: str, masks: MaskJudge, labelled: Counts) -> list[Finding]:
-    """Judge all masks of whole images, and count labelled images without one."""
+    """Validator all masks of whole images, and count labelled images without one."""
     rows = pq.read_table(path / "masks.parquet", schema=MASKS)["image"].to_numpy()
     with Bar(f"check {name}: masks", len(rows)) as bar:
         for row in rows.tolist():

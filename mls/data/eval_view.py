@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 from mls.data.augment import MEAN, STD
 
 
-def prepare(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
+def square(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
     """Make an image a square (bilinear, antialiased).
 
     Args:

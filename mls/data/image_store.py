@@ -1,6 +1,6 @@
 """The prepared data set: all images in one file, read by row number through a memory map.
 
-    store = Store(Path("artifacts/data/3f2a91c4d0"))
+    store = ImageStore(Path("artifacts/data/3f2a91c4d0"))
     rows = store.split("train")                 # row numbers
     image_CHW = store.decode(int(rows[0]))      # uint8 RGB
     target_NC = store.labels(rows)              # bool
@@ -80,7 +80,7 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
         return np.array(image, dtype=np.uint8)
 
 
-class Store:
+class ImageStore:
     """A data artifact, open for reading. It pickles as its path: worker processes open it anew."""
 
     def __init__(self, path: Path) -> None:
@@ -105,9 +105,9 @@ class Store:
         self._names = index["name"]
         self._splits = pc.index_in(index["split"], pa.array(SPLITS)).to_numpy().astype(np.int8)
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[ImageStore], tuple[Path]]:
         """Pickle the path alone."""
-        return Store, (self.path,)
+        return ImageStore, (self.path,)
 
     def __len__(self) -> int:
         """Count the images of all splits."""

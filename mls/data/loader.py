@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mls.config.experiment import Pretrain
 from mls.data.augment import ATTEMPTS, CROP, crop, crop_boxes, draw, shared_area
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.resident import Resident
 from mls.runtime.errors import MlsError
 from mls.runtime.signals import SIGNALS
@@ -29,7 +29,7 @@ ORDER_STREAM = 2
 """Third word of the order's counter; views use 0 and 1 in the fourth."""
 
 
-class Batch(NamedTuple):
+class ViewBatch(NamedTuple):
     """Crops of both views before colour augmentation."""
 
     crops_VBCHW: Tensor | None
@@ -43,10 +43,10 @@ class Batch(NamedTuple):
 
 
 @dataclass
-class TwoViews(Dataset[Batch]):
+class TwoViews(Dataset[ViewBatch]):
     """``dataset[step]`` is the batch of that optimiser step: this rank's contiguous block of the global one."""
 
-    store: Store
+    store: ImageStore
     config: Pretrain
     seed: int
     rank: int = 0
@@ -65,7 +65,7 @@ class TwoViews(Dataset[Batch]):
         if self.config.batch_size % self.world:
             raise MlsError(f"{self.world} ranks do not divide pretrain.batch_size {self.config.batch_size} evenly")
         self._order: tuple[int, NDArray[np.int64]] = (-1, self.rows)
-        self._images: Store | Resident = self.store
+        self._images: ImageStore | Resident = self.store
         if self.config.resident == "cpu":
             self._images = Resident(self.store, self.rows, self.threads)
 
@@ -77,7 +77,7 @@ class TwoViews(Dataset[Batch]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> ViewBatch:
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.config.batch_size // self.world
         start = place * self.config.batch_size + self.rank * size
@@ -86,7 +86,7 @@ class TwoViews(Dataset[Batch]):
         draws = [draw(self.seed, epoch, rows, view) for view in (0, 1)]
         boxes = [crop_boxes(u, self.sizes_N2[picked], self.config.augment.scale) for u in draws]
         self._make_overlap(epoch, picked, boxes, draws[1])
-        return Batch(
+        return ViewBatch(
             None if self.config.resident == "cuda" else self._crops(rows, boxes),
             torch.from_numpy(np.stack(draws)),
             torch.from_numpy(rows.astype(np.int64)),
@@ -138,7 +138,7 @@ class TwoViews(Dataset[Batch]):
         return self._order[1]
 
 
-def batches(views: TwoViews, start: int, workers: int) -> Iterator[Batch]:
+def batches(views: TwoViews, start: int, workers: int) -> Iterator[ViewBatch]:
     """Yield the batches of steps ``start``, ``start + 1``, ... to the end of the run."""
     loader = DataLoader(
         views,

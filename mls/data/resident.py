@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 
@@ -33,7 +33,7 @@ AT_ONCE = 2**25
 class Resident:
     """The pixels of some rows of a store, uint8 RGB, one image after the other. Worker processes share them."""
 
-    def __init__(self, store: Store, rows: NDArray[np.int64], threads: int) -> None:
+    def __init__(self, store: ImageStore, rows: NDArray[np.int64], threads: int) -> None:
         """Decode the images.
 
         Raises:

@@ -1,6 +1,6 @@
 """Annotations and masks judged one by one: where one contradicts its image, its class or itself.
 
-    judge = Judge(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
+    judge = Validator(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
     judge.add({"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0, "segmentation": []})
     judge.findings()     # [Finding("objects without a mask", contradicts=False, count=1, ...), ...]
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from mls.data.coco import BOX_SLACK
-from mls.data.image_store import IGNORE, Store
+from mls.data.image_store import IGNORE, ImageStore
 from mls.runtime.errors import MlsError
 
 SLACK = 2.0
@@ -51,7 +51,7 @@ class Finding:
             self.examples.append(where)
 
 
-class Judge:
+class Validator:
     """Annotations, counted and judged one by one."""
 
     def __init__(self, classes: list[str], names: list[str], sizes_N2: Counts) -> None:
@@ -89,7 +89,7 @@ class Judge:
             self._other_size.add(f"{self._names[row]}: annotated as {size[0]} x {size[1]} px")
 
     def add(self, item: dict[str, Any]) -> None:
-        """Judge one annotation."""
+        """Validator one annotation."""
         self.row, number = item["image_id"], item["category_id"] - 1
         if not (0 <= self.row < len(self._names) and 0 <= number < len(self._classes)):
             self._stray.add(f"annotation {item['id']}: image {self.row}, class {number}")
@@ -151,7 +151,7 @@ class Judge:
 class MaskJudge:
     """Masks of whole images (the class of each pixel), counted and judged one by one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ImageStore) -> None:
         self.store = store
         self.count = 0
         """Masks that could be read."""
@@ -173,7 +173,7 @@ class MaskJudge:
         return float(self.pixels_K[IGNORE] / max(1, self.pixels_K.sum()))
 
     def add(self, row: int) -> None:
-        """Judge the mask of one image."""
+        """Validator the mask of one image."""
         if not 0 <= row < len(self.store):
             self._stray.add(f"image {row}")
             return

@@ -21,7 +21,7 @@ from pathlib import Path
 import requests
 
 from mls.download.partial import MB, Partial
-from mls.download.stream import Poll, Transfer, Wanted
+from mls.download.stream import Download, Poll, Wanted
 from mls.download.web import RETRIES, Crew, Refused, Stopped, Torn, body, content_length, is_web_page, new_session
 from mls.runtime.errors import MlsError
 from mls.runtime.files import out_of_space, sync
@@ -94,7 +94,7 @@ def _try_mirrors(urls: Sequence[str], partial: Partial, wanted: Wanted, hint: st
         url = waiting.popleft()
         mixed = partial.held > 0
         try:
-            Transfer(url, partial, wanted).fetch()
+            Download(url, partial, wanted).fetch()
             partial.flush()
             if problem := mismatch(partial.path, wanted.size, wanted.checksum, wanted.poll):
                 partial.restart(None)

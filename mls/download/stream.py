@@ -1,7 +1,7 @@
 """One file from one address: by ranges over several connections where they are answered, else in one stream.
 
     wanted = Wanted(Path("images.zip"), size=815_585_330, checksum="md5:...", connections=4, name="images.zip")
-    Transfer("https://host/images.zip", Partial(wanted.target), wanted).fetch()
+    Download("https://host/images.zip", Partial(wanted.target), wanted).fetch()
 
 Every range that comes is compared with what was asked for before a byte of it is written. What can't be told from
 headers (other bytes of the same length) is for the checksum to find.
@@ -55,7 +55,7 @@ class _Changed(Exception):
     """The file on the server is not the one that was begun."""
 
 
-class Transfer:
+class Download:
     """One file from one address: by ranges over several connections, or in one stream."""
 
     def __init__(self, url: str, partial: Partial, wanted: Wanted) -> None:

@@ -118,12 +118,12 @@ def label_agreement(
 class CollapseWatch:
     """Says once when the embeddings have collapsed, and once when they have recovered.
 
-    Judged only while the dictionary holds keys alone: cosines with random directions are near 0
+    Evaluation only while the dictionary holds keys alone: cosines with random directions are near 0
     whatever the encoder does.
     """
 
     FULL = 1 - 1e-6
-    """Judged from this ``filled`` on: a mean of ones, as a GPU rounds it, may be a digit short of 1."""
+    """Evaluation from this ``filled`` on: a mean of ones, as a GPU rounds it, may be a digit short of 1."""
     MEAN = 0.95
     """Collapsed above this mean of z.Q_z: images point the same way."""
     STD = 0.01
@@ -140,7 +140,7 @@ class CollapseWatch:
             self.message(row)
 
     def message(self, row: Mapping[str, float]) -> str | None:
-        """Judge a finished row of curves; return one line when that changes the verdict.
+        """Validator a finished row of curves; return one line when that changes the verdict.
 
         Args:
             row: reads ``epoch``, ``filled`` (share of the dictionary that is keys), ``z_mean`` and ``z_std``

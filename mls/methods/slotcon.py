@@ -22,7 +22,7 @@ from mls.data.geometry import align, common_region
 from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
 from mls.methods.momentum import rising_momentum
 from mls.models.projector import SlotPredictor, build_pixel_projector
-from mls.runtime.collectives import gather, mean, per_rank, rank
+from mls.runtime.collectives import gather, mean_over_ranks, per_rank, rank
 
 
 def pool_slots(x_Bdhw: Tensor, prototypes_Kd: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class SlotCon(Method[Slots]):
             epoch=pair.epoch,
             directions=(direction(0, 1), direction(1, 0)),
             overlaps_B=overlaps_B,
-            mean_K=mean(torch.cat([view.scores_BKhw for view in teachers]).mean((0, 2, 3))),
+            mean_K=mean_over_ranks(torch.cat([view.scores_BKhw for view in teachers]).mean((0, 2, 3))),
         )
 
     def _group(self, x_BCHW: Tensor, prefix: str) -> View:

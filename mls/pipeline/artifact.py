@@ -18,8 +18,8 @@ from mls.runtime.errors import DamagedArtifact
 from mls.runtime.files import sha256
 from mls.runtime.paths import store
 
-SEAL = "artifact.json"
-VOLATILE = (SEAL, "timing.csv")
+MANIFEST = "artifact.json"
+VOLATILE = (MANIFEST, "timing.csv")
 """Files that may differ between two makings of the same artifact."""
 
 
@@ -28,7 +28,7 @@ class Artifact:
     """A complete artifact on disk."""
 
     path: Path
-    seal: dict[str, Any]
+    manifest: dict[str, Any]
 
     def file(self, name: str) -> Path:
         """Path of one of its files.
@@ -36,7 +36,7 @@ class Artifact:
         Raises:
             DamagedArtifact: the artifact never had, or no longer has, this file.
         """
-        if name not in self.seal["files"]:
+        if name not in self.manifest["files"]:
             raise DamagedArtifact(f"{self.path} holds no {name}")
         return self.path / name
 
@@ -52,12 +52,12 @@ def open_artifact(path: Path, *, deep: bool = False) -> Artifact:
         DamagedArtifact: says which file is wrong, and how to mend it.
     """
     try:
-        seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
-        listed = {name: (entry["size"], entry["sha256"]) for name, entry in seal["files"].items()}
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        listed = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError as error:
         raise DamagedArtifact(f"{path} is missing; make it with snakemake, or fetch it: dvc pull") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedArtifact(f"{path}/{SEAL} can't be read ({error}). {how_to_mend(path)}") from error
+        raise DamagedArtifact(f"{path}/{MANIFEST} can't be read ({error}). {how_to_mend(path)}") from error
     problems = {}
     for name, (size, digest) in listed.items():
         file = path / name
@@ -70,7 +70,7 @@ def open_artifact(path: Path, *, deep: bool = False) -> Artifact:
     if problems:
         found = "; ".join(f"{name} {problem}" for name, problem in problems.items())
         raise DamagedArtifact(f"{path} is damaged: {found}. {how_to_mend(path, problems)}")
-    return Artifact(path, seal)
+    return Artifact(path, manifest)
 
 
 def how_to_mend(path: Path, wrong: Iterable[str] = ()) -> str:
@@ -100,7 +100,7 @@ def damage(path: Path) -> str:
 
 def state(path: Path) -> str:
     """``done``, ``damaged`` or ``missing``, by names and sizes alone."""
-    if not (path / SEAL).exists():
+    if not (path / MANIFEST).exists():
         return "missing"
     try:
         open_artifact(path)

@@ -1,7 +1,7 @@
 """The store: finished artifacts by id, out of reach of DVC, git and Snakemake.
 
     with building(job) as out: ...      # a finished artifact goes into the store, and is linked from there
-    adopt(job)                          # is it there? else link it from the store
+    reuse(job)                          # is it there? else link it from the store
     plan = plan_here(Path("params.yaml"))       # plan, and link back all of it that artifacts/ lacks
 
 ``artifacts/`` belongs to DVC, which removes what its lock file does not name (`dvc checkout`, `dvc exp apply`), and to
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mls.config.identity import STAGE_VERSIONS
-from mls.pipeline.artifact import SEAL, damage, open_artifact, state
+from mls.pipeline.artifact import MANIFEST, damage, open_artifact, state
 from mls.pipeline.plan import ARTIFACTS, Job, Plan, plan_file
 from mls.pipeline.provenance import provenance
 from mls.runtime.errors import DamagedArtifact
@@ -56,14 +56,14 @@ def building(job: Job) -> Iterator[Path]:
             },
             "made": clock.finish(),
         }
-        write_atomic(aside / SEAL, json.dumps(seal, indent=1, sort_keys=True) + "\n")
+        write_atomic(aside / MANIFEST, json.dumps(seal, indent=1, sort_keys=True) + "\n")
         _keep(aside, job.stored)
         _link(job)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def adopt(job: Job) -> bool:
+def reuse(job: Job) -> bool:
     """Take an artifact that is complete, wherever it is; the caller holds its lock.
 
     One that ``artifacts/`` alone has, since it was pulled or is older than the store, is verified and enters the store.
@@ -97,22 +97,24 @@ def link_back(plan: Plan) -> None:
 
     Where nothing is lacking, this only looks whether a file of each artifact exists.
     """
-    lost = [job for job in plan.jobs.values() if not (job.path / SEAL).exists() and (job.stored / SEAL).exists()]
+    lost = [
+        job for job in plan.jobs.values() if not (job.path / MANIFEST).exists() and (job.stored / MANIFEST).exists()
+    ]
     for job in lost:
         if state(job.stored) == "done":
-            bring(plan, job)
+            restore(plan, job)
         else:  # whoever makes it anew may hold its lock for long
             say(f"{damage(job.stored)} It is not used")
     if back := sum(state(job.path) == "done" for job in lost):
         say(f"{back} of {len(plan.jobs)} artifacts linked from {store()}/")
 
 
-def bring(plan: Plan, job: Job) -> bool:
+def restore(plan: Plan, job: Job) -> bool:
     """Whether an artifact is complete, in the store too; waits for its lock only if something must be done."""
     if state(job.path) == state(job.stored) == "done":
         return True
     with locked(lock_of(job.id), plan.name(job)):
-        return adopt(job)
+        return reuse(job)
 
 
 def add_all() -> None:
@@ -122,7 +124,7 @@ def add_all() -> None:
         DamagedArtifact: lists every artifact that is damaged, after all others were taken in.
     """
     there, added, problems = 0, 0, []
-    for seal in sorted(ARTIFACTS.glob(f"[!.]*/{'[0-9a-f]' * 10}/{SEAL}")):
+    for seal in sorted(ARTIFACTS.glob(f"[!.]*/{'[0-9a-f]' * 10}/{MANIFEST}")):
         path = seal.parent
         stored = store() / path.parent.name / path.name
         with locked(lock_of(path.name), str(path)):
@@ -174,12 +176,12 @@ def _keep(source: Path, stored: Path) -> None:
     if state(stored) == "done":
         return
     with explain_full_disk(store()):
-        names = open_artifact(source).seal["files"]
-        link_folder(source, stored, store() / "aside" / stored.name, names, [SEAL])
+        names = open_artifact(source).manifest["files"]
+        link_folder(source, stored, store() / "aside" / stored.name, names, [MANIFEST])
 
 
 def _link(job: Job) -> None:
     """Make the artifact's path a link of the store's."""
     with explain_full_disk(ARTIFACTS):
-        names = open_artifact(job.stored).seal["files"]
-        link_folder(job.stored, job.path, ARTIFACTS / ".aside" / job.id, names, [SEAL])
+        names = open_artifact(job.stored).manifest["files"]
+        link_folder(job.stored, job.path, ARTIFACTS / ".aside" / job.id, names, [MANIFEST])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mls.config.load import check, parse_yaml
-from mls.pipeline.artifact import SEAL
+from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.artifact_store import being_made, held_if_free
 from mls.pipeline.plan import ARTIFACTS, DATA_LOCK, make_plan, read_lock
 from mls.runtime.errors import MlsError
@@ -70,7 +70,7 @@ def _remove(path: Path) -> None:
     """Remove an artifact or state, unless somebody has begun to make it; never is half an artifact taken for one."""
     with held_if_free(path.name) as free:
         if free:
-            (path / SEAL).unlink(missing_ok=True)
+            (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path)
         else:
             print(f"{path} is being made now, and stays")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from mls.pipeline.artifact_store import being_made, bring
+from mls.pipeline.artifact_store import being_made, restore
 from mls.pipeline.launch import awaits_srun, die_with_torchrun, launch, wants_ranks
 from mls.pipeline.leases import gpus_of, leased
 from mls.pipeline.plan import Job, Plan
@@ -45,7 +45,7 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
     function = importlib.import_module(STAGE_MODULES[stage]).run
     while True:
         # Whoever makes one of them elsewhere is waited for here, where no GPU is held.
-        missing = [] if has_ranks() else [job for job in jobs if not bring(plan, job)]
+        missing = [] if has_ranks() else [job for job in jobs if not restore(plan, job)]
         gpus = {job.id: 0 if awaits_srun(job, execution) else gpus_of(job, execution) for job in missing}
         with leased(max(gpus.values(), default=0)), ranks(stage):
             if any(gpus[job.id] and being_made(job.id) for job in missing):

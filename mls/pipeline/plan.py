@@ -14,12 +14,12 @@ from typing import Any
 from mls.config.catalog import published_digest
 from mls.config.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.config.experiment import Pretrain
-from mls.config.identity import STAGES, essence, identify
+from mls.config.identity import STAGES, identify, identity_params
 from mls.config.load import Loaded, load, parse_yaml
 from mls.config.methods import METHODS, TRAINED
-from mls.config.probes import Features, FrozenProbe, ProbeTask
-from mls.config.references import points_of
-from mls.config.transfers import TransferTask
+from mls.config.probes import Features, FrozenProbe, ProbeConfig
+from mls.config.references import plotted_points
+from mls.config.transfers import TransferConfig
 from mls.runtime.errors import MlsError
 from mls.runtime.paths import store, work
 
@@ -149,7 +149,7 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] =
         source = add_data(config.dataset or "") if config.method in TRAINED else None
         jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
         pretrained[run] = jobs
-    tasks: list[tuple[str, str, ProbeTask | TransferTask]] = []
+    tasks: list[tuple[str, str, ProbeConfig | TransferConfig]] = []
     tasks += [("probe", *item) for item in experiment.probe.items()]
     tasks += [("transfer", *item) for item in experiment.transfer.items()]
     cells: dict[str, dict[str, list[Cell]]] = {run: {} for run in pretrained}
@@ -178,7 +178,7 @@ def data_job(
     Its content is identified by the digest in ``data.lock`` or, where that has none, by the checksums that the
     source's publishers give for its archives.
     """
-    params = essence(config)
+    params = identity_params(config)
     if not isinstance(config, ScenesDataset):
         entry = lock.get(name)
         digest = entry.get("sha256") if isinstance(entry, dict) else None
@@ -225,7 +225,7 @@ def read_ids(file: str, read: Callable[[str], str] = read_text) -> list[int]:
 
 
 def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
-    params = essence(config, METHODS[config.method].reads)
+    params = identity_params(config, METHODS[config.method].reads)
     if params.get("resident") == "cpu":  # changes no bit
         del params["resident"]
     if config.method in (*TRAINED, "none"):
@@ -236,12 +236,12 @@ def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
 def _features_job(task: FrozenProbe, data: Job, pretrain: Job) -> Job:
     """The features that a probe reads: of its params those that belong to every probe of frozen features."""
     config = Features.model_validate({name: getattr(task, name) for name in Features.model_fields})
-    return Job("features", config, essence(config), {"data": data.id, "pretrain": pretrain.id})
+    return Job("features", config, identity_params(config), {"data": data.id, "pretrain": pretrain.id})
 
 
-def _task_job(stage: str, config: ProbeTask | TransferTask, trial: int, images: Job, pretrain: Job) -> Job:
+def _task_job(stage: str, config: ProbeConfig | TransferConfig, trial: int, images: Job, pretrain: Job) -> Job:
     """A probe or transfer; ``images`` is the data set or, for a probe of frozen features, its features."""
-    params = essence(config)
+    params = identity_params(config)
     if not isinstance(config, Features):
         params["trial"] = trial
     return Job(stage, config, params, {images.stage: images.id, "pretrain": pretrain.id}, trial)
@@ -264,9 +264,9 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained:
         if table.not_implemented:
             tables[name]["not_implemented"] = table.not_implemented
         if table.paper is not None:
-            tables[name]["paper"] = essence(table.paper)
+            tables[name]["paper"] = identity_params(table.paper)
         if table.plot is not None:
-            points = points_of(table.plot, {row: plan.loaded.runs[row] for row in rows}, table.baseline)
+            points = plotted_points(table.plot, {row: plan.loaded.runs[row] for row in rows}, table.baseline)
             tables[name]["plot"] = {"key": table.plot, "x": points}
     inputs = {stage: [job.id for job in plan.stage(stage)] for stage in ("data", "pretrain", "probe", "transfer")}
     runs = {job.id: plan.labels[job.id] for job in plan.stage("pretrain")}
@@ -291,7 +291,7 @@ def experiment_files(root: Path = Path()) -> list[Path]:
 def payload(job: Job) -> dict[str, Any]:
     """What the id is computed from, plus what the stage reads with all defaults, for ``params.json``."""
     only = METHODS[job.config.method].reads if isinstance(job.config, Pretrain) else None
-    resolved = {} if job.stage == "tables" else essence(job.config, only, defaults=True)
+    resolved = {} if job.stage == "tables" else identity_params(job.config, only, defaults=True)
     if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no bit, here neither
         resolved.pop("resident", None)
     return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}

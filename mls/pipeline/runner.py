@@ -14,7 +14,7 @@ from typing import Any
 
 from mls.config.experiment import Execution
 from mls.pipeline.artifact import Artifact, open_artifact
-from mls.pipeline.artifact_store import adopt, bring, building, claimed
+from mls.pipeline.artifact_store import building, claimed, restore, reuse
 from mls.pipeline.plan import Job, Plan, payload
 from mls.pipeline.provenance import digest
 from mls.runtime.errors import DamagedArtifact, DeterministicError, Interrupted, MlsError
@@ -64,11 +64,11 @@ def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -
         return
     with explain_full_disk(job.work), claimed(job, plan.name(job)):
         try:
-            inputs = None if adopt(job) else ready(plan, job, attempt)
+            inputs = None if reuse(job) else ready(plan, job, attempt)
         except BaseException:
-            tell(go=False)  # else the other ranks would wait, and bury this error under their own
+            broadcast_go(go=False)  # else the other ranks would wait, and bury this error under their own
             raise
-        tell(go=inputs is not None)
+        broadcast_go(go=inputs is not None)
         if inputs is None:
             forget_state(job)
             say(f"{plan.name(job)}: is there")
@@ -107,7 +107,7 @@ def forget_state(job: Job) -> None:
 
 def follow_stage(plan: Plan, job: Job, function: StageFunction) -> None:
     """A further rank's part: take part in the work if rank 0 does it; the lock and the artifact are rank 0's."""
-    if not tell(go=True):
+    if not broadcast_go(go=True):
         return
     nowhere = job.work / f"rank-{RANK}-writes-nothing"
     try:
@@ -119,13 +119,13 @@ def follow_stage(plan: Plan, job: Job, function: StageFunction) -> None:
         raise
 
 
-def tell(*, go: bool) -> bool:
+def broadcast_go(*, go: bool) -> bool:
     """Rank 0's decision, on every rank."""
     if WORLD == 1:
         return go
-    from mls.runtime.collectives import told  # torch takes seconds to import; one process does without it
+    from mls.runtime.collectives import broadcast  # torch takes seconds to import; one process does without it
 
-    return told(go)
+    return broadcast(go)
 
 
 def context_of(plan: Plan, job: Job, out: Path, inputs: dict[str, Artifact]) -> Context:
@@ -154,7 +154,7 @@ def open_inputs(plan: Plan, job: Job) -> dict[str, Artifact]:
         for one in [value] if isinstance(value, str) else value:
             upstream = plan.jobs[one]
             try:
-                bring(plan, upstream)
+                restore(plan, upstream)
                 artifact = open_artifact(upstream.path)
             except DamagedArtifact as error:
                 raise MlsError(f"{plan.name(job)} needs {plan.name(upstream)}: {error}") from error

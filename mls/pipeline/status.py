@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mls.pipeline.artifact import SEAL, Artifact, damage, open_artifact, state
+from mls.pipeline.artifact import MANIFEST, Artifact, damage, open_artifact, state
 from mls.pipeline.artifact_store import being_made
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.provenance import digest
@@ -40,7 +40,7 @@ def job_state(job: Job) -> str:
 def other_code(job: Job) -> bool:
     """Whether a finished artifact was made by other code than the one that runs now."""
     try:
-        made = json.loads((job.path / SEAL).read_text(encoding="utf-8"))["made"]
+        made = json.loads((job.path / MANIFEST).read_text(encoding="utf-8"))["made"]
     except (OSError, ValueError, KeyError):
         return False
     return bool(made["code"]["digest"] != digest())
@@ -137,7 +137,7 @@ def _verified(path: Path, problems: list[str]) -> Artifact | None:
 
 def _same_files(artifact: Artifact, stored: Path) -> bool:
     """Whether all files of an artifact are those in the store, by hard links: to read them once is enough."""
-    files = [(artifact.path / name, stored / name) for name in artifact.seal["files"]]
+    files = [(artifact.path / name, stored / name) for name in artifact.manifest["files"]]
     return all(there.exists() and here.samefile(there) for here, there in files)
 
 

@@ -1,6 +1,6 @@
 """Scores of a split's images and what is true of them: ``predictions.parquet``, and the metrics that follow from it.
 
-    judged = Judged(rows_N, names, "test", classes, multi_label, truth_NC, ignored_NC, scores_NC, decided=True)
+    judged = Evaluation(rows_N, names, "test", classes, multi_label, truth_NC, ignored_NC, scores_NC, decided=True)
     write_predictions(judged, out / "predictions.parquet")
     metrics = summarise(read_predictions(out / "predictions.parquet"))     # the same as summarise(judged)
 
@@ -38,7 +38,7 @@ AGAIN = "make the probe again"
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Evaluation:
     """Scores of some images beside what is true of them: all that a metric needs.
 
     Raises:
@@ -92,7 +92,7 @@ class Judged:
             )
 
 
-def summarise(judged: Judged) -> dict[str, Any]:
+def summarise(judged: Evaluation) -> dict[str, Any]:
     """Return what ``metrics.json`` says of these scores, in percent.
 
     Of test: ``mAP``, ``mAP_11`` and ``mAP_envelope`` (see `mls.metrics`), with ``decided`` also ``CP`` ..
@@ -137,7 +137,7 @@ def summarise(judged: Judged) -> dict[str, Any]:
     }
 
 
-def write_predictions(judged: Judged, path: Path) -> None:
+def write_predictions(judged: Evaluation, path: Path) -> None:
     """Write scores and truth; see the module for the columns."""
     about = {"classes": judged.classes, "decided": judged.decided, "multi_label": judged.multi_label}
     columns = [
@@ -152,12 +152,12 @@ def write_predictions(judged: Judged, path: Path) -> None:
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def read_predictions(path: Path) -> Judged:
+def read_predictions(path: Path) -> Evaluation:
     """Read what `write_predictions` wrote, exactly.
 
     Raises:
         MlsError: no such file, no predictions, columns that are missing or of another type, nothing in a place, or
-            content that `Judged` refuses; names the file.
+            content that `Evaluation` refuses; names the file.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -172,7 +172,7 @@ def read_predictions(path: Path) -> Judged:
         raise MlsError(f"{path}: {error}") from error
 
 
-def _judged(table: pa.Table) -> Judged:
+def _judged(table: pa.Table) -> Evaluation:
     if not any(name.startswith("score:") for name in table.schema.names):
         raise MlsError("holds no scores: name the predictions.parquet of a classifier")
     about = _about(table.schema.metadata or {})
@@ -196,7 +196,7 @@ def _judged(table: pa.Table) -> Judged:
     scores_NC = np.empty(shape, dtype=np.float32)
     for index, name in enumerate(about["classes"]):
         scores_NC[:, index] = table[f"score:{name}"].to_numpy()
-    return Judged(
+    return Evaluation(
         rows_N=table["image"].to_numpy(),
         names=table["name"].to_pylist(),
         split=splits[0],

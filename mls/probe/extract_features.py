@@ -11,7 +11,7 @@ import time
 
 from mls.config.experiment import Backbone
 from mls.config.probes import Features
-from mls.data.image_store import LABELLED, Store
+from mls.data.image_store import LABELLED, ImageStore
 from mls.models.backbone import load_backbone
 from mls.pipeline.runner import Context
 from mls.probe.feature_set import write
@@ -34,7 +34,7 @@ def run(context: Context) -> None:
     """
     config: Features = context.job.config
     device = set_up(context.execution.device, context.execution.threads, SEED)
-    store = Store(context.inputs["data"].path)
+    store = ImageStore(context.inputs["data"].path)
     pretrain = context.inputs["pretrain"]
     layout = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
     backbone = load_backbone(layout, pretrain.file("backbone.safetensors"))

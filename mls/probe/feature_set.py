@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 
 SCHEMA = pa.schema(
     {
@@ -50,7 +50,7 @@ class Images:
     features_ND: NDArray[np.float32]
     truth_NC: NDArray[np.bool_]
     ignored_NC: NDArray[np.bool_]
-    """Classes that count neither for nor against an image, see `mls.data.image_store.Store.ignored`."""
+    """Classes that count neither for nor against an image, see `mls.data.image_store.ImageStore.ignored`."""
 
 
 class Parts(NamedTuple):
@@ -91,7 +91,7 @@ class FeatureSet:
         )
 
 
-def write(out: Path, store: Store, features: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
+def write(out: Path, store: ImageStore, features: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
     """Write a features artifact's files.
 
     Args:

@@ -21,8 +21,8 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from mls.config.probes import Features
-from mls.data.eval_view import normalise, prepare
-from mls.data.image_store import Store
+from mls.data.eval_view import normalise, square
+from mls.data.image_store import ImageStore
 from mls.models.backbone import LAYERS, channels_last, feature_maps
 from mls.runtime.device import autocast
 from mls.runtime.progress import Bar
@@ -35,7 +35,7 @@ AHEAD = 2
 
 def extract(
     backbone: ResNet,
-    store: Store,
+    store: ImageStore,
     rows: Sequence[int] | NDArray[np.int64],
     config: Features,
     device: torch.device,
@@ -83,17 +83,17 @@ def pool(backbone: ResNet, images_BCHW: Tensor, layer: str) -> Tensor:
 
 
 def prepared(
-    store: Store,
+    store: ImageStore,
     rows: Sequence[int] | NDArray[np.int64],
     side: int,
     resize: int | None,
     fit: Literal["crop", "squash"],
     workers: int,
 ) -> Iterator[Tensor]:
-    """Yield images as `prepare` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
+    """Yield images as `square` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
 
     def load(row: int) -> Tensor:
-        return prepare(store.decode(row), side, resize, fit)
+        return square(store.decode(row), side, resize, fit)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         ahead: deque[list[Future[Tensor]]] = deque()

@@ -30,7 +30,7 @@ from mls.config.experiment import Execution
 from mls.config.probes import TrainedProbe
 from mls.data.augment import ColourAugment
 from mls.data.eval_view import normalise
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.models.backbone import channels_last
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
 from mls.probe.features import prepared
@@ -58,7 +58,7 @@ class Outcome:
     """The judged images' logits, and how they came about."""
 
     split: str
-    """Judged: ``test``, or ``val`` with ``test: false``."""
+    """Evaluation: ``test``, or ``val`` with ``test: false``."""
     rows_N: NDArray[np.int64]
     """The judged images: rows of the data artifact."""
     scores_NC: NDArray[np.float32]
@@ -72,7 +72,7 @@ class Outcome:
 
 def train_and_score(
     task: TrainedProbe,
-    store: Store,
+    store: ImageStore,
     backbone: ResNet,
     *,
     seed: int,
@@ -212,7 +212,7 @@ def train(
 
 def predict(
     model: Classifier,
-    store: Store,
+    store: ImageStore,
     rows_N: NDArray[np.int64],
     task: TrainedProbe,
     *,
@@ -220,7 +220,7 @@ def predict(
     workers: int,
     name: str,
 ) -> NDArray[np.float32]:
-    """Return the logits (N, C) of images, each seen as one square (see ``mls.data.eval_view.prepare``).
+    """Return the logits (N, C) of images, each seen as one square (see ``mls.data.eval_view.square``).
 
     Raises:
         Interrupted: a signal came; the training's last state is saved, so only this is to be done again.

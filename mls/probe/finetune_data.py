@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mls.config.probes import TrainedProbe
 from mls.data.augment import crop, crop_boxes, draw
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import ORDER_STREAM
 
 PREFETCH = 2
@@ -35,7 +35,7 @@ PREFETCH = 2
 Loaded = tuple[Tensor, Tensor]
 
 
-class Batch(NamedTuple):
+class LabelledBatch(NamedTuple):
     """Crops before flip and normalisation, and what is true of them."""
 
     crops_BCHW: Tensor
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 class Views:
     """The images that are trained on."""
 
-    def __init__(self, store: Store, rows_N: NDArray[np.int64], task: TrainedProbe, seed: int) -> None:
+    def __init__(self, store: ImageStore, rows_N: NDArray[np.int64], task: TrainedProbe, seed: int) -> None:
         """Read sizes and labels; no image is read yet.
 
         Args:
@@ -89,7 +89,7 @@ class Views:
         image_CHW = self.store.decode(int(self.rows_N[index]))
         return crop(image_CHW, box_14[0], self.task.augment.crop), torch.from_numpy(u_1U[0])
 
-    def batches(self, steps: range, workers: int) -> Generator[Batch, None, None]:
+    def batches(self, steps: range, workers: int) -> Generator[LabelledBatch, None, None]:
         """Yield the batches of some steps, prepared ahead by threads (decoding releases Python's lock).
 
         Args:
@@ -110,9 +110,9 @@ class Views:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _batch(self, indices: list[int], futures: list[Future[Loaded]]) -> Batch:
+    def _batch(self, indices: list[int], futures: list[Future[Loaded]]) -> LabelledBatch:
         crops, draws = zip(*[future.result() for future in futures], strict=True)
-        return Batch(torch.stack(crops), torch.stack(draws), self.truth_NC[indices], self.kept_NC[indices])
+        return LabelledBatch(torch.stack(crops), torch.stack(draws), self.truth_NC[indices], self.kept_NC[indices])
 
 
 @lru_cache(maxsize=4)

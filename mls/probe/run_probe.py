@@ -19,13 +19,13 @@ score``; see ``mls.probe.evaluation``; of retrieval, see ``mls.probe.retrieval``
 from __future__ import annotations
 
 from mls.config.experiment import Backbone
-from mls.config.probes import DECIDED, FinetuneProbe, FrozenProbe, ProbeTask, RetrievalProbe, SgdProbe, TrainedProbe
-from mls.data.image_store import Store
+from mls.config.probes import DECIDED, FinetuneProbe, FrozenProbe, ProbeConfig, RetrievalProbe, SgdProbe, TrainedProbe
+from mls.data.image_store import ImageStore
 from mls.metrics import Scores
 from mls.models.backbone import load_backbone
 from mls.pipeline.runner import Context
 from mls.probe import retrieval
-from mls.probe.evaluation import Judged, summarise, write_predictions
+from mls.probe.evaluation import Evaluation, summarise, write_predictions
 from mls.probe.feature_set import FeatureSet, Images, Parts
 from mls.probe.finetune import train_and_score
 from mls.probe.frozen import FIRST_SEED, FITS, Facts
@@ -41,7 +41,7 @@ def run(context: Context) -> None:
         DeterministicError: the training diverged.
         Interrupted: a signal came; what is trained on images saves its state, the rest starts again.
     """
-    task: ProbeTask = context.job.config
+    task: ProbeConfig = context.job.config
     if isinstance(task, RetrievalProbe):
         metrics = rank(context, task)
     else:
@@ -54,7 +54,7 @@ def run(context: Context) -> None:
     write_json(metrics, context.out / "metrics.json", indent=1)
 
 
-def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Judged, Facts]:
+def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Evaluation, Facts]:
     """Fit a classifier on frozen features and score the judged split with it."""
     features = FeatureSet(context.inputs["features"].path)
     split = "test" if task.test else "val"
@@ -66,9 +66,9 @@ def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Judged, Facts]
     return judge(task, features, parts.judged, split, scores_NC), counts | found
 
 
-def judge(task: FrozenProbe, features: FeatureSet, judged: Images, split: str, scores_NC: Scores) -> Judged:
+def judge(task: FrozenProbe, features: FeatureSet, judged: Images, split: str, scores_NC: Scores) -> Evaluation:
     """Put scores beside what is true of their images."""
-    return Judged(
+    return Evaluation(
         rows_N=judged.rows_N,
         names=judged.names,
         split=split,
@@ -100,11 +100,11 @@ def rank(context: Context, task: RetrievalProbe) -> Facts:
     return retrieval.summarise(found, split) | {"n_train": len(gallery.names), f"n_{split}": len(queries.names)}
 
 
-def train_on_images(context: Context, task: TrainedProbe) -> tuple[Judged, Facts]:
+def train_on_images(context: Context, task: TrainedProbe) -> tuple[Evaluation, Facts]:
     """Train a classifier, and the backbone with kind ``finetune``, on images; score the judged split."""
     seed = FIRST_SEED + context.job.seed
     device = set_up(context.execution.device, context.execution.threads, seed)
-    store = Store(context.inputs["data"].path)
+    store = ImageStore(context.inputs["data"].path)
     pretrain = context.inputs["pretrain"]
     layout = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
     outcome = train_and_score(
@@ -122,7 +122,7 @@ def train_on_images(context: Context, task: TrainedProbe) -> tuple[Judged, Facts
     write_csv(outcome.history.timing, context.out / "timing.csv")
     write_json({"seed": seed, "total_steps": outcome.steps}, context.out / "derived.json")
     rows = outcome.rows_N
-    judged = Judged(
+    judged = Evaluation(
         rows_N=rows,
         names=[store.name(int(row)) for row in rows],
         split=outcome.split,

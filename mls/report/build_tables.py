@@ -101,7 +101,7 @@ def trace(table: str, spec: dict[str, Any], tasks: dict[str, Artifact], pretrain
                     raise MlsError(
                         f"{where}: pretrain {pretrain} or task {one} is not among the inputs; run mls tables again"
                     )
-                read = tasks[one].seal["inputs"].get("pretrain")
+                read = tasks[one].manifest["inputs"].get("pretrain")
                 if read != pretrain:
                     path = tasks[one].path
                     raise MlsError(
@@ -124,6 +124,6 @@ def provenance(job: Job, experiment: str, tables: list[FilledTable], tasks: Mapp
                 for pretrain, task in cell.sources:
                     place.setdefault(pretrain, []).append(task)
     artifacts = {**{stage: sorted(ids) for stage, ids in job.inputs.items()}, "tables": [job.id]}
-    if features := {inputs["features"] for task in tasks.values() if "features" in (inputs := task.seal["inputs"])}:
+    if features := {inputs["features"] for task in tasks.values() if "features" in (inputs := task.manifest["inputs"])}:
         artifacts["features"] = sorted(features)
     return {"experiment": experiment, "artifacts": artifacts, "cells": cells}

@@ -33,7 +33,7 @@ METRIC = {kind: entry.per_class for kind, entry in KINDS.items() if entry.per_cl
 
 def split_of(task: Artifact) -> str:
     """Which split a task's metrics are of."""
-    return "test" if task.seal["params"].get("test", True) else "val"
+    return "test" if task.manifest["params"].get("test", True) else "val"
 
 
 # --------------------------------------------------------------------------------------- each run
@@ -52,7 +52,7 @@ def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> d
                 aps = [
                     p.read_json("metrics.json").get("per_class")
                     for p in read
-                    if p.seal["params"]["kind"] != "retrieval"
+                    if p.manifest["params"]["kind"] != "retrieval"
                 ]
                 if aps and all(aps):
                     found.setdefault((task, split_of(read[0])), {})[row["label"]] = {
@@ -133,7 +133,7 @@ def class_differences(params: Mapping[str, Any], tasks: Mapping[str, Artifact]) 
                 if row != baseline
             }
             if rows:
-                what = METRIC.get(first.seal["params"]["kind"], "AP")
+                what = METRIC.get(first.manifest["params"]["kind"], "AP")
                 found[name, task] = Differences(f"{what}, {split_of(first)}", baseline, rows)
     return found
 
@@ -145,7 +145,7 @@ def distinct(pairs: list[list[str]]) -> tuple[tuple[str, str], ...]:
 
 def class_values(task: Artifact) -> dict[str, float | None]:
     """Class -> percent; nothing of a task that does not judge single classes (retrieval judges queries)."""
-    kind = task.seal["params"]["kind"]
+    kind = task.manifest["params"]["kind"]
     per_class = {} if kind == "retrieval" else task.read_json("metrics.json").get("per_class") or {}
     return {name: one[METRIC[kind]] if kind in METRIC else one for name, one in per_class.items()}
 

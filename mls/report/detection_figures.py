@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact, open_artifact
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import open_inputs
@@ -43,7 +43,7 @@ def detectors(params: Mapping[str, Any], transfers: Mapping[str, Artifact]) -> d
         for row in table["rows"]:
             for task, pairs in row["tasks"].items():
                 artifact = transfers.get(pairs[0][1])
-                if artifact is None or artifact.seal["params"]["kind"] not in DETECTORS:
+                if artifact is None or artifact.manifest["params"]["kind"] not in DETECTORS:
                     continue
                 rows = found.setdefault(task, {})
                 if len(rows) < RUNS and all(artifact.path != other.path for other in rows.values()):
@@ -51,7 +51,7 @@ def detectors(params: Mapping[str, Any], transfers: Mapping[str, Artifact]) -> d
     return dict(sorted(found.items()))
 
 
-def draw_detections(store: Store, results: Mapping[str, Results], images: int = IMAGES, note: str = "") -> Figure:
+def draw_detections(store: ImageStore, results: Mapping[str, Results], images: int = IMAGES, note: str = "") -> Figure:
     """A row per test image: the ground truth, then a column per run; boxes, masks, classes and scores.
 
     Args:
@@ -113,7 +113,7 @@ def draw_transfer(plan: Plan, job: Job, out: Path, images: int = IMAGES) -> list
         raise MlsError(f"{name} can't be drawn: {error}. The command that makes it: {make}") from error
     data = open_inputs(plan, job)["data"]
     with plain_style():
-        save(draw_detections(Store(data.path), {plan.labels[job.id][0]: results}, images), out / "detections")
-    if data.seal["params"].get("source") != "scenes":
+        save(draw_detections(ImageStore(data.path), {plan.labels[job.id][0]: results}, images), out / "detections")
+    if data.manifest["params"].get("source") != "scenes":
         say(f"{out}/detections.* show photos of the data set; don't publish them without the photos' licences")
     return [out / f"detections.{end}" for end in ("png", "pdf")]

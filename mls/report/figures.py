@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job
 from mls.report.agreement_figures import draw_agreement
@@ -79,12 +79,12 @@ def draw_figures(
             figures[f"per_class_difference-{name}-{task}"] = draw_differences(f"{name}, {task}", apart, runs)
         for one, artifact in of_stage(inputs, "data").items():
             if is_generated(artifact):
-                figures[f"scenes-{one}"] = draw_scenes(Store(artifact.path))
+                figures[f"scenes-{one}"] = draw_scenes(ImageStore(artifact.path))
         for task, by_row in detectors(params, transfers).items():
-            data = inputs[f"data/{next(iter(by_row.values())).seal['inputs']['data']}"]
+            data = inputs[f"data/{next(iter(by_row.values())).manifest['inputs']['data']}"]
             if is_generated(data):
                 found = {row: one.read_json("predictions.json") for row, one in by_row.items()}
-                figures[f"detections-{task}"] = draw_detections(Store(data.path), found, note=FIRST)
+                figures[f"detections-{task}"] = draw_detections(ImageStore(data.path), found, note=FIRST)
         if drawn := params.get("draw"):
             figures.update(neighbour_figures(drawn, inputs, jobs))
         shown = {name: figure for name, figure in figures.items() if figure}
@@ -102,7 +102,7 @@ def neighbour_figures(
     files = file_names(drawn)
     for run, one in sorted(drawn.items()):
         job, data = jobs[one], inputs[f"data/{jobs[one].inputs['data']}"]
-        store, after = Store(data.path), finished(job, inputs[f"pretrain/{one}"], run)
+        store, after = ImageStore(data.path), finished(job, inputs[f"pretrain/{one}"], run)
         yield f"fig3-{files[run]}", scores_figure(job, after, store)[0]
         if is_generated(data):
             yield f"fig4-{files[run]}", queries_figure(job, after, store)
@@ -110,7 +110,7 @@ def neighbour_figures(
 
 def is_generated(data: Artifact) -> bool:
     """Whether a data set holds no photos."""
-    return data.seal["params"].get("source") == "scenes"
+    return data.manifest["params"].get("source") == "scenes"
 
 
 def file_names(runs: Iterable[str]) -> dict[str, str]:
@@ -126,7 +126,7 @@ def file_names(runs: Iterable[str]) -> dict[str, str]:
 def read_curves(inputs: Mapping[str, Artifact]) -> dict[str, pd.DataFrame]:
     """``curves.csv`` of every training by pretrain id."""
     trained = of_stage(inputs, "pretrain").items()
-    return {one: pd.read_csv(a.file("curves.csv")) for one, a in trained if "curves.csv" in a.seal["files"]}
+    return {one: pd.read_csv(a.file("curves.csv")) for one, a in trained if "curves.csv" in a.manifest["files"]}
 
 
 def of_stage(inputs: Mapping[str, Artifact], stage: str) -> dict[str, Artifact]:

@@ -61,7 +61,7 @@ def node(plan: Plan, job: Job, artifact: Artifact | None, column: int, y: int) -
     """The box of a job; ``y`` is the middle of its place."""
     labels = plan.labels[job.id]
     label = labels[0] if len(labels[0]) <= LONGEST else labels[0][: LONGEST - 1] + "…"
-    took = spent(artifact.seal["made"]["wall_s"]) if artifact else "not here"
+    took = spent(artifact.manifest["made"]["wall_s"]) if artifact else "not here"
     more = f" (+{len(labels) - 1})" if labels[1:] else ""
     title = f"{job.stage}: {', '.join(labels)}"
     return Node(job.stage, label, f"{job.id}, {took}{more}", title, column * STEP_X + 1, MARGIN + y - BOX_HEIGHT // 2)

@@ -31,7 +31,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import StrMethodFormatter
 
 from mls.config.methods import TRAINED
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.methods.method import Method
 from mls.pipeline.artifact import Artifact, open_artifact
 from mls.pipeline.plan import Job, Plan
@@ -60,7 +60,7 @@ COLOURS = {"backbone": PALETTE[0], "mlp": PALETTE[1]}
 DARK = {"backbone": "#003f66", "mlp": "#7a5200"}
 """The same hues for thin lines and text."""
 HATCH = {"backbone": "", "mlp": "////"}
-"""Told apart without colours too."""
+"""LateStep apart without colours too."""
 FILL = 0.35
 """Opacity of a histogram: the one behind shows."""
 LEAST = 0.6
@@ -105,13 +105,13 @@ def draw_neighbours(plan: Plan, job: Job, out: Path, images: int = 6, seed: int 
         make = f"mls pretrain {plan.labels[job.id][0]} -e {plan.loaded.path}"
         raise MlsError(f"{name} can't be drawn: {error}. The command that makes it: {make}") from error
     data = open_inputs(plan, job)["data"]
-    store = Store(data.path)
+    store = ImageStore(data.path)
     with plain_style():
         figure, told = scores_figure(job, after, store, seed)
         save(figure, out / "fig3")
         save(queries_figure(job, after, store, images, seed), out / "fig4")
     (out / "fig3.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if data.seal["params"].get("source") != "scenes":
+    if data.manifest["params"].get("source") != "scenes":
         say(f"{out}/fig4.* show photos of the data set; don't publish them without the photos' licences")
     return [out / file for file in ("fig3.png", "fig3.pdf", "fig3.json", "fig4.png", "fig4.pdf")]
 
@@ -140,7 +140,7 @@ def finished(job: Job, artifact: Artifact, name: str) -> Method[Any]:
 # -------------------------------------------------------------------------------------------- Fig. 3
 
 
-def scores_figure(job: Job, after: Method[Any], store: Store, seed: int = 0) -> tuple[Figure, dict[str, object]]:
+def scores_figure(job: Job, after: Method[Any], store: ImageStore, seed: int = 0) -> tuple[Figure, dict[str, object]]:
     """Fig. 3 of a pretraining, and its numbers; the caller's RNG is undisturbed.
 
     Args:
@@ -227,12 +227,12 @@ def draw_histogram(axes: Axes, told: Mapping[str, Any], space: str, lane: int) -
 # -------------------------------------------------------------------------------------------- Fig. 4
 
 
-def queries_figure(job: Job, after: Method[Any], store: Store, images: int = 6, seed: int = 0) -> Figure:
+def queries_figure(job: Job, after: Method[Any], store: ImageStore, images: int = 6, seed: int = 0) -> Figure:
     """Fig. 4 of a pretraining; arguments as `scores_figure` and `draw_neighbours` have them."""
     return draw_queries(store, nearest(after, store, *sample_queries(store, images, seed, job.config.augment.scale)))
 
 
-def draw_queries(store: Store, queries: Sequence[Query]) -> Figure:
+def draw_queries(store: ImageStore, queries: Sequence[Query]) -> Figure:
     """One row per query: its image and crop, then its nearest entries' images and crops, nearest first."""
     labelled = bool(store.labels(range(len(store))).any())
     shape = (len(queries), 1 + NEIGHBOURS)
@@ -250,7 +250,9 @@ def draw_queries(store: Store, queries: Sequence[Query]) -> Figure:
     return figure
 
 
-def draw_crop(axes: Axes, store: Store, row: int, box: tuple[int, int, int, int], colour: str, caption: str) -> None:
+def draw_crop(
+    axes: Axes, store: ImageStore, row: int, box: tuple[int, int, int, int], colour: str, caption: str
+) -> None:
     """One image, a crop's outline on it, words under it."""
     axes.axis("on")
     axes.set(xticks=[], yticks=[], anchor="N")

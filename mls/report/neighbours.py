@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from mls.config.experiment import Pretrain
 from mls.config.methods import Mls
 from mls.data.augment import MEAN, STD, crop, crop_boxes, draw
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews
 from mls.methods.method import Method, Pair, build_method
 from mls.pipeline.artifact import Artifact, how_to_mend
@@ -121,7 +121,7 @@ def trained(config: Pretrain, artifact: Artifact) -> Method[Any]:
 # -------------------------------------------------------------------------------------------- Fig. 3
 
 
-def first_pair(store: Store, config: Pretrain, seed: int) -> Pair:
+def first_pair(store: ImageStore, config: Pretrain, seed: int) -> Pair:
     """Return the views of the run's first step, as the training loop makes them.
 
     Raises:
@@ -183,7 +183,7 @@ def summary(cosine_D: NDArray[np.float64], topk: int, own: int) -> dict[str, Any
 # -------------------------------------------------------------------------------------------- Fig. 4
 
 
-def sample_queries(store: Store, count: int, seed: int, scale: list[float]) -> tuple[NDArray[np.int64], Any]:
+def sample_queries(store: ImageStore, count: int, seed: int, scale: list[float]) -> tuple[NDArray[np.int64], Any]:
     """Return rows (N,) and crops (N, 4: top, left, height, width) of query images.
 
     They are val images, which pretraining never sees, or train images where there are no others;
@@ -203,7 +203,9 @@ def sample_queries(store: Store, count: int, seed: int, scale: list[float]) -> t
 
 
 @torch.no_grad()
-def nearest(method: Method[Any], store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> list[Query]:
+def nearest(
+    method: Method[Any], store: ImageStore, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]
+) -> list[Query]:
     """Find the `NEIGHBOURS` nearest known entries in Q_g of each crop (Eq. 7); where fewer are known, those.
 
     Args:
@@ -232,7 +234,7 @@ def nearest(method: Method[Any], store: Store, rows_N: NDArray[np.int64], boxes_
     return queries
 
 
-def encode(method: Method[Any], store: Store, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> Tensor:
+def encode(method: Method[Any], store: ImageStore, rows_N: NDArray[np.int64], boxes_N4: NDArray[np.int64]) -> Tensor:
     """Return the L2-normalised features (N, G) of crops by the online backbone in evaluation mode, float32."""
     mean_C11, std_C11 = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     backbone = copy.deepcopy(method.backbone).eval()
@@ -244,6 +246,6 @@ def encode(method: Method[Any], store: Store, rows_N: NDArray[np.int64], boxes_N
     return F.normalize(torch.cat(parts), dim=1)
 
 
-def names_of(store: Store, *rows: int) -> list[str]:
+def names_of(store: ImageStore, *rows: int) -> list[str]:
     """Names of the classes that all of these images have."""
     return [store.classes[c] for c in np.flatnonzero(store.labels(rows).all(axis=0))]

@@ -71,7 +71,7 @@ def provenance_rows(
                 values = [Value(row), Value(column), NOTHING if value is None else Value(f"{value:.2f}", value)]
                 for one in (pretrain, task):
                     values += [identity(plan, one), took(made.get(one))]
-                both = [made[one].seal["made"] for one in (pretrain, task) if one in made]
+                both = [made[one].manifest["made"] for one in (pretrain, task) if one in made]
                 values += [
                     Value(differing(both, device), below=differing(both, threads)),
                     Value(differing(both, code), below=f"torch {differing(both, torch)}"),
@@ -90,7 +90,7 @@ def took(artifact: Artifact | None) -> Value:
     """How long an artifact's making took, above when it started."""
     if artifact is None:
         return NOTHING
-    made = artifact.seal["made"]
+    made = artifact.manifest["made"]
     return Value(spent(made["wall_s"]), made["wall_s"], below=made["started"][:16].replace("T", " "))
 
 
@@ -156,7 +156,7 @@ def artifacts_page(plan: Plan, made: dict[str, Artifact]) -> tuple[str, str, lis
 def total_row(stage: str, jobs: list[Job], made: dict[str, Artifact], kind: str = "") -> Row:
     """How many artifacts, how many of them are here, and what those took."""
     here = [made[job.id] for job in jobs if job.id in made]
-    seconds, size = sum(one.seal["made"]["wall_s"] for one in here), sum(map(bytes_of, here))
+    seconds, size = sum(one.manifest["made"]["wall_s"] for one in here), sum(map(bytes_of, here))
     counts = [Value(str(count), count) for count in (len(jobs), len(here))]
     return Row([Value(stage), *counts, Value(spent(seconds), seconds), Value(f"{size:,}", size)], kind=kind)
 
@@ -165,7 +165,7 @@ def artifact_row(plan: Plan, job: Job, artifact: Artifact | None, environments: 
     """When, where, by which code and how fast an artifact was made."""
     if artifact is None:
         return Row([Value(job.stage), identity(plan, job.id), *[NOTHING] * 6])
-    made, size, at = artifact.seal["made"], bytes_of(artifact), 1 + environments.index(environment(artifact))
+    made, size, at = artifact.manifest["made"], bytes_of(artifact), 1 + environments.index(environment(artifact))
     return Row(
         [
             Value(job.stage),
@@ -182,10 +182,10 @@ def artifact_row(plan: Plan, job: Job, artifact: Artifact | None, environments: 
 
 def environment(artifact: Artifact) -> tuple[str, str]:
     """The versions of Python and of the packages that can move a number."""
-    made = artifact.seal["made"]
+    made = artifact.manifest["made"]
     return made["python"], ", ".join(f"{name} {version}" for name, version in made["packages"].items())
 
 
 def bytes_of(artifact: Artifact) -> int:
     """The size of all its files."""
-    return sum(entry["size"] for entry in artifact.seal["files"].values())
+    return sum(entry["size"] for entry in artifact.manifest["files"].values())

@@ -55,7 +55,7 @@ def build(plan: Plan) -> Path:
         write_page(out / "tables" / f"{table.name}.html", *table_page(table, experiment, pairs))
         rows += [Row([Value(table.name), *row.values]) for row in pairs]
     tables = made[plan.tables.id]
-    for file in tables.seal["files"]:
+    for file in tables.manifest["files"]:
         if Path(file).match("figures/*.png"):
             shutil.copy(tables.file(file), out / file)
     lead = f"Every number of experiment {experiment}, and the artifacts that it comes from."

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from mls.config.datasets import CocoDataset, Dataset, VocDataset
 from mls.config.experiment import Experiment, Pretrain
-from mls.config.identity import essence
+from mls.config.identity import identity_params
 from mls.config.methods import TRAINED, Mls, Moco
 from mls.config.paper import TABLES, Beside
 from mls.config.transfers import Detectron2Detector, SemanticTransfer
@@ -26,7 +26,7 @@ from mls.config.transfers import Detectron2Detector, SemanticTransfer
 
 def described(dataset: Dataset) -> str:
     """A data set in words: its source and every key that is not at its default (of scenes all that matter)."""
-    told = essence(dataset)
+    told = identity_params(dataset)
     words = [str(told.pop("source")), *(f"{key} {value}" for key, value in told.items() if key != "seed")]
     return ", ".join(words)
 
@@ -182,7 +182,7 @@ def _task_against(config: Any, table: str, column: str, dataset: Dataset) -> lis
             return [*told, f"{config.kind} instead of finetune"]
         other = column != "VOC07" and config.epochs != TUNING_EPOCHS
         return told + [f"{config.epochs} epochs of fine-tuning instead of {TUNING_EPOCHS}"] * other
-    asked, given = (essence(one, defaults=True) for one in (PAPER_TASKS[table], config))
+    asked, given = (identity_params(one, defaults=True) for one in (PAPER_TASKS[table], config))
     for key in ("kind", "backend", "architecture"):
         if given.get(key) != asked.get(key):
             return [*told, f"{key} {given.get(key, 'none')} instead of {asked.get(key, 'none')}"]

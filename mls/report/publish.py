@@ -56,7 +56,7 @@ def publish(plan: Plan, results: Path = RESULTS) -> Path:
 
 def fill(aside: Path, artifact: Artifact, marker_name: str, line: str) -> None:
     """Copy what is published, make it durable, then write the marker."""
-    for file in sorted(artifact.seal["files"]):
+    for file in sorted(artifact.manifest["files"]):
         if file in FILES or file.split("/", 1)[0] in FOLDERS:
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
             write_synced(aside / file, artifact.file(file).read_bytes())

@@ -1,6 +1,6 @@
 """Pictures with their objects outlined: the contact sheet of a generated data set.
 
-figure = draw_scenes(Store(path))
+figure = draw_scenes(ImageStore(path))
 outline(axes, annotation, "disc", PALETTE[0])       # one object, of ground truth or predicted
 """
 
@@ -15,14 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.report.style import LIGHT, PALETTE
 from mls.transfer.instances import decode_mask, has_mask
 
 SCENES = 12
 
 
-def draw_scenes(store: Store) -> Figure:
+def draw_scenes(store: ImageStore) -> Figure:
     """The first test images with boxes, masks and class names."""
     truth = store.ground_truth("test")
     names, colours = classes(truth)
@@ -45,7 +45,7 @@ def classes(truth: Mapping[str, Any]) -> tuple[dict[int, str], dict[int, str]]:
     return names, {category: PALETTE[i % len(PALETTE)] for i, category in enumerate(sorted(names))}
 
 
-def show(axes: Axes, store: Store, row: int) -> None:
+def show(axes: Axes, store: ImageStore, row: int) -> None:
     """An image, its pixels as they are stored; what is drawn on it later does not move its edges."""
     axes.imshow(store.decode(row).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.autoscale(False)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from mls.config.references import nearest
-from mls.config.sweep import points_of
+from mls.config.sweep import sweep_points
 from mls.pipeline.artifact import open_artifact
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.status import job_state, print_states
@@ -51,7 +51,7 @@ def print_sweeps(plan: Plan, metric: str | None = None) -> None:
         return of_features if state(job.id) == "missing" and of_features != "done" else state(job.id)
 
     for run, sweep in experiment.sweep.items():
-        points = points_of(run, sweep)
+        points = sweep_points(run, sweep)
         keys = list(dict.fromkeys(key for point in points for key in point.values))
         rows = []
         for point in points:

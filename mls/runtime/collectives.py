@@ -72,7 +72,7 @@ def _gather_contiguous(own_B: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean(value: Tensor) -> Tensor:
+def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean over the ranks, elementwise, equal on all of them."""
     if world() > 1:
         value = value.clone()
@@ -87,10 +87,10 @@ def per_rank(counted: Tensor) -> Tensor:
 
     Ranks whose own sums are divided by it have the mean over all as their mean, however the counts lie.
     """
-    return mean(counted.sum().to(torch.get_default_dtype())).clamp(min=1 / world())
+    return mean_over_ranks(counted.sum().to(torch.get_default_dtype())).clamp(min=1 / world())
 
 
-def told(go: bool) -> bool:
+def broadcast(go: bool) -> bool:
     """Rank 0's decision, on every rank; the others wait for it, however long it takes."""
     if world() == 1:
         return go

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mls.data.loader import Batch
+from mls.data.loader import ViewBatch
 from mls.runtime.checkpoint import save_checkpoint
 
 
 @dataclass(frozen=True)
-class Told:
+class LateStep:
     """What the host learns of a step after it."""
 
     step: int
     values: list[float]
     """As they were handed in."""
-    batch: Batch
+    batch: ViewBatch
     rng: dict[str, Any]
 
 
@@ -33,9 +33,9 @@ class LateReader:
     """Hands values from the device to the host one step late."""
 
     def __init__(self) -> None:
-        self._waiting: tuple[int, Tensor, torch.cuda.Event | None, Batch, dict[str, Any]] | None = None
+        self._waiting: tuple[int, Tensor, torch.cuda.Event | None, ViewBatch, dict[str, Any]] | None = None
 
-    def exchange(self, step: int, values: Tensor, batch: Batch, rng: dict[str, Any]) -> Told | None:
+    def exchange(self, step: int, values: Tensor, batch: ViewBatch, rng: dict[str, Any]) -> LateStep | None:
         """Take this step's values, return the last step's: the host waits for that one at most."""
         before = self.drain()
         on_gpu = values.device.type == "cuda"
@@ -47,7 +47,7 @@ class LateReader:
         self._waiting = (step, copy, event, batch, rng)
         return before
 
-    def drain(self) -> Told | None:
+    def drain(self) -> LateStep | None:
         """Return what is still waiting, if anything."""
         if self._waiting is None:
             return None
@@ -55,10 +55,10 @@ class LateReader:
         self._waiting = None
         if event is not None:
             event.synchronize()
-        return Told(step, copy.tolist(), batch, rng)
+        return LateStep(step, copy.tolist(), batch, rng)
 
 
-def dump(told: Told, values: dict[str, float], seed: int, epoch: int, names: list[str], folder: Path) -> Path:
+def dump(told: LateStep, values: dict[str, float], seed: int, epoch: int, names: list[str], folder: Path) -> Path:
     """Write the batch of a step that was not finite: images, crops, random draws and generator state.
 
     The views can be made again from it: ``draws`` are every random number of the augmentation.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mls.data.loader import Batch, TwoViews, batches
+from mls.data.loader import TwoViews, ViewBatch, batches
 from mls.data.resident import Resident
 from mls.methods.diagnostics import CollapseWatch
 from mls.methods.method import Method, Pair
@@ -23,13 +23,13 @@ from mls.methods.mls import MLS, weight_at
 from mls.models.batchnorm import RunningStatistics
 from mls.pipeline.runner import Context
 from mls.runtime.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
-from mls.runtime.collectives import gather, mean, rank, told, world
+from mls.runtime.collectives import broadcast, gather, mean_over_ranks, rank, world
 from mls.runtime.device import autocast, workers_of
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.train.diagnose import diagnose
-from mls.train.guard import LateReader, Told, dump
+from mls.train.guard import LateReader, LateStep, dump
 from mls.train.log import Curves
 from mls.train.online_knn import OnlineKnn
 from mls.train.optimizer import build_optimizer, masked_step
@@ -106,10 +106,10 @@ class Trainer:
                     self._save()
                 if world() == 1:  # together they stop at a step that all agree on
                     guard.stop_if_asked(self._save)
-            self._hear(self.late.drain())
+            self._handle(self.late.drain())
         self.speed.append((self.step, bar.rate))
 
-    def _train_step(self, batch: Batch, *, asked: bool = False) -> None:
+    def _train_step(self, batch: ViewBatch, *, asked: bool = False) -> None:
         """One step; ``asked``: this rank has got a signal to stop."""
         rng = rng_state()
         pair = pair_of(batch, self.views, self.step, self.device, self.resident)
@@ -126,19 +126,21 @@ class Trainer:
         values["grad_norm"] = norm
         values["nonfinite"] = ~torch.isfinite(losses["loss"].detach() + norm)
         values["asked"] = torch.tensor(asked)
-        told_V = mean(torch.stack([v.to(self.device, norm.dtype, non_blocking=True) for v in values.values()]))
+        told_V = mean_over_ranks(
+            torch.stack([v.to(self.device, norm.dtype, non_blocking=True) for v in values.values()])
+        )
         finite = told_V[-2] == 0
 
         masked_step(self.optimizer, finite)
         self.method.finish_step(finite)
-        self.statistics.write(torch.where(finite, mean(self.statistics.read()), before))
+        self.statistics.write(torch.where(finite, mean_over_ranks(self.statistics.read()), before))
         self.statistics.uncount(finite, counts)
         self.step += 1
         self.losses, self.names = list(losses), list(values)
         self.window.add(self.names[:-2], told_V[:-2], finite)
-        self._hear(self.late.exchange(self.step - 1, told_V, batch, rng))
+        self._handle(self.late.exchange(self.step - 1, told_V, batch, rng))
 
-    def _hear(self, heard: Told | None) -> None:
+    def _handle(self, heard: LateStep | None) -> None:
         """What the host learns of the last step: count and dump one that was not finite; was any rank asked to stop?
 
         Raises:
@@ -246,7 +248,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Rank 0 writes, the others wait: torchrun ends the job soon after one rank has left."""
-        self._hear(self.late.drain())
+        self._handle(self.late.drain())
         if rank() == 0:
             save_resumable(self.state(), self.context.work, self.step, self.context.execution.keep_checkpoints)
-        told(True)
+        broadcast(True)

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mls.data.augment import MEAN, STD
-from mls.data.eval_view import prepare
-from mls.data.image_store import Store
+from mls.data.eval_view import square
+from mls.data.image_store import ImageStore
 from mls.metrics import mean_average_precision, top1
 
 IMAGES = 1000
@@ -43,12 +43,12 @@ BATCH = 64
 class OnlineKnn:
     """Weighted k-nearest-neighbour classification of validation images by dictionary entries."""
 
-    def __init__(self, store: Store, image_size: int, device: torch.device) -> None:
+    def __init__(self, store: ImageStore, image_size: int, device: torch.device) -> None:
         """Choose the images, evenly spaced over the validation rows; decodes none yet.
 
         Args:
             store: holds the images and labels that the dictionary's rows refer to.
-            image_size: side of the square that the backbone sees, pixels; see `mls.data.eval_view.prepare`.
+            image_size: side of the square that the backbone sees, pixels; see `mls.data.eval_view.square`.
             device: where the backbone and the dictionary are.
         """
         self.store, self.image_size, self.device = store, image_size, device
@@ -111,7 +111,7 @@ class OnlineKnn:
     def _crops(self) -> Tensor:
         """Return the images as uint8 (N, C, H, W) on the CPU, decoded on the first call."""
         if self._crops_NCHW is None:
-            self._crops_NCHW = torch.stack([prepare(self.store.decode(int(row)), self.image_size) for row in self.rows])
+            self._crops_NCHW = torch.stack([square(self.store.decode(int(row)), self.image_size) for row in self.rows])
         return self._crops_NCHW
 
 

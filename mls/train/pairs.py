@@ -10,13 +10,15 @@ from torch import Tensor
 
 from mls.config.experiment import Pretrain
 from mls.data.augment import ColourAugment, flips
-from mls.data.loader import Batch, TwoViews
+from mls.data.loader import TwoViews, ViewBatch
 from mls.data.resident import Resident
 from mls.methods.method import Pair
 from mls.methods.momentum import key_order
 
 
-def pair_of(batch: Batch, views: TwoViews, step: int, device: torch.device, resident: Resident | None = None) -> Pair:
+def pair_of(
+    batch: ViewBatch, views: TwoViews, step: int, device: torch.device, resident: Resident | None = None
+) -> Pair:
     """Return what a step's method is fed: the batch's crops as augmented views on the device, and the keys' order.
 
     Args:

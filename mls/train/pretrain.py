@@ -15,7 +15,7 @@ from torch import nn
 
 from mls.config.experiment import Pretrain
 from mls.config.methods import TRAINED
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews
 from mls.methods.method import build_method
 from mls.models.backbone import build_backbone, save_backbone
@@ -45,7 +45,7 @@ def run(context: Context) -> None:
         check_ranks(config, device)
         if config.resident == "cuda" and device.type != "cuda":
             raise MlsError("pretrain.resident is 'cuda', but this run is on the CPU; use 'cpu' or 'no'")
-        store, threads = Store(context.inputs["data"].path), context.execution.threads
+        store, threads = ImageStore(context.inputs["data"].path), context.execution.threads
         views = TwoViews(store, config, context.job.seed, rank(), world(), threads)
         trainer = Trainer(context, build_method(config), views, device)
         trainer.run()

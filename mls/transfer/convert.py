@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mls.data.eval_view import normalise
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.models.names import COUNTER, few
 from mls.runtime.errors import DeterministicError
 
@@ -61,7 +61,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
     log(f"backbone loaded: {counted}, 0 missing, 0 unexpected; new, as expected: {fresh}")
 
 
-def first_pixels(store: Store, row: int) -> Tensor:
+def first_pixels(store: ImageStore, row: int) -> Tensor:
     """An image's upper left part, uint8 (3, H, W): at most 512 pixels a side, both multiples of 32 where they can be.
 
     Detectors pad to such multiples, and would see other pixels at the edge.

@@ -26,7 +26,7 @@ from mls.models.backbone import LAYERS, feature_maps, load_backbone
 from mls.transfer.convert import as_pretrained, first_pixels, load, prove
 from mls.transfer.evaluate import as_result, ground_truth, in_batches
 from mls.transfer.instances import Instances, decode_mask
-from mls.transfer.interface import Given, Transfer
+from mls.transfer.interface import Given, TransferTask
 from mls.transfer.order import plan_batch, read_ahead
 from mls.transfer.torchvision import build_detector
 from mls.transfer.train import undecayed_norms, warm_up_and_drops
@@ -38,7 +38,7 @@ BODY = "backbone.body."
 Sample = tuple[Tensor, dict[str, Tensor]]
 
 
-class Detection(Transfer):
+class Detection(TransferTask):
     """Mask R-CNN or Faster R-CNN of torchvision."""
 
     def __init__(self, task: TorchvisionDetector, given: Given) -> None:

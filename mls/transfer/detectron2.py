@@ -37,7 +37,7 @@ from mls.runtime.signals import InterruptGuard
 from mls.transfer.detectron2_model import build_model, load_proved
 from mls.transfer.evaluate import as_result, ground_truth, in_batches
 from mls.transfer.instances import Instances
-from mls.transfer.interface import Given, Transfer
+from mls.transfer.interface import Given, TransferTask
 from mls.transfer.order import epoch_order, read_ahead
 from mls.transfer.train import undecayed_norms, warm_up_and_drops
 
@@ -45,7 +45,7 @@ Planned = tuple[int, bool, int]
 """Index of a sample, whether it is flipped, and the epoch."""
 
 
-class Detectron2Detection(Transfer):
+class Detectron2Detection(TransferTask):
     """Mask R-CNN or Faster R-CNN of Detectron2."""
 
     def __init__(self, task: Detectron2Detector, given: Given) -> None:

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
@@ -59,7 +59,7 @@ def in_batches(rows_N: Sequence[int] | np.ndarray, size: int, name: str) -> Iter
             bar.advance(len(chunk), count=len(chunk))
 
 
-def ground_truth(store: Store, kind: str) -> dict[str, Any]:
+def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
     """The test split's annotations.
 
     Raises:

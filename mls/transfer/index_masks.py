@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mls.data.image_store import IGNORE, Store
+from mls.data.image_store import IGNORE, ImageStore
 from mls.runtime.errors import MlsError
 from mls.transfer.instances import decode_mask, has_mask
 
@@ -31,7 +31,7 @@ BACKGROUND = "background"
 class IndexMasks:
     """Index masks by image."""
 
-    def __init__(self, store: Store, splits: str) -> None:
+    def __init__(self, store: ImageStore, splits: str) -> None:
         """Index some splits; no mask is read.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mls.config.transfers import TrainOn
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 
 
@@ -24,7 +24,7 @@ class Instances:
     objects are trained on.
     """
 
-    def __init__(self, store: Store, splits: TrainOn, masks: bool) -> None:
+    def __init__(self, store: ImageStore, splits: TrainOn, masks: bool) -> None:
         """Index some splits; no image is read.
 
         Raises:

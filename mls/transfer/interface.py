@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
-from mls.config.transfers import TransferTask
-from mls.data.image_store import Store
+from mls.config.transfers import TransferConfig
+from mls.data.image_store import ImageStore
 from mls.transfer.detectron2_install import require_detectron2
-from mls.transfer.score import scored
+from mls.transfer.rescore import scored
 
 
 @dataclass(frozen=True)
 class Given:
     """What a transfer starts from."""
 
-    store: Store
+    store: ImageStore
     config: Backbone
     """Of the backbone that was pretrained."""
     weights: Path
@@ -46,15 +46,15 @@ class Given:
     """Takes a line for people."""
 
 
-class Transfer(ABC):
+class TransferTask(ABC):
     """A model on a pretrained backbone, the images it learns from and those it is judged by.
 
     Made from a `Given`: its weights are loaded, every tensor accounted for, and its backbone was seen to give the
     features of the pretrained one.
     """
 
-    task: TransferTask
-    store: Store
+    task: TransferConfig
+    store: ImageStore
     model: nn.Module
     optimizer: torch.optim.Optimizer
     batch_size: int
@@ -102,7 +102,7 @@ class Transfer(ABC):
         """
 
     def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """Metrics of results, percent; see `mls.transfer.score`."""
+        """Metrics of results, percent; see `mls.transfer.rescore`."""
         return scored(self.task, self.store, results)
 
     def derived(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Transfer(ABC):
         return {"total_steps": self.total, "train_images": self.train_images}
 
 
-def made_by(task: TransferTask) -> type[Transfer]:
+def made_by(task: TransferConfig) -> type[TransferTask]:
     """The class that trains a task; it is imported here, since a backend may not be installed.
 
     Raises:
@@ -118,5 +118,5 @@ def made_by(task: TransferTask) -> type[Transfer]:
     """
     if task.backend == "detectron2":
         require_detectron2("backend 'detectron2'")
-    found: type[Transfer] = pkgutil.resolve_name(task.made_by)
+    found: type[TransferTask] = pkgutil.resolve_name(task.made_by)
     return found

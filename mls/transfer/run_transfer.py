@@ -12,7 +12,7 @@ import torch
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detector
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.pipeline.runner import Context
 from mls.runtime.device import set_up, workers_of
 from mls.runtime.files import write_csv, write_json
@@ -33,7 +33,7 @@ def run(context: Context) -> None:
     """
     seed = FIRST_SEED + context.job.seed
     device = set_up(context.execution.device, context.execution.threads, seed)
-    store = Store(context.inputs["data"].path)
+    store = ImageStore(context.inputs["data"].path)
     pretrain = context.inputs["pretrain"]
     config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
     if isinstance(context.job.config, Detector):

@@ -32,14 +32,14 @@ from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_d
 from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
 from mls.transfer.index_masks import IndexMasks
-from mls.transfer.interface import Given, Transfer
+from mls.transfer.interface import Given, TransferTask
 from mls.transfer.order import plan_batch, read_ahead
 from mls.transfer.pspnet import PSPNet, dilate
 from mls.transfer.semantic_data import Sample, Samples
 from mls.transfer.torchvision import FIRST_STRIDE
 
 
-class SemanticTraining(Transfer):
+class SemanticTraining(TransferTask):
     """PSPNet on a dilated ResNet; every parameter is trained, and decayed."""
 
     def __init__(self, task: SemanticTransfer, given: Given) -> None:

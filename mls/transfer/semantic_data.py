@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mls.config.transfers import SemanticTransfer
-from mls.data.image_store import IGNORE, Store
+from mls.data.image_store import IGNORE, ImageStore
 from mls.transfer.index_masks import IndexMasks
 
 STREAM = 3
@@ -39,7 +39,7 @@ Sample = tuple[Tensor, Tensor]
 class Samples:
     """The images that are trained on."""
 
-    def __init__(self, store: Store, masks: IndexMasks, task: SemanticTransfer, seed: int) -> None:
+    def __init__(self, store: ImageStore, masks: IndexMasks, task: SemanticTransfer, seed: int) -> None:
         """Take note of what to load; no image is read.
 
         Args:

@@ -26,7 +26,7 @@ from mls.runtime.device import workers_of
 from mls.runtime.errors import DeterministicError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
-from mls.transfer.interface import Transfer
+from mls.transfer.interface import TransferTask
 
 CURVE_EVERY = 20
 """Steps between the rows of ``curves.csv`` and ``timing.csv``."""
@@ -68,7 +68,7 @@ def undecayed_norms(model: nn.Module, weight_decay: float) -> list[dict[str, obj
 
 
 def fit(
-    transfer: Transfer,
+    transfer: TransferTask,
     *,
     execution: Execution,
     work: Path,

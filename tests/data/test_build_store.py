@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from mls.config.datasets import CocoDataset, FolderDataset, ScenesDataset
 from mls.config.load import check
 from mls.data import build_store, ingest, sources
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.download.reader import Reader
 from mls.pipeline.artifact import open_artifact
 from mls.pipeline.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
@@ -92,7 +92,7 @@ def test_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(file.name for file in paths[0].iterdir() if file.name != "artifact.json") == FILES
     for name in FILES:
         assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes(), name
-    store = Store(paths[0])
+    store = ImageStore(paths[0])
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [5, 2, 3]
     assert store.decode(9).shape == (3, 32, 32)
     assert len(store.ground_truth("test")["images"]) == 3
@@ -100,7 +100,7 @@ def test_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_folder_artifact(photos: Path) -> None:
     path = make(photos={"source": "folder"})
-    store = Store(path)
+    store = ImageStore(path)
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [13, 1, 6]
     by_name = {store.name(row): row for row in range(20)}
     assert store.size(by_name["07.jpg"]) == (17, 9) and store.decode(by_name["07.jpg"]).shape == (3, 9, 17)
@@ -157,7 +157,7 @@ def test_image_that_does_not_decode_is_excluded(photos: Path, content: bytes | N
     path = make(photos={"source": "folder", "max_excluded": 0.05})
     (item,) = json.loads((path / "excluded.json").read_text())
     assert item["name"] == "03.jpg" and item["reason"].startswith("does not decode: ")
-    store = Store(path)
+    store = ImageStore(path)
     assert len(store) == 19 and "03.jpg" not in [store.name(row) for row in range(19)]
 
 
@@ -194,7 +194,7 @@ def test_of_equal_data_sets_any_root_will_do(photos: Path) -> None:
     lock = read_lock(DATA_LOCK)["photos"]
     DATA_LOCK.write_text("".join(f"{n}: {{sha256: {lock['sha256']}}}\n" for n in ("elsewhere", "photos")))
     path = make(elsewhere={"source": "folder"}, photos={"source": "folder"})
-    assert len(Store(path)) == 20
+    assert len(ImageStore(path)) == 20
 
 
 def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry:
     for i in range(20):  # larger than 16 px both ways
         Image.new("RGB", (21 + i, 20), (200 * (i % 2), 0, i)).save(photos / f"{i:02d}.jpg")
     pin()
-    plain, other = (Store(make(photos={"source": "folder", **change})) for change in ({}, entry))
+    plain, other = (ImageStore(make(photos={"source": "folder", **change})) for change in ({}, entry))
     assert plain.path != other.path and [plain.name(r) for r in range(20)] == [other.name(r) for r in range(20)]
     assert all(other.decode(row).shape == (3, side, other.size(row)[0]) for row in range(20))
     assert (other.labels(range(20)) == plain.labels(range(20))).all()
@@ -270,7 +270,7 @@ def test_coco_tiny_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     digest = sources.pin("coco-tiny", CocoDataset(source="coco"), DATA_LOCK)
     assert digest["files"] == 102
-    store = Store(make(**{"coco-tiny": {"source": "coco"}}))
+    store = ImageStore(make(**{"coco-tiny": {"source": "coco"}}))
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [48, 2, 50]
     truth = store.ground_truth("test")
     assert len(truth["annotations"]) == 382 and sum(a["iscrowd"] for a in truth["annotations"]) == 5
@@ -286,6 +286,6 @@ def test_coco_tiny_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_miml_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sources.pin("miml-scenes", FolderDataset(source="folder"), DATA_LOCK)
-    store = Store(make(**{"miml-scenes": {"source": "folder"}}))
+    store = ImageStore(make(**{"miml-scenes": {"source": "folder"}}))
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [900, 100, 1000]
     assert store.multi_label and store.labels(store.split("test")).sum(axis=0).tolist() == [204, 230, 289, 234, 280]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mls.config.datasets import CityscapesDataset
 from mls.data.cityscapes import IDS, read_listing
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.ingest import load_records
 from mls.data.listing import Listing
 from mls.data.writer import Record, write_store
@@ -87,7 +87,7 @@ def test_a_store_with_masks(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     out.mkdir()
     write_store(out, records, list(IDS), True, excluded)
-    store = Store(out)
+    store = ImageStore(out)
     assert store.has_masks and len(store) == 4 and not excluded
     rows = {store.name(row).split("/")[-1].removesuffix("_leftImg8bit.png"): row for row in range(4)}
     # below: 7 road, 8 sidewalk, 9 parking (no class), 10 rail track (no class)

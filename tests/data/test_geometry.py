@@ -18,7 +18,7 @@ from mls.config.experiment import Pretrain
 from mls.config.views import Augment
 from mls.data.augment import MEAN, STD, ColourAugment, crop_boxes, draw, flips
 from mls.data.geometry import align, common_region
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews
 from mls.data.writer import Record, write_store
 
@@ -55,7 +55,7 @@ def seen(tmp_path: Path, in_float64: None) -> Seen:
     write_store(tmp_path, records, ["a"], True, [])
     augment = {"crop": SIDE, "scale": [0.1, 1.0], "overlap": 0.1, **PLAIN}
     config = Pretrain.model_validate({"batch_size": len(SIZES), "epochs": 20, "augment": augment})
-    views = TwoViews(Store(tmp_path), config, 0)
+    views = TwoViews(ImageStore(tmp_path), config, 0)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     shown, boxes, mirrored = [], [], []
     for step in range(views.steps):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, encode_mask, write_store
 from mls.runtime.errors import MlsError
 
@@ -39,7 +39,7 @@ def make_records() -> list[Record]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ImageStore:
     write_store(
         tmp_path,
         iter(make_records()),
@@ -47,10 +47,10 @@ def store(tmp_path: Path) -> Store:
         True,
         [{"name": "z", "reason": "r"}, {"name": "y", "reason": "r"}],
     )
-    return Store(tmp_path)
+    return ImageStore(tmp_path)
 
 
-def test_roundtrip(store: Store) -> None:
+def test_roundtrip(store: ImageStore) -> None:
     assert len(store) == 4
     assert (store.classes, store.multi_label) == (["cat", "dog"], True)
     assert store.split("train").tolist() == [0, 1] and store.split("train").dtype == np.int64
@@ -63,7 +63,7 @@ def test_roundtrip(store: Store) -> None:
         assert store.size(row) == (record.width, record.height) and store.name(row) == record.name
 
 
-def test_files(store: Store) -> None:
+def test_files(store: ImageStore) -> None:
     data = (store.path / "images.bin").read_bytes()
     index = pq.read_table(store.path / "index.parquet").to_pylist()
     for entry, record in zip(index, make_records(), strict=True):
@@ -77,7 +77,7 @@ def test_files(store: Store) -> None:
     assert pq.read_table(store.path / "labels.parquet")["classes"].to_pylist() == [[0, 1], [], [1], [0]]
 
 
-def test_ground_truth_holds_one_split(store: Store) -> None:
+def test_ground_truth_holds_one_split(store: ImageStore) -> None:
     truth = store.ground_truth("test")
     assert truth["images"] == [{"id": 3, "file_name": "a2.png", "width": 9, "height": 3}]
     assert [(a["id"], a["image_id"], a["iscrowd"]) for a in truth["annotations"]] == [(4, 3, 1)]
@@ -85,7 +85,7 @@ def test_ground_truth_holds_one_split(store: Store) -> None:
         store.split("validation")
 
 
-def test_two_makings_are_equal_bytes(store: Store, tmp_path: Path) -> None:
+def test_two_makings_are_equal_bytes(store: ImageStore, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     write_store(
@@ -100,7 +100,7 @@ def test_two_makings_are_equal_bytes(store: Store, tmp_path: Path) -> None:
 def test_unlabeled_images_come_last_and_say_nothing(tmp_path: Path) -> None:
     extra = Record("0.png", "unlabeled", png(6, 4, 7), 6, 4, [], [])
     write_store(tmp_path, [*make_records(), extra], ["cat", "dog"], True, [])
-    store = Store(tmp_path)
+    store = ImageStore(tmp_path)
     assert store.split("unlabeled").tolist() == [4] and store.split("test").tolist() == [3]
     assert store.labels([4]).tolist() == [[False, False]] and store.decode(4).shape == (3, 4, 6)
     assert store.ground_truth("unlabeled")["images"] == [{"id": 4, "file_name": "0.png", "width": 6, "height": 4}]
@@ -110,7 +110,7 @@ def test_unlabeled_images_come_last_and_say_nothing(tmp_path: Path) -> None:
             write_store(tmp_path, [replace(extra, **told)], ["cat"], True, [])
 
 
-def test_a_split_that_is_not_there_is_empty(store: Store) -> None:
+def test_a_split_that_is_not_there_is_empty(store: ImageStore) -> None:
     assert store.split("unlabeled").tolist() == [] and store.split("unlabeled").dtype == np.int64
 
 
@@ -119,7 +119,7 @@ def test_masks(tmp_path: Path) -> None:
     masks = {1: np.arange(35, dtype=np.uint8).reshape(7, 5), 3: np.full((3, 9), 255, dtype=np.uint8)}
     records = [replace(r, mask=encode_mask(masks[i]) if i in masks else None) for i, r in enumerate(make_records())]
     write_store(tmp_path, records, ["cat", "dog"], True, [])
-    store = Store(tmp_path)
+    store = ImageStore(tmp_path)
     assert store.has_masks
     for row, mask_HW in masks.items():
         found_HW = store.mask(row)
@@ -139,7 +139,7 @@ def test_masks(tmp_path: Path) -> None:
         store.mask(1)
 
 
-def test_no_masks(store: Store) -> None:
+def test_no_masks(store: ImageStore) -> None:
     assert not store.has_masks
     with pytest.raises(MlsError, match=r"^a\.png has no mask in .*; masks: 0 of 4 images"):
         store.mask(0)
@@ -152,7 +152,7 @@ def test_a_raw_store(tmp_path: Path) -> None:
     write_store(tmp_path, raw, ["cat", "dog"], True, [], "raw")
     assert json.loads((tmp_path / "store.json").read_text()) == {"format": "raw"}
     assert (tmp_path / "images.bin").stat().st_size == sum(3 * r.width * r.height for r in files)
-    store = Store(tmp_path)
+    store = ImageStore(tmp_path)
     whole = store.decode(0).untyped_storage().data_ptr()
     for row, record in enumerate(files):
         image_CHW = store.decode(row)
@@ -171,14 +171,14 @@ def test_raw_pixels_are_as_many_as_the_size_says(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "index.parquet")
     pq.write_table(table.set_column(1, table.schema.field(1), [[57]]), tmp_path / "index.parquet")
     with pytest.raises(MlsError, match=r"^a\.png: .* holds 57 bytes of it, and 4 x 5 raw pixels are 60; "):
-        Store(tmp_path).decode(0)
+        ImageStore(tmp_path).decode(0)
 
 
 def test_cut_short_raw_store(tmp_path: Path) -> None:
     write_store(tmp_path, [Record("a.png", "train", bytes(60), 4, 5, [], [])], ["a"], True, [], "raw")
     (tmp_path / "images.bin").write_bytes(bytes(50))
     with pytest.raises(MlsError, match="holds 50 bytes of it"):
-        Store(tmp_path).decode(0)
+        ImageStore(tmp_path).decode(0)
 
 
 def test_images_are_written_as_they_come(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ def test_wrong_order_is_refused(tmp_path: Path) -> None:
         write_store(tmp_path, [records[2], records[0]], ["cat", "dog"], True, [])
 
 
-def test_pickles_small_and_decodes_after(store: Store) -> None:
+def test_pickles_small_and_decodes_after(store: ImageStore) -> None:
     before = store.decode(0)
     pickled = pickle.dumps(store)
     assert len(pickled) < 1000
     assert torch.equal(pickle.loads(pickled).decode(0), before)
 
 
-def test_mapping_warns_of_nothing(store: Store) -> None:
+def test_mapping_warns_of_nothing(store: ImageStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # torchvision's decoders
@@ -218,7 +218,7 @@ def test_mapping_warns_of_nothing(store: Store) -> None:
 def test_decoding_error_names_the_image(tmp_path: Path, bad: bytes) -> None:
     write_store(tmp_path, [Record("photos/bad.png", "train", bad, 8, 8, [], [])], ["a"], True, [])
     with pytest.raises(MlsError, match=r"^photos/bad\.png does not decode: (?!.*\.cpp)"):
-        Store(tmp_path).decode(0)
+        ImageStore(tmp_path).decode(0)
 
 
 def test_grey_sixteen_bit_and_rotated_images_become_rgb(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_grey_sixteen_bit_and_rotated_images_become_rgb(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(rotated, "JPEG", exif=exif)
     images = {"a": grey16.getvalue(), "b": rotated.getvalue(), "c": png(6, 4, 0, "RGBA")}
     write_store(tmp_path, [Record(k, "train", v, 1, 1, [], []) for k, v in images.items()], ["a"], True, [])
-    store = Store(tmp_path)
+    store = ImageStore(tmp_path)
     assert store.decode(0).shape == (3, 4, 6) and store.decode(0).unique().tolist() == [0x80]
     assert store.decode(1).shape == (3, 6, 4)
     assert store.decode(2).shape == (3, 4, 6)

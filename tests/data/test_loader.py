@@ -10,8 +10,8 @@ import torch
 
 import mls.data.build_store
 from mls.data.augment import ATTEMPTS, LEFT, crop, crop_boxes, draw
-from mls.data.image_store import Store
-from mls.data.loader import Batch, TwoViews, batches
+from mls.data.image_store import ImageStore
+from mls.data.loader import TwoViews, ViewBatch, batches
 from mls.pipeline.runner import run_stage
 from tests.conftest import plan_of, small
 
@@ -20,10 +20,10 @@ from tests.conftest import plan_of, small
 def views(in_tmp: Path) -> TwoViews:
     plan = plan_of(small())
     run_stage(plan, plan.stage("data")[0], mls.data.build_store.run)
-    return TwoViews(Store(plan.stage("data")[0].path), plan.loaded.runs["mls"], 0)
+    return TwoViews(ImageStore(plan.stage("data")[0].path), plan.loaded.runs["mls"], 0)
 
 
-def crops(batch: Batch) -> torch.Tensor:
+def crops(batch: ViewBatch) -> torch.Tensor:
     assert batch.crops_VBCHW is not None
     return batch.crops_VBCHW
 

@@ -16,8 +16,8 @@ import mls.train.pretrain
 from mls.config.experiment import Pretrain
 from mls.config.load import check
 from mls.data.augment import crop, crop_boxes, draw
-from mls.data.image_store import Store
-from mls.data.loader import Batch, TwoViews
+from mls.data.image_store import ImageStore
+from mls.data.loader import TwoViews, ViewBatch
 from mls.data.resident import Resident
 from mls.data.writer import Record, write_store
 from mls.methods.mls import MLS
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ImageStore:
     """Four JPEGs and four PNGs, half of them train."""
     rng = np.random.default_rng(0)
     records = []
@@ -45,26 +45,26 @@ def store(tmp_path: Path) -> Store:
             split = "train" if i % 2 else "val"
             records.append(Record(f"{kind}{i}", split, file.getvalue(), width, height, [0], []))
     write_store(tmp_path, sorted(records, key=lambda r: (r.split, r.name)), ["a"], True, [])
-    return Store(tmp_path)
+    return ImageStore(tmp_path)
 
 
 def config(**changes: object) -> Pretrain:
     return Pretrain.model_validate({"batch_size": 2, "epochs": 3, "augment": {"crop": 16}, **changes})
 
 
-def crops(batch: Batch) -> torch.Tensor:
+def crops(batch: ViewBatch) -> torch.Tensor:
     assert batch.crops_VBCHW is not None
     return batch.crops_VBCHW
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_resident_images_give_the_same_bits(store: Store, threads: int) -> None:
+def test_resident_images_give_the_same_bits(store: ImageStore, threads: int) -> None:
     anew, kept = TwoViews(store, config(), 0), TwoViews(store, config(resident="cpu"), 0, threads=threads)
     for step in range(anew.steps):
         assert torch.equal(crops(anew[step]), crops(kept[step]))
 
 
-def test_only_train_images_are_kept(store: Store) -> None:
+def test_only_train_images_are_kept(store: ImageStore) -> None:
     rows = store.split("train")
     kept = Resident(store, rows, 1)
     assert kept._pixels_N.numel() == sum(3 * w * h for w, h in (store.size(int(r)) for r in rows))
@@ -74,7 +74,7 @@ def test_only_train_images_are_kept(store: Store) -> None:
 
 @pytest.mark.parametrize(("side", "at_once"), [(16, 2**25), (48, 2**14), (224, 1)])
 def test_crops_in_batch_equal_torchvisions_within_a_level(
-    store: Store, side: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+    store: ImageStore, side: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mls.data.resident.AT_ONCE", at_once)
     rows = np.repeat(np.arange(len(store)), 20)
@@ -89,7 +89,7 @@ def test_crops_in_batch_equal_torchvisions_within_a_level(
     assert int(difference.max()) <= 1 and abs(float((ours.int() - theirs.int()).float().mean())) < 0.05
 
 
-def test_a_batch_without_crops_takes_those_of_the_resident_images(store: Store) -> None:
+def test_a_batch_without_crops_takes_those_of_the_resident_images(store: ImageStore) -> None:
     plain = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "crop": 16}
     with_crops = TwoViews(store, config(augment=plain), 0)
     without = TwoViews(store, config(resident="cuda", augment=plain), 0)
@@ -105,7 +105,9 @@ def test_a_batch_without_crops_takes_those_of_the_resident_images(store: Store) 
         pair_of(batch, without, 1, CPU)
 
 
-def test_what_does_not_fit_is_refused_before_memory_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_before_memory_is_taken(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(MlsError, match=r"pretrain.resident: .* GiB of memory are free; set short_side"):
         TwoViews(store, config(resident="cpu"), 0)
@@ -157,7 +159,7 @@ def test_training_with_resident_images(kept: str, tmp_path: Path, monkeypatch: p
         device = set_up(execution.device, execution.threads, 0)
         work = tmp_path / choice
         work.mkdir()
-        views = TwoViews(Store(data.path), job.config, 0)
+        views = TwoViews(ImageStore(data.path), job.config, 0)
         trainer = Trainer(Context(job, "run", work, work, execution, {}, plan), MLS(job.config), views, device)
         trainer.run()
         losses[choice] = [row["loss"] for row in trainer.curves.rows]

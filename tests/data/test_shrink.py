@@ -19,7 +19,7 @@ from mls.config.datasets import ScenesDataset
 from mls.data import scenes
 from mls.data.check import check
 from mls.data.decode import decode
-from mls.data.image_store import Format, Store, decode_mask
+from mls.data.image_store import Format, ImageStore, decode_mask
 from mls.data.shrink import nearest, prepare, shrunk_annotation, shrunk_size
 from mls.data.validator import run_lengths
 from mls.data.writer import Record, encode_mask, write_store
@@ -70,7 +70,7 @@ FILES: dict[str, bytes] = {
 def test_raw_pixels_are_those_of_the_decoder(kind: str, tmp_path: Path) -> None:
     raw = kept(record(FILES[kind]), None, "raw")
     write_store(tmp_path, [raw], ["a"], True, [], "raw")
-    image_CHW = Store(tmp_path).decode(0)
+    image_CHW = ImageStore(tmp_path).decode(0)
     assert torch.equal(image_CHW, decoded(FILES[kind]))
     assert image_CHW.dtype == torch.uint8 and image_CHW.permute(1, 2, 0).is_contiguous()
     assert raw.sha256 != record(FILES[kind]).sha256 and (tmp_path / "images.bin").read_bytes() == raw.data
@@ -201,7 +201,7 @@ def test_shrunk_scenes_are_clean(format: Format, tmp_path: Path) -> None:
     write_store(tmp_path, shrunk, scenes.CLASSES, True, [], format)
     report = check(tmp_path, "scenes")
     assert report.contradictions == [] and report.sizes_23.tolist() == [[48] * 3] * 2
-    store = Store(tmp_path)
+    store = ImageStore(tmp_path)
     assert store.decode(39).shape == (3, 48, 48)
     for old, new in zip(drawn, shrunk, strict=True):
         for before, after in zip(old.annotations, new.annotations, strict=True):

@@ -18,7 +18,7 @@ from mls.config import catalog
 from mls.config.catalog import Archive
 from mls.config.load import check
 from mls.data import sources
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.download.reader import Reader
 from mls.pipeline.plan import Plan, make_plan, read_ids, read_lock
 from mls.pipeline.runner import run_stage
@@ -78,10 +78,10 @@ def plan_of(entry: dict[str, Any], name: str = "photos") -> Plan:
     return make_plan(check(raw, Path("x.yaml")), read_lock(LOCK))
 
 
-def make(plan: Plan) -> Store:
+def make(plan: Plan) -> ImageStore:
     (job,) = plan.stage("data")
     run_stage(plan, job, mls.data.build_store.run)
-    return Store(job.path)
+    return ImageStore(job.path)
 
 
 def pin(entry: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from mls.config.datasets import VocDataset
 from mls.config.load import ExperimentError, check
 from mls.data import build_store, sources
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.listing import Entry
 from mls.data.voc import CLASSES, devkit, read_listing
 from mls.download.reader import Reader
@@ -389,7 +389,7 @@ def test_the_artifact(root: Path, tmp_path: Path) -> None:
     difficult = an_object("cat", (1, 1, 4, 4), "<difficult>1</difficult>")
     (root / "VOC2007/Annotations/000009.xml").write_text(xml("000009", an_object(), difficult))
     pin()
-    store = Store(make())
+    store = ImageStore(make())
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [7, 1, 3]
     row = int(store.split("test")[0])
     assert store.name(row) == "VOC2007/JPEGImages/000009.jpg" and store.size(row) == (WIDTH, HEIGHT)
@@ -425,7 +425,7 @@ def test_classes_of_difficult_objects_alone_are_ignored(root: Path) -> None:
     for image, objects in shown.items():
         (root / f"VOC2007/Annotations/{image}.xml").write_text(xml(image, *objects))
     pin()
-    store = Store(make())
+    store = ImageStore(make())
     row_of = {Path(store.name(row)).stem: row for row in range(len(store))}
 
     def found(mask: Any) -> list[list[str]]:
@@ -456,4 +456,4 @@ def test_an_image_of_another_size_is_left_out(root: Path) -> None:
     assert json.loads((path / "excluded.json").read_text()) == [
         {"name": "VOC2007/JPEGImages/000001.jpg", "reason": "is 40 x 30 px, but its annotations are for 30 x 40"}
     ]
-    assert len(Store(path)) == 10
+    assert len(ImageStore(path)) == 10

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mls.pipeline.artifact import open_artifact, state
-from mls.pipeline.artifact_store import adopt, building
+from mls.pipeline.artifact_store import building, reuse
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import Context, run_stage
 from mls.pipeline.status import forget_failure, job_state, verify_plan
@@ -45,7 +45,7 @@ def test_a_made_artifact_opens_and_verifies(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
     artifact = open_artifact(job.path, deep=True)
     assert artifact.read_json("sub/metrics.json") == {"a": 1}
-    assert sorted(artifact.seal["files"]) == ["params.json", "sub/metrics.json", "weights.bin"]
+    assert sorted(artifact.manifest["files"]) == ["params.json", "sub/metrics.json", "weights.bin"]
     assert artifact.read_json("params.json")["resolved"]["backbone"]["width"] == 0.125
     assert job_state(job) == "done"
     with pytest.raises(DamagedArtifact, match=r"holds no other\.bin"):
@@ -124,7 +124,7 @@ def test_a_changed_folder_without_its_seal_is_replaced(plan: Plan, job: Job) -> 
     (job.path / "artifact.json").unlink()
     (job.path / "weights.bin").unlink()
     (job.path / "weights.bin").write_bytes(b"x" * 100)
-    assert adopt(job)
+    assert reuse(job)
     assert (job.path / "weights.bin").read_bytes() == b"w" * 100
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mls.pipeline import artifact_store as kept
 from mls.pipeline.artifact import open_artifact, state
-from mls.pipeline.artifact_store import add_all, being_made, bring, claimed, link_back
+from mls.pipeline.artifact_store import add_all, being_made, claimed, link_back, restore
 from mls.pipeline.gc import collect
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import Context, run_stage
@@ -140,7 +140,7 @@ def test_verify_looks_into_the_store_and_tells_what_mends(
     with pytest.raises(DamagedArtifact, match=f"rm -rf {job.path}`; {job.stored} is whole"):
         verify_plan(plan)
     remove(job.path)
-    assert bring(plan, job)
+    assert restore(plan, job)
     verify_plan(plan)
 
     overwrite(job.stored / "weights.bin", b"x" * 100)

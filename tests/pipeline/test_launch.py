@@ -121,7 +121,7 @@ def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, 
     running.stderr.close()
 
     assert "resumes at step" in finish(environment)
-    made = open_artifact(job.path, deep=True).seal["made"]
+    made = open_artifact(job.path, deep=True).manifest["made"]
     assert made["ranks"] == 2
     mine = contents(job.path)
     job.path.rename("resumed")

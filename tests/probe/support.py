@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
 from mls.config.experiment import Backbone, Execution
-from mls.config.probes import Features, ProbeTask
-from mls.data.image_store import Store
+from mls.config.probes import Features, ProbeConfig
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.models.backbone import build_backbone, save_backbone
 from mls.pipeline.artifact import Artifact
@@ -25,7 +25,7 @@ CLASSES = ["red", "blue", "rare", "unseen"]
 LAYOUT = Backbone(name="resnet18", width=0.125, stem="small")
 
 
-def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = False) -> Store:
+def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = False) -> ImageStore:
     """Squares of two colours, 24 train, 12 val and 12 test images of 32 pixels.
 
     Of several labels an image, train alone has one image of "rare" and test alone one of "unseen", and test's second
@@ -54,7 +54,7 @@ def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = Fa
             records.append(Record(f"{split}/{number:03d}.jpg", split, buffer.getvalue(), 32, 32, kinds, objects))
     out.mkdir(parents=True)
     write_store(out, records, CLASSES[:2] if plain else CLASSES, multi_label, [])
-    return Store(out)
+    return ImageStore(out)
 
 
 def make_pretrain(folder: Path, poison: bool = False) -> Artifact:
@@ -69,12 +69,12 @@ def make_pretrain(folder: Path, poison: bool = False) -> Artifact:
     return Artifact(folder, {"files": {"backbone.safetensors": {}, "params.json": {}}})
 
 
-def run_probe(store: Store, folder: Path, poison: bool = False, **task: Any) -> dict[str, bytes]:
+def run_probe(store: ImageStore, folder: Path, poison: bool = False, **task: Any) -> dict[str, bytes]:
     """Run the probe stage, and the features stage before it where the probe reads features; return the probe's files.
 
     Features of ``image_size`` 32 are ``folder/features``.
     """
-    config: Any = TypeAdapter(ProbeTask).validate_python({"dataset": "d", **task})
+    config: Any = TypeAdapter(ProbeConfig).validate_python({"dataset": "d", **task})
     inputs = {"data": Artifact(store.path, {}), "pretrain": make_pretrain(folder / "pretrain", poison)}
     if isinstance(config, Features):
         features = Features(**{name: getattr(config, name) for name in Features.model_fields})

@@ -16,12 +16,12 @@ from sklearn.metrics import average_precision_score
 
 from mls.metrics import decisions, hits, mean_average_precision
 from mls.probe.bootstrap import average_precision_intervals, mean_intervals
-from mls.probe.evaluation import Judged, read_predictions, summarise, write_predictions
+from mls.probe.evaluation import Evaluation, read_predictions, summarise, write_predictions
 from mls.runtime.errors import MlsError
 
 
-def make(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Judged:
-    """Judged images of four classes; of the last one none is positive."""
+def make(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Evaluation:
+    """Evaluation images of four classes; of the last one none is positive."""
     rng = np.random.default_rng(n)
     label_N = np.arange(n) % 3
     truth = np.eye(4, dtype=bool)[label_N]
@@ -34,10 +34,10 @@ def make(n: int = 30, *, multi_label: bool = True, split: str = "test", decided:
     scores[:, 3] = -np.inf  # as a softmax scores a class that it never saw
     names = [f"{split}/{i}, grüße.jpg" for i in range(n)]
     classes = ["person", "fire | hydrant", "größe", "rare"]
-    return Judged(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
+    return Evaluation(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
 
 
-def same(one: Judged, other: Judged) -> bool:
+def same(one: Evaluation, other: Evaluation) -> bool:
     """Compare every field, bit for bit."""
     return all(
         (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()) if hasattr(a, "dtype") else a == b
@@ -262,4 +262,4 @@ def test_contradictions_are_refused(changes: dict[str, Any], error: type[Excepti
 def test_no_images_are_refused() -> None:
     nothing = np.zeros((0, 1), dtype=bool)
     with pytest.raises(MlsError, match="nothing to judge: 0 images of test, 1 classes"):
-        Judged(np.zeros(0, np.int64), [], "test", ["a"], True, nothing, nothing, nothing.astype(np.float32), True)
+        Evaluation(np.zeros(0, np.int64), [], "test", ["a"], True, nothing, nothing, nothing.astype(np.float32), True)

@@ -13,8 +13,8 @@ from PIL import Image
 from mls.config.experiment import Backbone
 from mls.config.probes import Features
 from mls.data.augment import MEAN, STD
-from mls.data.eval_view import prepare
-from mls.data.image_store import Store
+from mls.data.eval_view import square
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.models.backbone import build_backbone
 from mls.probe.features import extract
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ImageStore:
     """Seventy images of different sizes, more than one batch."""
     records = []
     for number in range(70):
@@ -33,10 +33,10 @@ def store(tmp_path: Path) -> Store:
         Image.fromarray(pixels).resize((width, height)).save(buffer, "PNG")
         records.append(Record(f"{number:03d}.png", "train", buffer.getvalue(), width, height, [0], []))
     write_store(tmp_path, records, ["thing"], True, [])
-    return Store(tmp_path)
+    return ImageStore(tmp_path)
 
 
-def test_features_are_the_frozen_backbones(store: Store) -> None:
+def test_features_are_the_frozen_backbones(store: ImageStore) -> None:
     torch.manual_seed(0)
     net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
     net.train()(torch.rand(8, 3, 24, 24))  # running statistics away from their start
@@ -59,7 +59,7 @@ def test_features_are_the_frozen_backbones(store: Store) -> None:
     np.testing.assert_allclose(features[66], expected, rtol=0.05, atol=0.05 * np.abs(expected).max())
 
 
-def test_threads_change_nothing(store: Store) -> None:
+def test_threads_change_nothing(store: ImageStore) -> None:
     torch.manual_seed(0)
     net = build_backbone(Backbone(name="resnet18", width=0.125, stem="small"))
     rows = store.split("train")[::-1]
@@ -70,12 +70,12 @@ def test_threads_change_nothing(store: Store) -> None:
 def test_prepare_covers_then_crops_the_middle() -> None:
     image = torch.zeros(3, 10, 30, dtype=torch.uint8)
     image[:, :, 10:20] = 200
-    assert torch.equal(prepare(image, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
-    assert prepare(image, 24).shape == (3, 24, 24)  # enlarged
-    assert prepare(torch.zeros(3, 50, 41, dtype=torch.uint8), 16).shape == (3, 16, 16)
-    assert torch.equal(prepare(image, 8, resize=10), image[:, 1:9, 11:19])
-    assert prepare(image, 8, fit="squash").float().mean(dim=(0, 1)).tolist() == pytest.approx(
+    assert torch.equal(square(image, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
+    assert square(image, 24).shape == (3, 24, 24)  # enlarged
+    assert square(torch.zeros(3, 50, 41, dtype=torch.uint8), 16).shape == (3, 16, 16)
+    assert torch.equal(square(image, 8, resize=10), image[:, 1:9, 11:19])
+    assert square(image, 8, fit="squash").float().mean(dim=(0, 1)).tolist() == pytest.approx(
         [0, 0, 0, 200, 200, 0, 0, 0], abs=140
     )
-    square = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-    assert torch.equal(prepare(square, 16), square)
+    plane = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(square(plane, 16), plane)

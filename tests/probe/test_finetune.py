@@ -21,8 +21,8 @@ from mls.config.datasets import FolderDataset
 from mls.config.experiment import Backbone, Execution
 from mls.config.probes import Features, FinetuneProbe, SgdProbe, TrainedProbe
 from mls.data import build_store, sources
-from mls.data.eval_view import normalise, prepare
-from mls.data.image_store import Store
+from mls.data.eval_view import normalise, square
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.models.backbone import build_backbone
 from mls.pipeline.plan import DATA_LOCK, read_lock
@@ -68,7 +68,7 @@ def record(split: str, number: int, classes: list[int]) -> Record:
     return Record(f"{number:02d}.png", split, buffer.getvalue(), 24, 20, classes, [])
 
 
-def make_store(out: Path, test_bytes: bytes | None = None, **labels: list[list[int]]) -> Store:
+def make_store(out: Path, test_bytes: bytes | None = None, **labels: list[list[int]]) -> ImageStore:
     """Twelve train, six val and six test images; ``test_bytes``: what the last are instead, ``labels``: of a split."""
     some = [[0], [1], [0, 1], []]
     records = []
@@ -79,17 +79,17 @@ def make_store(out: Path, test_bytes: bytes | None = None, **labels: list[list[i
                 records[-1].data = test_bytes
     out.mkdir()
     write_store(out, records, ["red", "green", "blue"], True, [])
-    return Store(out)
+    return ImageStore(out)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ImageStore:
     return make_store(tmp_path / "data")
 
 
 def fit(
     task: TrainedProbe,
-    store: Store,
+    store: ImageStore,
     work: Path,
     execution: Execution = EXECUTION,
     backbone: ResNet | None = None,
@@ -211,7 +211,7 @@ def test_optimizer_groups() -> None:
 # ----------------------------------------------------------------------------------------------- training
 
 
-def test_classifier_lr_is_the_classifiers_alone(store: Store, tmp_path: Path) -> None:
+def test_classifier_lr_is_the_classifiers_alone(store: ImageStore, tmp_path: Path) -> None:
     steps: dict[float, dict[str, torch.Tensor]] = {}
     for times in (0.5, 1.0, 8.0):
         task = make_task(epochs=1, batch_size=12, lr=1e-3, classifier_lr=times, momentum=0.0)  # a single step
@@ -227,7 +227,7 @@ def test_classifier_lr_is_the_classifiers_alone(store: Store, tmp_path: Path) ->
     assert torch.equal(steps[8.0]["backbone.conv1.weight"], steps[1.0]["backbone.conv1.weight"])
 
 
-def test_sgd_leaves_the_backbone_bit_for_bit(store: Store, tmp_path: Path) -> None:
+def test_sgd_leaves_the_backbone_bit_for_bit(store: ImageStore, tmp_path: Path) -> None:
     backbone = make_backbone()
     before = parameters(backbone)
     outcome = fit(make_task("sgd", lr=0.1, weight_decay=0.1), store, tmp_path / "work", backbone=backbone)
@@ -239,7 +239,7 @@ def test_sgd_leaves_the_backbone_bit_for_bit(store: Store, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("batchnorm", "kept"), [("frozen", True), ("train", False)])
-def test_statistics_of_batch_norm(store: Store, tmp_path: Path, batchnorm: str, kept: bool) -> None:
+def test_statistics_of_batch_norm(store: ImageStore, tmp_path: Path, batchnorm: str, kept: bool) -> None:
     backbone = make_backbone()
     before = parameters(backbone)
     fit(make_task(epochs=1, batchnorm=batchnorm), store, tmp_path / "work", backbone=backbone)
@@ -250,7 +250,7 @@ def test_statistics_of_batch_norm(store: Store, tmp_path: Path, batchnorm: str, 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
 @pytest.mark.parametrize("how", ["signal", "kill", "damage"])
 def test_resumed_equals_uninterrupted(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
 ) -> None:
     monkeypatch.setattr(module, "CURVE_EVERY", 2)
     only_sgd = {"batchnorm": True} if kind == "sgd" else {}
@@ -307,7 +307,7 @@ def flat(value: Any) -> list[Any]:
     return [value]
 
 
-def test_bad_loss_stops_before_the_update(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_loss_stops_before_the_update(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = make_backbone()
     before = parameters(backbone)
 
@@ -322,7 +322,7 @@ def test_bad_loss_stops_before_the_update(store: Store, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_a_broken_backbone_is_named(store: Store, tmp_path: Path, kind: str) -> None:
+def test_a_broken_backbone_is_named(store: ImageStore, tmp_path: Path, kind: str) -> None:
     backbone = make_backbone()
     with torch.no_grad():
         backbone.layer4[1].bn2.bias[0] = math.inf
@@ -330,7 +330,7 @@ def test_a_broken_backbone_is_named(store: Store, tmp_path: Path, kind: str) -> 
         fit(make_task(kind), store, tmp_path / "work", backbone=backbone)
 
 
-def test_bad_logits_at_the_end(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_logits_at_the_end(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "predict", lambda *_, **__: np.array([[0, math.nan, 0], [0, 0, 0]], dtype=np.float32))
     with pytest.raises(DeterministicError, match=r"after 18 steps the logits of 1 of 2 val images are not finite"):
         fit(make_task(), store, tmp_path / "work")
@@ -349,7 +349,7 @@ def test_without_test_it_is_never_read(tmp_path: Path) -> None:
         fit(make_task(epochs=1, test=True), store, tmp_path / "other")
 
 
-def test_with_test_val_is_trained_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_test_val_is_trained_on(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     decode = store.decode
 
@@ -365,15 +365,15 @@ def test_with_test_val_is_trained_on(store: Store, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_squares_are_the_probes(store: Store, tmp_path: Path, kind: str) -> None:
-    """Judged as `prepare` makes them, in evaluation mode, by the weights that were left."""
+def test_squares_are_the_probes(store: ImageStore, tmp_path: Path, kind: str) -> None:
+    """Evaluation as `square` makes them, in evaluation mode, by the weights that were left."""
     task = make_task(kind, resize=20, epochs=1)
     outcome = fit(task, store, tmp_path / "work")
     state, _ = load_resumable(tmp_path / "work")
     assert state is not None
     model = Classifier(make_backbone(), 3, task, seed=1).eval()
     model.trained.load_state_dict(state["model"])
-    squares = torch.stack([prepare(store.decode(int(row)), SIDE, 20) for row in outcome.rows_N])
+    squares = torch.stack([square(store.decode(int(row)), SIDE, 20) for row in outcome.rows_N])
     with torch.no_grad():
         expected_NC = model.fc(model.backbone(normalise(squares, CPU))).numpy()
     np.testing.assert_allclose(outcome.scores_NC[:, :2], expected_NC[:, :2], rtol=1e-4, atol=1e-5)
@@ -412,7 +412,7 @@ def test_finetuning_learns_scenes(in_tmp: Path) -> None:
     plan = plan_of(small())
     job = plan.find("data", "scenes")[0]
     run_stage(plan, job, build_store.run)
-    outcome = fit(make_task(batch_size=8, epochs=20, lr=0.1), Store(job.path), in_tmp / "tune")
+    outcome = fit(make_task(batch_size=8, epochs=20, lr=0.1), ImageStore(job.path), in_tmp / "tune")
     losses = [row["loss"] for row in outcome.history.curves]
     assert losses[-1] < 0.9 * losses[0]
     assert [set(row) for row in outcome.history.curves] == [{"step", "loss", "lr"}] * len(losses)
@@ -436,7 +436,7 @@ def test_single_label_sets(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: 
     plan = plan_of(raw | {"tables": {"t": {"columns": ["p.top1"]}}}, read_lock(DATA_LOCK))
     job = plan.find("data", "bars")[0]
     run_stage(plan, job, build_store.run)
-    store = Store(job.path)
+    store = ImageStore(job.path)
     assert not store.multi_label and store.classes == ["blue", "green", "red"]
     lr = 0.05 if kind == "finetune" else 2.0
     outcome = fit(make_task(kind, epochs=12, lr=lr, test=True), store, in_tmp / "fit")
@@ -469,7 +469,7 @@ def test_sgd_comes_near_logistic_regression(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_bf16_is_of_the_backbone_alone(store: Store, tmp_path: Path, kind: str) -> None:
+def test_bf16_is_of_the_backbone_alone(store: ImageStore, tmp_path: Path, kind: str) -> None:
     full = fit(make_task(kind, epochs=1, lr=1e-4), store, tmp_path / "fp32")
     half = fit(make_task(kind, epochs=1, lr=1e-4, precision="bf16"), store, tmp_path / "bf16")
     assert half.scores_NC.dtype == np.float32

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import resized_crop_image
 
 from mls.config.probes import FinetuneProbe, TrainAugment
 from mls.data.augment import FLIP, MEAN, STD, ColourAugment
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.probe.finetune_data import Views
 from mls.runtime.errors import MlsError
@@ -30,7 +30,7 @@ def png(number: int, width: int, height: int) -> bytes:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ImageStore:
     """Seven train images, the first two val; of image 3 class 0 has only a difficult object, of image 4 another too."""
     records = []
     for number in range(7):
@@ -40,17 +40,17 @@ def store(tmp_path: Path) -> Store:
         records.append(Record(f"{number}.png", "train", png(number, 40, 20), 40, 20, classes, annotations))
     records.append(Record("val.png", "val", b"no image", 40, 20, [0], []))
     write_store(tmp_path, records, ["a", "b"], True, [])
-    return Store(tmp_path)
+    return ImageStore(tmp_path)
 
 
-def make_views(store: Store, split: str = "train", seed: int = SEED, **changes: object) -> Views:
+def make_views(store: ImageStore, split: str = "train", seed: int = SEED, **changes: object) -> Views:
     task = FinetuneProbe.model_validate(
         {"kind": "finetune", "dataset": "d", "epochs": 4, "batch_size": 4, "augment": {"crop": 16}, **changes}
     )
     return Views(store, store.split(split), task, seed)
 
 
-def test_each_epoch_has_every_image_once(store: Store) -> None:
+def test_each_epoch_has_every_image_once(store: ImageStore) -> None:
     views = make_views(store)
     assert (len(views), views.steps) == (7, 7)
     planned = [one for step in range(views.steps) for one in views.plan(step)]
@@ -64,11 +64,11 @@ def test_each_epoch_has_every_image_once(store: Store) -> None:
 @pytest.mark.parametrize(
     ("epochs", "batch_size", "steps"), [(1, 2, 4), (3, 4, 5), (1, 7, 1), (1, 64, 1), (30, 64, 3), (1, 100, 1)]
 )
-def test_epochs_are_over_to_within_half_a_batch(store: Store, epochs: int, batch_size: int, steps: int) -> None:
+def test_epochs_are_over_to_within_half_a_batch(store: ImageStore, epochs: int, batch_size: int, steps: int) -> None:
     assert make_views(store, epochs=epochs, batch_size=batch_size).steps == steps
 
 
-def test_fewer_images_than_a_batch_come_again_as_other_views(store: Store) -> None:
+def test_fewer_images_than_a_batch_come_again_as_other_views(store: ImageStore) -> None:
     views = make_views(store, batch_size=16)
     (batch,) = views.batches(range(1), workers=1)
     assert batch.crops_BCHW.shape == (16, 3, 16, 16)
@@ -77,7 +77,7 @@ def test_fewer_images_than_a_batch_come_again_as_other_views(store: Store) -> No
     assert not torch.equal(batch.crops_BCHW[first], batch.crops_BCHW[again])
 
 
-def test_batches_repeat_from_any_step_with_any_threads(store: Store) -> None:
+def test_batches_repeat_from_any_step_with_any_threads(store: ImageStore) -> None:
     whole = list(make_views(store).batches(range(7), workers=1))
     assert len(whole) == 7
     for got, wanted in zip(make_views(store).batches(range(3, 7), workers=3), whole[3:], strict=True):
@@ -85,7 +85,7 @@ def test_batches_repeat_from_any_step_with_any_threads(store: Store) -> None:
     assert not torch.equal(whole[0].crops_BCHW, next(make_views(store, seed=1).batches(range(1), 0)).crops_BCHW)
 
 
-def test_labels_go_with_their_images(store: Store) -> None:
+def test_labels_go_with_their_images(store: ImageStore) -> None:
     views = make_views(store, batch_size=7)
     (batch,) = views.batches(range(1), workers=0)
     place = {index: i for i, (index, _) in enumerate(views.plan(0))}
@@ -95,13 +95,13 @@ def test_labels_go_with_their_images(store: Store) -> None:
     assert (truth[place[0]], kept[place[0]]) == ([False, True], [True, True])
 
 
-def test_boxes_are_of_the_images_own_size(store: Store) -> None:
+def test_boxes_are_of_the_images_own_size(store: ImageStore) -> None:
     views = make_views(store, augment={"crop": 16, "scale": [1.0, 1.0]})
     crop_CHW, _ = views.load(2, 0)  # nothing of ratio 4/3 at most covers 40 x 20: the widest one in its middle
     assert torch.equal(crop_CHW, resized_crop_image(store.decode(2), 0, 6, 20, 27, size=[16, 16], antialias=True))
 
 
-def test_views_are_flipped_and_normalised_alone(store: Store) -> None:
+def test_views_are_flipped_and_normalised_alone(store: ImageStore) -> None:
     (batch,) = make_views(store, batch_size=7).batches(range(1), workers=1)
     views_BCHW = ColourAugment(TrainAugment(crop=16), view=0)(batch.crops_BCHW, batch.draws_BU)
     flipped = batch.draws_BU[:, FLIP] < 0.5
@@ -111,6 +111,6 @@ def test_views_are_flipped_and_normalised_alone(store: Store) -> None:
     torch.testing.assert_close(views_BCHW, (plain_BCHW - mean_C11) / std_C11, rtol=1e-6, atol=1e-6)
 
 
-def test_a_damaged_image_is_named(store: Store) -> None:
+def test_a_damaged_image_is_named(store: ImageStore) -> None:
     with pytest.raises(MlsError, match=r"val\.png"):
         list(make_views(store, "val").batches(range(1), workers=2))

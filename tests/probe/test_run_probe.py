@@ -14,8 +14,8 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from mls.config.probes import Features, metrics_of
-from mls.data.eval_view import normalise, prepare
-from mls.data.image_store import Store
+from mls.data.eval_view import normalise, square
+from mls.data.image_store import ImageStore
 from mls.models.backbone import feature_maps, load_backbone
 from mls.probe.evaluation import read_predictions, summarise
 from mls.probe.feature_set import FeatureSet
@@ -130,20 +130,20 @@ def test_artifacts_repeat_byte_for_byte(kind: str, tmp_path: Path) -> None:
 
 def watch_reads(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], set[int]]:
     """Rows whose image, and rows whose labels, are read from now on."""
-    decode, labels = Store.decode, Store.labels
+    decode, labels = ImageStore.decode, ImageStore.labels
     decoded: set[int] = set()
     labelled: set[int] = set()
 
-    def decode_watched(self: Store, row: int) -> torch.Tensor:
+    def decode_watched(self: ImageStore, row: int) -> torch.Tensor:
         decoded.add(row)
         return decode(self, row)
 
-    def labels_watched(self: Store, rows: Any) -> np.ndarray:
+    def labels_watched(self: ImageStore, rows: Any) -> np.ndarray:
         labelled.update(int(row) for row in rows)
         return labels(self, rows)
 
-    monkeypatch.setattr(Store, "decode", decode_watched)
-    monkeypatch.setattr(Store, "labels", labels_watched)
+    monkeypatch.setattr(ImageStore, "decode", decode_watched)
+    monkeypatch.setattr(ImageStore, "labels", labels_watched)
     return decoded, labelled
 
 
@@ -215,7 +215,7 @@ def test_any_stage_of_the_backbone(layer: str, tmp_path: Path) -> None:
     rows, config = store.split("val"), Features.model_validate({"image_size": 24, "layer": layer})
     found = extract(net, store, rows, config, torch.device("cpu"))
 
-    images = torch.stack([prepare(store.decode(int(row)), 24) for row in rows])
+    images = torch.stack([square(store.decode(int(row)), 24) for row in rows])
     with torch.inference_mode():
         maps = feature_maps(net, normalise(images, torch.device("cpu")))
     expected = maps[str(int(layer[-1]) - 1)].mean((2, 3)).numpy()

@@ -84,7 +84,7 @@ class Probe:
     """An opened probe artifact with given metrics."""
 
     def __init__(self, kind: str, **metrics: Any) -> None:
-        self.seal = {"params": {"kind": kind}}
+        self.manifest = {"params": {"kind": kind}}
         self.metrics = metrics
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_every_kind_of_classifier_has_bars_and_retrieval_has_none() -> None:
     probes["bare"] = Probe("retrieval", mAP=50.0)
     probes["own"] = Probe("retrieval", per_class={"disc": {"mAP": 40.0, "n": 3}})
     probes["val"] = Probe("linear", val=50.0, per_class={"disc": 20.0, "star": 30.0}, n_val=9)
-    probes["val"].seal["params"]["test"] = False  # type: ignore[assignment]
+    probes["val"].manifest["params"]["test"] = False  # type: ignore[assignment]
     row = {"label": "mls", "tasks": {task: [["p", task]] for task in probes} | {"detect": [["p", "a transfer"]]}}
     found = per_class_ap({"tables": {"main": {"rows": [row]}}}, probes)  # type: ignore[arg-type]
     assert set(found) == {*((kind, "test") for kind in ("svm", "knn", "sgd", "finetune")), ("val", "val")}

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from mls.config.load import ExperimentError
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.report.agreement_figures import draw_agreement
 from mls.report.class_figures import class_differences, draw_differences
 from mls.report.curves import draw_losses
@@ -23,7 +23,7 @@ class Task:
     """An opened probe or transfer with given metrics."""
 
     def __init__(self, kind: str, per_class: dict[str, Any]) -> None:
-        self.seal = {"params": {"kind": kind}}
+        self.manifest = {"params": {"kind": kind}}
         self.per_class = per_class
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def test_no_baseline_no_differences() -> None:
 
 def test_detections_beside_the_truth(tmp_path: Path) -> None:
     write_scenes(tmp_path)
-    figure = draw_detections(Store(tmp_path), {"mls": PREDICTIONS, "random": []})
+    figure = draw_detections(ImageStore(tmp_path), {"mls": PREDICTIONS, "random": []})
     assert len(figure.axes) == 2 * 3, "two test images; ground truth and two runs"
     words = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert words == [["disc"], ["disc 0.90"], ["nothing found"], ["star"], ["nothing found"], ["nothing found"]]

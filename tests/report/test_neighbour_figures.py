@@ -123,7 +123,7 @@ def test_pictures_of_photos_come_with_a_warning(
 ) -> None:
     def opened(plan: Plan, job: Job) -> dict[str, Artifact]:
         data = open_inputs(plan, job)["data"]
-        return {"data": Artifact(data.path, {**data.seal, "params": {"source": source}})}
+        return {"data": Artifact(data.path, {**data.manifest, "params": {"source": source}})}
 
     monkeypatch.setattr(neighbour_figures, "open_inputs", opened)
     draw_neighbours(runs["mls"].plan, runs["mls"].job, tmp_path, images=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mls.config.experiment import Pretrain
 from mls.config.methods import Mls, Moco
 from mls.data.augment import MEAN, STD, crop
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.methods.dictionary import RANDOM
 from mls.methods.method import Method
 from mls.models.backbone import load_backbone
@@ -32,9 +32,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Trained
         yield made
 
 
-def store_of(run: Trained) -> Store:
+def store_of(run: Trained) -> ImageStore:
     (source,) = run.plan.inputs(run.job)
-    return Store(source.path)
+    return ImageStore(source.path)
 
 
 def trained(run: Trained) -> Method[Any]:

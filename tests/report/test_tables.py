@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mls.pipeline.artifact import SEAL
+from mls.pipeline.artifact import MANIFEST
 from mls.report.formats import escape_tex
 from mls.report.tables import fill_cell
 from mls.runtime.errors import MlsError
@@ -180,7 +180,7 @@ def test_provenance_names_every_artifact(in_tmp: Path) -> None:
 def test_a_number_from_another_backbone_is_not_printed(in_tmp: Path) -> None:
     plan = small_plan()
     write_inputs(plan, lambda label: {"mAP": 50.0, "box_AP": 10.0})
-    seal = plan.find("probe", "linear/mls:0")[0].path / SEAL
+    seal = plan.find("probe", "linear/mls:0")[0].path / MANIFEST
     content = json.loads(seal.read_text())
     content["inputs"]["pretrain"] = "0123456789"
     seal.write_text(json.dumps(content))

@@ -123,7 +123,7 @@ def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_e
     shutil.rmtree(job.stored)
     assert "resumes" not in finish(run)
     assert contents(job.path) == resumed
-    made = open_artifact(job.path, deep=True).seal["made"]
+    made = open_artifact(job.path, deep=True).manifest["made"]
     assert made["ranks"] == 2
 
 
@@ -186,7 +186,7 @@ if os.environ.get("RANK") == "1":
     from mls.runtime.errors import MlsError
     def broken(self, row):
         raise MlsError("broken on purpose")
-    mls.data.image_store.Store.decode = broken
+    mls.data.image_store.ImageStore.decode = broken
 """
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import mls.data.build_store
 import mls.train.pretrain
-from mls.data.image_store import Store
-from mls.data.loader import Batch
+from mls.data.image_store import ImageStore
+from mls.data.loader import ViewBatch
 from mls.methods.method import Method, Pair
 from mls.methods.moco import MoCo
 from mls.pipeline.artifact import VOLATILE, open_artifact
@@ -177,7 +177,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     states: list[dict[str, torch.Tensor]] = []
     original = loop.Trainer._train_step
 
-    def watched(self: loop.Trainer, batch: Batch, *, asked: bool = False) -> None:
+    def watched(self: loop.Trainer, batch: ViewBatch, *, asked: bool = False) -> None:
         def snapshot() -> dict[str, torch.Tensor]:
             state = {f"method.{k}": v.clone() for k, v in self.method.state_dict().items()}
             for i, values in self.optimizer.state_dict()["state"].items():
@@ -230,7 +230,7 @@ def test_the_artifact_holds_what_the_contract_says(plan: Plan) -> None:
     job = job_of(plan, "mls")
     run_stage(plan, job, mls.train.pretrain.run)
     artifact = open_artifact(job.path, deep=True)
-    assert set(artifact.seal["files"]) == {
+    assert set(artifact.manifest["files"]) == {
         "backbone.safetensors", "checkpoint.pt", "curves.csv", "metrics.json", "params.json", "timing.csv",
     }  # fmt: skip
     assert artifact.read_json("params.json")["derived"] == {"steps": 9, "steps_per_epoch": 3, "train_images": 24}
@@ -279,11 +279,11 @@ def test_labels_of_the_truth_agree_more_often(plan: Plan) -> None:
 
 @pytest.mark.parametrize("lacking", ["all labels", "some labels"])
 def test_labels_of_the_truth_need_labels(plan: Plan, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, split = Store.labels, Store.split
+    labels, split = ImageStore.labels, ImageStore.split
     if lacking == "all labels":
-        monkeypatch.setattr(Store, "labels", lambda self, rows: np.zeros_like(labels(self, rows)))
+        monkeypatch.setattr(ImageStore, "labels", lambda self, rows: np.zeros_like(labels(self, rows)))
     else:
-        monkeypatch.setattr(Store, "split", lambda self, name: split(self, "val" if name == "unlabeled" else name))
+        monkeypatch.setattr(ImageStore, "split", lambda self, name: split(self, "val" if name == "unlabeled" else name))
     plan = with_truth()
     with pytest.raises(MlsError, match=r"mls\.label_space is 'truth', but not every train image has labels"):
         run_stage(plan, job_of(plan, "truth"), mls.train.pretrain.run)

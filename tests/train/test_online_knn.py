@@ -18,7 +18,7 @@ from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Backbone
 from mls.data.augment import MEAN, STD
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.metrics import average_precision
 from mls.models.backbone import build_backbone
@@ -46,7 +46,7 @@ def make(
     *,
     multi_label: bool = True,
     classes: int = 3,
-) -> Store:
+) -> ImageStore:
     """A store of plain pictures, sorted by split."""
     path.mkdir()
     records = []
@@ -55,7 +55,7 @@ def make(
         Image.new("RGB", (SIDE + 4, SIDE), colour).save(buffer, "PNG")
         records.append(Record(f"{number:05d}.png", split, buffer.getvalue(), SIDE + 4, SIDE, labels, []))
     write_store(path, records, [f"class {i}" for i in range(classes)], multi_label, [])
-    return Store(path)
+    return ImageStore(path)
 
 
 class MeanColour(nn.Module):
@@ -66,7 +66,7 @@ class MeanColour(nn.Module):
         return images_BCHW.mean((2, 3)) * torch.tensor(STD) + torch.tensor(MEAN)
 
 
-def noisy(path: Path, *, multi_label: bool, val: int = 70) -> Store:
+def noisy(path: Path, *, multi_label: bool, val: int = 70) -> ImageStore:
     """Random colours and labels: 40 train images, more than one batch of validation images."""
     draw = np.random.default_rng(0)
 
@@ -110,7 +110,7 @@ def test_the_score_equals_plain_loops(tmp_path: Path, multi_label: bool) -> None
     assert OnlineKnn(store, SIDE, CPU).score(MeanColour(), g, row) == pytest.approx(expected, abs=1e-6)
 
 
-def hand_made(path: Path, *, multi_label: bool = False) -> Store:
+def hand_made(path: Path, *, multi_label: bool = False) -> ImageStore:
     """Rows 0 to 2 are red, green, blue train images of class 0 to 2; rows 3 to 5 the same for validation."""
     return make(
         path,

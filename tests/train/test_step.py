@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mls.train.pretrain
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews
 from mls.methods.method import Pair, build_method
 from mls.methods.moco import MoCo
@@ -110,7 +110,7 @@ def trainer_of(plan: Plan, run: str = "mls") -> loop.Trainer:
     job = job_of(plan, run)
     execution = plan.loaded.experiment.execution
     device = set_up(execution.device, execution.threads, 0)
-    views = TwoViews(Store(plan.stage("data")[0].path), job.config, 0)
+    views = TwoViews(ImageStore(plan.stage("data")[0].path), job.config, 0)
     context = Context(job, run, Path("out"), job.work, execution, {}, plan)
     return loop.Trainer(context, build_method(job.config), views, device)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews, batches
 from mls.methods.method import Method, build_method
 from mls.pipeline.artifact import open_artifact
@@ -45,7 +45,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
     torch.set_default_dtype(torch.float64)
     try:
         device = set_up(execution.device, execution.threads, 0)
-        views = TwoViews(Store(data.path), job.config, 0, rank(), world())
+        views = TwoViews(ImageStore(data.path), job.config, 0, rank(), world())
         method = build_method(job.config)
         trainer = Trainer(context, method, views, device)
         original = method.losses
@@ -68,7 +68,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
                 found["gradients"] = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
                 found["state"] = snapshot(method)
             if trainer.step == steps:
-                trainer._hear(trainer.late.drain())
+                trainer._handle(trainer.late.drain())
                 return {**found, "nonfinite": trainer.nonfinite, "last": snapshot(method)}
     finally:
         torch.set_default_dtype(torch.float32)

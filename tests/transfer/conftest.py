@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from mls.config.experiment import Backbone, Execution
 from mls.config.transfers import TorchvisionDetector
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.models.backbone import build_backbone, save_backbone
 from mls.transfer.interface import Given
@@ -54,7 +54,7 @@ def make_record(split: str, number: int, instances: int = 2, crowd: bool = False
     return Record(split, split, buffer.getvalue(), SIDE, SIDE, classes, annotations)
 
 
-def make_store(out: Path, train: int = 7, test: int = 5) -> Store:
+def make_store(out: Path, train: int = 7, test: int = 5) -> ImageStore:
     """Write and open a store; train also has an image without instances and one with a crowd alone."""
     records = [make_record("train", i) for i in range(train)]
     records += [make_record("train", 100, instances=0), make_record("train", 101, crowd=True)]
@@ -62,17 +62,17 @@ def make_store(out: Path, train: int = 7, test: int = 5) -> Store:
     return write_records(out, records)
 
 
-def write_records(out: Path, records: list[Record]) -> Store:
+def write_records(out: Path, records: list[Record]) -> ImageStore:
     """Name some records, whose splits are in order; write and open a store of them."""
     for number, record in enumerate(records):
         record.name = f"{number:04d}.jpg"
     out.mkdir(parents=True)
     write_store(out, records, CLASSES, True, [])
-    return Store(out)
+    return ImageStore(out)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ImageStore:
     """Seven usable train images, five test images."""
     return make_store(tmp_path / "data")
 
@@ -123,7 +123,7 @@ def log() -> list[str]:
 
 
 @pytest.fixture
-def given(store: Store, config: Backbone, weights: Path, log: list[str]) -> Given:
+def given(store: ImageStore, config: Backbone, weights: Path, log: list[str]) -> Given:
     """What a transfer starts from."""
     return Given(store, config, weights, 1000, torch.device("cpu"), log.append)
 
@@ -145,6 +145,6 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(store: Store, resnet50: Path, log: list[str]) -> Given:
+def start(store: ImageStore, resnet50: Path, log: list[str]) -> Given:
     """What a transfer of a ResNet-50 starts from."""
     return Given(store, R50, resnet50, 1000, torch.device("cpu"), log.append)

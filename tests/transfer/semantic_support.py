@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mls.config.transfers import SemanticTransfer
-from mls.data.image_store import IGNORE, Store
+from mls.data.image_store import IGNORE, ImageStore
 from mls.data.writer import Record, encode_mask, write_store
 
 CLASSES = ["ground", "red", "green", "blue"]
@@ -41,16 +41,16 @@ def masked_record(split: str, mask_HW: NDArray[np.uint8], with_mask: bool = True
     return Record(split, split, buffer.getvalue(), width, height, classes, [], mask=mask)
 
 
-def write_masked(out: Path, records: list[Record]) -> Store:
+def write_masked(out: Path, records: list[Record]) -> ImageStore:
     """Name some records, whose splits are in order; write and open a store of them."""
     for number, record in enumerate(records):
         record.name = f"{number:04d}.png"
     out.mkdir(parents=True)
     write_store(out, records, CLASSES, True, [])
-    return Store(out)
+    return ImageStore(out)
 
 
-def masked_store(out: Path, train: int = 7, test: int = 3, same: bool = False) -> Store:
+def masked_store(out: Path, train: int = 7, test: int = 3, same: bool = False) -> ImageStore:
     """Train and test images of different content, or of the same."""
     records = [masked_record("train", painted(i)) for i in range(train)]
     return write_masked(out, records + [masked_record("test", painted(i if same else 100 + i)) for i in range(test)])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.models.backbone import build_backbone, feature_maps, save_backbone
 from mls.models.names import from_detectron2, to_detectron2
 from mls.runtime.errors import DeterministicError, MlsError
@@ -131,7 +131,7 @@ def net() -> nn.Module:
 LEVELS = ("C2", "C3", "C4", "C5")
 
 
-def test_equal_backbones_are_equal(net: nn.Module, store: Store, log: list[str]) -> None:
+def test_equal_backbones_are_equal(net: nn.Module, store: ImageStore, log: list[str]) -> None:
     image = as_pretrained(first_pixels(store, 0))
     assert image.shape == (1, 3, 32, 32)
     prove(maps(net, image), maps(net, image), LEVELS, log.append)
@@ -139,7 +139,7 @@ def test_equal_backbones_are_equal(net: nn.Module, store: Store, log: list[str])
 
 
 @pytest.mark.parametrize("tensor", ["layer3.1.conv1.weight", "layer3.0.bn1.running_mean", "layer3.0.bn2.running_var"])
-def test_one_other_tensor_is_seen(net: nn.Module, store: Store, log: list[str], tensor: str) -> None:
+def test_one_other_tensor_is_seen(net: nn.Module, store: ImageStore, log: list[str], tensor: str) -> None:
     """Batch norms' statistics too, which a training would overwrite and an evaluation would not."""
     image = as_pretrained(first_pixels(store, 0))
     before = maps(net, image)
@@ -148,7 +148,7 @@ def test_one_other_tensor_is_seen(net: nn.Module, store: Store, log: list[str], 
         prove(before, maps(net, image), LEVELS, log.append)
 
 
-def test_another_order_of_colours_is_seen(net: nn.Module, store: Store, log: list[str]) -> None:
+def test_another_order_of_colours_is_seen(net: nn.Module, store: ImageStore, log: list[str]) -> None:
     image = as_pretrained(first_pixels(store, 0))
     with pytest.raises(DeterministicError, match=r"other features: C2"):
         prove(maps(net, image), maps(net, image.flip(1)), LEVELS, log.append)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mls.config.experiment import Backbone, Execution
 from mls.config.transfers import TorchvisionDetector
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.transfer.detection import Detection
 from mls.transfer.instances import Instances
@@ -87,7 +87,7 @@ def test_the_detectors_random_numbers_do_not_depend_on_the_comparison(given: Giv
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
 
-def test_instances_leave_out_crowds_and_empty_images(store: Store) -> None:
+def test_instances_leave_out_crowds_and_empty_images(store: ImageStore) -> None:
     instances = Instances(store, "train", masks=True)
     assert instances.rows == list(range(7))
     assert len(store.split("train")) == 9

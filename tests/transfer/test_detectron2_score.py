@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from mls.config.experiment import Execution
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.data.writer import Record
 from mls.models.backbone import build_backbone
 from mls.models.foreign import read_state, translate
@@ -32,7 +32,7 @@ pytest.importorskip("detectron2", reason="needs detectron2 (README: Detectron2)"
 from mls.transfer import detectron2_model
 from mls.transfer.detectron2 import Detectron2Detection
 from mls.transfer.export import export_backbone
-from mls.transfer.voc import voc_score, year_of
+from mls.transfer.voc_eval import voc_score, year_of
 from tests.transfer.detectron2_support import PAPER, run, task_of
 
 # ------------------------------------------------------------------------------------------ scoring
@@ -75,7 +75,7 @@ def test_scores_are_those_of_its_own_evaluator(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def voc(tmp_path: Path) -> Store:
+def voc(tmp_path: Path) -> ImageStore:
     """A store as VOC's: difficult objects, no masks."""
     records = [make_record(split, number) for split in ("train", "test") for number in range(8)]
     for record in records:
@@ -84,7 +84,7 @@ def voc(tmp_path: Path) -> Store:
     return named(tmp_path / "voc", records, 2007)
 
 
-def named(folder: Path, records: list[Record], *years: int) -> Store:
+def named(folder: Path, records: list[Record], *years: int) -> ImageStore:
     """Write records under VOC's names, years in turn."""
     store = write_records(folder, records)
     names = [f"VOC{years[i % len(years)]}/JPEGImages/{i:06d}.jpg" for i in range(len(store))]
@@ -100,7 +100,7 @@ def boxes(truth: dict[str, Any], difficult: bool) -> list[dict[str, Any]]:
     ]
 
 
-def test_voc_truth_scores_100_and_nothing_0(voc: Store) -> None:
+def test_voc_truth_scores_100_and_nothing_0(voc: ImageStore) -> None:
     truth = voc.ground_truth("test")
     for difficult in (True, False):  # neither to be found nor a mistake to find
         results = boxes(truth, difficult)
@@ -134,7 +134,7 @@ def test_each_year_has_its_rule(tmp_path: Path, years: tuple[int, ...], expected
     assert metrics["voc_AP50"] == pytest.approx(expected) and metrics["voc_AP"] == pytest.approx(expected)
 
 
-def test_voc_boxes_keep_their_pixels(voc: Store) -> None:
+def test_voc_boxes_keep_their_pixels(voc: ImageStore) -> None:
     """A box one pixel too wide on each side is the worse the smaller: an inclusive edge read as exclusive shows."""
     truth = voc.ground_truth("test")
     results = boxes(truth, False)
@@ -148,7 +148,7 @@ def test_voc_boxes_keep_their_pixels(voc: Store) -> None:
     assert (metrics["voc_AP"] < 100) == (lowest < 0.95)
 
 
-def test_voc_metrics_are_there(voc: Store, start: Given, execution: Execution, tmp_path: Path) -> None:
+def test_voc_metrics_are_there(voc: ImageStore, start: Given, execution: Execution, tmp_path: Path) -> None:
     transfer = run(replace(start, store=voc), task_of(**PAPER["table 4"]), execution, tmp_path / "work")
     assert transfer.train_images == 8, "difficult objects are trained on"
     assert set(transfer.score([])) == {f"box_{n}" for n in ("AP", "AP50", "AP75", "APs", "APm", "APl")} | {

@@ -16,13 +16,13 @@ from pycocotools.coco import COCO
 from mls.config.experiment import Backbone, Execution
 from mls.config.probes import METRICS
 from mls.config.transfers import TorchvisionDetector
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.runtime.errors import MlsError
 from mls.transfer import run_transfer
 from mls.transfer.detection import to_coco
 from mls.transfer.evaluate import score
-from mls.transfer.score import print_score
+from mls.transfer.rescore import print_score
 
 BOTH = ("box", "mask")
 
@@ -40,7 +40,7 @@ def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
     return results
 
 
-def test_truth_scores_100(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
     truth = store.ground_truth("test")
     before = json.dumps(truth, sort_keys=True)
     metrics = score(truth, perfect(truth), BOTH)
@@ -57,13 +57,13 @@ def test_truth_scores_100(store: Store, capsys: pytest.CaptureFixture[str]) -> N
     assert json.dumps(truth, sort_keys=True) == before
 
 
-def test_nothing_scores_0(store: Store) -> None:
+def test_nothing_scores_0(store: ImageStore) -> None:
     metrics = score(store.ground_truth("test"), [], BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == metrics["box_AP50"] == metrics["mask_APs"] == 0
     assert metrics["box_APm"] is None
 
 
-def test_boxes_and_masks_are_scored_apart(store: Store) -> None:
+def test_boxes_and_masks_are_scored_apart(store: ImageStore) -> None:
     truth = store.ground_truth("test")
     results = perfect(truth)
     for result in results:
@@ -73,7 +73,7 @@ def test_boxes_and_masks_are_scored_apart(store: Store) -> None:
     assert metrics["mask_AP"] == pytest.approx(100)
 
 
-def test_same_as_pycocotools_own_way(store: Store, tmp_path: Path) -> None:
+def test_same_as_pycocotools_own_way(store: ImageStore, tmp_path: Path) -> None:
     from pycocotools.cocoeval import COCOeval
 
     truth = store.ground_truth("test")
@@ -112,7 +112,7 @@ def test_to_coco() -> None:
 
 
 def run_stage(
-    store: Store, config: Backbone, weights: Path, task: TorchvisionDetector, execution: Execution, folder: Path
+    store: ImageStore, config: Backbone, weights: Path, task: TorchvisionDetector, execution: Execution, folder: Path
 ) -> dict[str, bytes]:
     """Run the stage function as `run_stage` would; return its files."""
     pretrain = folder / "pretrain"
@@ -137,7 +137,7 @@ def run_stage(
 
 
 def test_stage_repeats_byte_for_byte(
-    store: Store, config: Backbone, weights: Path, task: TorchvisionDetector, execution: Execution, tmp_path: Path
+    store: ImageStore, config: Backbone, weights: Path, task: TorchvisionDetector, execution: Execution, tmp_path: Path
 ) -> None:
     # a high learning rate and more steps: there must be predictions for this test to mean anything
     task = task.model_copy(update={"epochs": 10.0, "lr": 0.05})
@@ -158,7 +158,7 @@ def test_stage_repeats_byte_for_byte(
 
 
 def test_scores_are_computed_anew_and_compared(
-    store: Store,
+    store: ImageStore,
     config: Backbone,
     weights: Path,
     task: TorchvisionDetector,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mls.data.image_store import IGNORE, Store
+from mls.data.image_store import IGNORE, ImageStore
 from mls.data.writer import Record, encode_mask
 from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
@@ -75,7 +75,7 @@ def test_smaller_instances_lie_on_top_and_crowds_hide_all(tmp_path: Path) -> Non
         assert np.array_equal(masks.of(0).numpy(), expected)
 
 
-def test_images_without_instances_are_background(store: Store) -> None:
+def test_images_without_instances_are_background(store: ImageStore) -> None:
     masks = IndexMasks(store, "train")
     assert masks.rows == list(range(9))
     assert torch.equal(masks.of(7), torch.full((40, 40), BACKGROUND, dtype=torch.uint8))
@@ -86,7 +86,7 @@ def test_images_without_instances_are_background(store: Store) -> None:
     assert set(of_rows.of(9).unique().tolist()) - {BACKGROUND} <= set(range(len(CLASSES)))
 
 
-def test_empty_split_is_an_error(tmp_path: Path, store: Store) -> None:
+def test_empty_split_is_an_error(tmp_path: Path, store: ImageStore) -> None:
     with pytest.raises(MlsError, match="split 'val' of this dataset is empty"):
         IndexMasks(store, "val")
     masked = write_masked(tmp_path / "masked", [masked_record("train", painted(0))])
@@ -126,7 +126,7 @@ def test_unknown_class_is_an_error(tmp_path: Path) -> None:
         masks.of(0)
 
 
-def test_too_many_classes_are_an_error(store: Store) -> None:
+def test_too_many_classes_are_an_error(store: ImageStore) -> None:
     store.classes = [f"{number}" for number in range(255)]  # and background
     with pytest.raises(MlsError, match="256 classes do not fit into index masks"):
         IndexMasks(store, "train")

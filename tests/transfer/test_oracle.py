@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mls.config.datasets import CocoDataset, VocDataset
 from mls.data import sources
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
 from mls.transfer.evaluate import score
 from mls.transfer.instances import Instances
@@ -25,7 +25,7 @@ BOTH = ("box", "mask")
 
 
 @pytest.fixture
-def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
     """COCO's files with ids 3, 17 and 90, triangles and crowds, made into a store."""
     root = tmp_path / "data" / "coco"
     root.mkdir(parents=True)
@@ -35,7 +35,7 @@ def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path / "tree")
     entry = {"source": "coco", "root": "coco", "val_share": 0.2}
     sources.pin("coco", CocoDataset.model_validate(entry), DATA_LOCK)
-    return Store(make(coco=entry))
+    return ImageStore(make(coco=entry))
 
 
 def predictions(truth: dict[str, Any], *, crowds: bool = False) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def predictions(truth: dict[str, Any], *, crowds: bool = False) -> list[dict[str
     return results
 
 
-def test_coco_truth_scores_100_and_class_ids_survive(coco: Store) -> None:
+def test_coco_truth_scores_100_and_class_ids_survive(coco: ImageStore) -> None:
     truth = coco.ground_truth("test")
     assert coco.classes == ["car", "cat", "toothbrush"]
     metrics = score(truth, predictions(truth), BOTH)
@@ -67,7 +67,7 @@ def test_coco_truth_scores_100_and_class_ids_survive(coco: Store) -> None:
     assert score(truth, [], BOTH)["mask_AP"] == 0
 
 
-def test_what_lies_in_a_crowd_counts_neither_way(coco: Store) -> None:
+def test_what_lies_in_a_crowd_counts_neither_way(coco: ImageStore) -> None:
     truth = coco.ground_truth("test")
     crowd = next(annotation for annotation in truth["annotations"] if annotation["iscrowd"])
     own = next(a for a in truth["annotations"] if not a["iscrowd"] and a["image_id"] == crowd["image_id"])
@@ -87,7 +87,7 @@ def test_what_lies_in_a_crowd_counts_neither_way(coco: Store) -> None:
     assert score(truth, predictions(truth) + many, BOTH)["box_AP"] < 100
 
 
-def test_crowds_are_not_trained_on(coco: Store) -> None:
+def test_crowds_are_not_trained_on(coco: ImageStore) -> None:
     trained = Instances(coco, "train+val", masks=True)
     found = [annotation for row in trained.rows for annotation in trained.of(row)]
     assert len(trained) == len(found) == 9, "ten images, the first without objects"
@@ -99,7 +99,7 @@ def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: 
     difficult = an_object("cat", (1, 1, 14, 14), "<difficult>1</difficult>")
     (voc_root / "VOC2007/Annotations/000009.xml").write_text(xml("000009", an_object(), difficult))
     sources.pin("voc", VocDataset(source="voc"), DATA_LOCK)
-    store = Store(make(voc={"source": "voc"}))
+    store = ImageStore(make(voc={"source": "voc"}))
     truth = store.ground_truth("test")
     results = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth["annotations"]]
     without = [result for result, a in zip(results, truth["annotations"], strict=True) if not a["difficult"]]

@@ -22,13 +22,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
-from mls.data.image_store import Store
+from mls.data.image_store import ImageStore
 
 SET = "test"
 """Name of the view's one image set."""
 
 
-def year_of(store: Store, truth: dict[str, Any]) -> int:
+def year_of(store: ImageStore, truth: dict[str, Any]) -> int:
     """2007, whose rule has 11 points, if all images are of that year; else 2012."""
     return 2007 if all(store.name(image["id"]).startswith("VOC2007/") for image in truth["images"]) else 2012
 
@@ -64,7 +64,7 @@ def write_view(truth: dict[str, Any], folder: Path) -> None:
     (sets / f"{SET}.txt").write_text("".join(f"{row}\n" for row in roots), encoding="ascii")
 
 
-def voc_score(store: Store, truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+def voc_score(store: ImageStore, truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
     """Return ``voc_AP``, ``voc_AP50`` and ``voc_AP75``, percent, of boxes.
 
     Classes without an object in the test images (a subset's; VOC has all) have no average precision and are left

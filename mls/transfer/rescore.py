@@ -10,8 +10,8 @@ from __future__ import annotations
 import pkgutil
 from typing import Any
 
-from mls.config.transfers import KINDS, Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferTask
-from mls.data.image_store import Store
+from mls.config.transfers import KINDS, Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferConfig
+from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.probe.score import compare
 from mls.transfer import evaluate, semantic_score
@@ -19,7 +19,7 @@ from mls.transfer.detectron2_install import require_detectron2
 from mls.transfer.index_masks import IndexMasks
 
 
-def scored(task: TransferTask, store: Store, results: list[dict[str, Any]]) -> dict[str, Any]:
+def scored(task: TransferConfig, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Metrics of a task's results on the test split, percent, as its kind has them in `KINDS`; ``per_class`` may be one
     of them, class -> metric -> percent.
     """
@@ -28,25 +28,25 @@ def scored(task: TransferTask, store: Store, results: list[dict[str, Any]]) -> d
 
 
 def score_objects(
-    task: TorchvisionDetector | Detectron2Detector, store: Store, results: list[dict[str, Any]]
+    task: TorchvisionDetector | Detectron2Detector, store: ImageStore, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """COCO's average precision of boxes and masks; on VOC with Detectron2 that of its evaluator too."""
     truth = evaluate.ground_truth(store, task.kind)
     metrics = evaluate.score(truth, results, evaluate.TARGETS_OF[task.kind])
     if isinstance(task, Detectron2Detector) and evaluate.is_voc(truth):
         require_detectron2("VOC's average precision")
-        from mls.transfer.voc import voc_score
+        from mls.transfer.voc_eval import voc_score
 
         metrics |= voc_score(store, truth, results)
     return metrics
 
 
-def score_pixels(task: SemanticTransfer, store: Store, results: list[dict[str, Any]]) -> dict[str, Any]:
+def score_pixels(task: SemanticTransfer, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Intersection over union and accuracy of the class of each pixel."""
     return semantic_score.score(IndexMasks(store, "test"), results)
 
 
-def print_score(task: TransferTask, store: Store, artifact: Artifact) -> None:
+def print_score(task: TransferConfig, store: ImageStore, artifact: Artifact) -> None:
     """Print the metrics of an artifact's ``predictions.json``.
 
     Raises:
