@@ -20,7 +20,7 @@ from tests.drill.watch import Lost, clone_in, made, say
 
 
 def main() -> None:
-    """Run every part; say what was lost."""
+    """Run every part and print what was lost."""
     parser = argparse.ArgumentParser(description=(drill.__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, nargs="+", default=[random.randrange(10**6)], help="of the kills")
     parser.add_argument("--kills", type=int, default=20, help="how many, for each seed")

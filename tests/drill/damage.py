@@ -1,4 +1,4 @@
-"""A disk that is full while a checkpoint is written, and files that are no longer what they were."""
+"""A disk that fills up while a checkpoint is written, and files that are damaged."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def fill_disk(calm: Clone, expected: dict[str, str], folder: Path) -> str:
             with filler.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - room)
         limit = () if mounted else ("prlimit", f"--fsize={room}")
-        said = clone.run(*limit, "mls", "pretrain", "mls", ok=False)
-        wanted = "is full; nothing half-written was kept" if mounted else "File too large"  # a traceback, of torch
-        if wanted not in said:
-            raise Lost(f"it did not say {wanted!r}, but: {said}")
+        output = clone.run(*limit, "mls", "pretrain", "mls", ok=False)
+        wanted = "is full; nothing half-written was kept" if mounted else "File too large"  # in torch's traceback
+        if wanted not in output:
+            raise Lost(f"it did not print {wanted!r}, but: {output}")
         if not checkpoint.exists() or checkpoint.read_bytes() != before:
-            raise Lost("the checkpoint that there was")
+            raise Lost("the checkpoint from before")
         filler.unlink(missing_ok=True)
         if "resumes at step" not in clone.run("mls", "pretrain", "mls"):
-            raise Lost("it began again at step 0")
+            raise Lost("it started again at step 0")
         mine = {name: digest for name, digest in expected.items() if (clone.path / "artifacts" / name).exists()}
         compare(mine, clone)
         how = "ENOSPC of a tmpfs" if mounted else "EFBIG of a limit on the size of files (mount is not allowed here)"
-        return f"{how}, said; the checkpoint before it was kept and resumed from; {len(mine)} equal files"
+        return f"{how}, reported; the checkpoint before it was kept and resumed from; {len(mine)} equal files"
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A tmpfs of 128 MB at the folder, and True; where mount is not allowed an ordinary folder."""
+    """Mount a tmpfs of 128 MB at the folder and yield True; where mount is not allowed, use a plain folder and False."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)]
     mounted = shutil.which("mount") is not None and subprocess.run(mount, capture_output=True).returncode == 0
@@ -61,22 +61,22 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def damage(clone: Clone, expected: dict[str, str], moments: random.Random) -> str:
-    """Flip a byte of one backbone and cut another short; verify, remove what it names, make it again."""
+    """Flip a byte of one backbone and cut another short; verify, remove what it names, make both again."""
     flipped, cut = moments.sample(sorted(clone.path.glob("artifacts/pretrain/*/backbone.safetensors")), 2)
     content = bytearray(flipped.read_bytes())
     at = moments.randrange(len(content))
     content[at] ^= 1 << moments.randrange(8)
-    for file in (flipped, cut):  # of the store too where they are hard links, which are read-only
+    for file in (flipped, cut):  # hard links share the read-only mode of the store's file
         file.chmod(0o644)
     flipped.write_bytes(content)
     os.truncate(cut, moments.randrange(cut.stat().st_size))
-    said = clone.run("mls", "verify", ok=False).replace("\n", " ")
+    output = clone.run("mls", "verify", ok=False).replace("\n", " ")
     for file, what in ((flipped, "has another content"), (cut, "bytes instead of")):
-        if not re.search(rf"{file.parent.name} is damaged: {file.name} [^;.]*{what}", said):
-            raise Lost(f"mls verify did not say of {file} that it {what}: {said}")
+        if not re.search(rf"{file.parent.name} is damaged: {file.name} [^;.]*{what}", output):
+            raise Lost(f"mls verify did not report that {file} {what}: {output}")
         shutil.rmtree(file.parent)
         shutil.rmtree(clone.path / ".store" / "pretrain" / file.parent.name)
     clone.run("snakemake")
     compare(expected, clone)
     clone.run("mls", "verify")
-    return f"byte {at:,} flipped and a file cut short: both named, both remade with the same bytes"
+    return f"byte {at:,} flipped and a file cut short: both were named and made again with the same bytes"

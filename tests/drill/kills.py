@@ -14,13 +14,13 @@ from tests.drill.watch import PATIENCE_S, Lost, compare, made, say, until
 from tests.workflow.clone import Clone
 
 VICTIMS = {"stage": r" -m mls ", "snakemake": r"bin/snakemake", "dvc": r"bin/dvc repro", "group": ""}
-"""What is killed -> how to tell it by its command line."""
+"""Victim -> pattern of its command line."""
 
 
 def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Random, within_s: float) -> str:
-    """Kill so many times, up to ``within_s`` seconds after a stage has begun or soon after one has saved its state.
+    """Kill ``kills`` times, then let the experiment finish.
 
-    Then let it finish.
+    Each kill comes up to ``within_s`` seconds after a stage has begun, or soon after one has saved its state.
     """
     done: Counter[str] = Counter()
     finished = 0
@@ -32,8 +32,8 @@ def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Ran
         if struck is None:
             compare(expected, clone)
             finished += 1
-            say("  finished between kills, with the same bytes; begun anew")
-            begin_anew(clone)
+            say("  finished between kills, with the same bytes; starting over")
+            start_over(clone)
             continue
         done[victim] += 1
         say(
@@ -41,7 +41,7 @@ def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Ran
         )
     clone.run(*command)
     compare(expected, clone)
-    assert clone.planned() == {}, "nothing is left to do"
+    assert clone.planned() == {}, "something is left to do"
     resumed = clone.path.with_suffix(".log").read_text().count("resumes at step")
     killed = ", ".join(f"{n} x {victim}" for victim, n in sorted(done.items()))
     return (
@@ -52,9 +52,10 @@ def kill(clone: Clone, expected: dict[str, str], kills: int, moments: random.Ran
 def strike(
     clone: Clone, life: subprocess.Popen[bytes], victim: str, moments: random.Random, within_s: float
 ) -> str | None:
-    """Wait for a random moment within a stage, and kill; None where the command ended before that.
+    """Wait for a random moment within a stage and kill; None if the command ended first.
 
-    Most of a small stage is its start, so that few moments of it are in its loop: a third of them are sought there.
+    Small stages spend most of their time starting, so uniform moments rarely hit the training loop. A third of the
+    kills therefore wait for a checkpoint first.
     """
     wanted = len(made(clone)) + moments.randrange(3)
     delay, since = moments.uniform(0, within_s), "into"
@@ -75,19 +76,19 @@ def strike(
         until(lambda: not clone.processes())
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    if victim == "stage":  # Snakemake goes on with the other runs; who sees the failure stops it
+    if victim == "stage":  # Snakemake goes on with the other runs; a user who sees the failure stops it
         os.killpg(life.pid, signal.SIGTERM)
     life.wait(PATIENCE_S)
     return f"{delay:.1f} s {since} {' and '.join(stages) or 'a pause between stages'}"
 
 
 def checkpoints(clone: Clone) -> set[str]:
-    """Names of saved states, which tell the step."""
+    """Names of the checkpoints; each holds its step."""
     return {str(file) for file in clone.path.glob("work/*/checkpoint*.pt")}
 
 
-def begin_anew(clone: Clone) -> None:
-    """Forget everything that was made, once nothing works on it any more."""
+def start_over(clone: Clone) -> None:
+    """Remove everything that was made, once no process works on it."""
     until(lambda: not clone.processes())
     for name in ("artifacts", ".store", "work", "results/micro", "dvc.lock", ".dvc/cache"):
         subprocess.run(["rm", "-rf", str(clone.path / name)], check=True)

@@ -1,4 +1,4 @@
-"""What the parts of the drill share: clones, waiting, and the comparison with the undisturbed run."""
+"""Shared by the parts of the drill: clones, waiting, and the comparison with the undisturbed run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 from tests.workflow.clone import Clone, new_clone
 
 PATIENCE_S = 1800.0
-"""Without anything that was waited for; long, for a machine that has much else to do."""
+"""Longest wait for anything; generous, because the machine may be busy."""
 
 
 class Lost(Exception):
-    """Something did not survive; says what."""
+    """Something did not survive; the message says what."""
 
 
 def clone_in(folder: Path) -> Clone:
-    """A clone whose log is beside it."""
+    """A new clone with its log beside it."""
     (folder / "clone").mkdir(parents=True)
     return new_clone(folder / "clone")
 
 
 def made(clone: Clone) -> list[Path]:
-    """Seals of finished artifacts."""
+    """Manifests of finished artifacts."""
     return list(clone.path.glob("artifacts/*/*/artifact.json"))
 
 
 def until(true: Callable[[], object], life: subprocess.Popen[bytes] | None = None) -> bool:
-    """Wait until something is true; False where the command has ended first."""
+    """Wait until something is true; False if the command ended first."""
     end = time.monotonic() + PATIENCE_S
     while not true():
         if life is not None and life.poll() is not None:
@@ -41,16 +41,18 @@ def until(true: Callable[[], object], life: subprocess.Popen[bytes] | None = Non
 
 
 def compare(expected: dict[str, str], clone: Clone) -> None:
-    """Raise `Lost` with every file that is not there, is another, or is one too many."""
+    """Raise `Lost` with every file that is missing, different or unexpected."""
     mine = clone.digests()
     wrong = [
-        f"{name} is {'another' if name in mine else 'missing'}" for name in expected if mine.get(name) != expected[name]
+        f"{name} is {'different' if name in mine else 'missing'}"
+        for name in expected
+        if mine.get(name) != expected[name]
     ]
-    wrong += [f"{name} is one too many" for name in mine.keys() - expected.keys()]
+    wrong += [f"{name} is unexpected" for name in mine.keys() - expected.keys()]
     if wrong:
         raise Lost("; ".join(sorted(wrong)))
 
 
 def say(line: str) -> None:
-    """At once, also into a pipe."""
+    """Print at once, even into a pipe."""
     print(line, flush=True)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ MICRO = ROOT / "experiments" / "micro.yaml"
 
 
 def environment() -> dict[str, str]:
-    """The tools of this Python; no variable that would lead a clone to another one's code or data."""
+    """An environment with the tools of this Python and no variable that leads a clone to another one's code or data."""
     leading = ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS", "MLS_STORE", "MLS_WORK")
     env = {k: v for k, v in os.environ.items() if k not in leading}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
@@ -63,6 +64,15 @@ class Clone:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> None:
+        """Wait until a file of the clone matches a glob pattern."""
+        end = time.monotonic() + seconds
+        while not list(self.path.glob(pattern)):
+            assert time.monotonic() < end, (
+                f"no {pattern} after {seconds} s\n{self.path.with_suffix('.log').read_text()}"
+            )
+            time.sleep(0.02)
 
     def processes(self) -> dict[int, str]:
         """Command lines of the live processes that work in the clone."""
@@ -110,7 +120,7 @@ class Clone:
         self.run("git", "commit", "-q", "-m", message)
 
     def digests(self) -> dict[str, str]:
-        """sha256 of every file of every artifact, volatile ones aside."""
+        """sha256 of every file of every artifact, except volatile ones."""
         root = self.path / "artifacts"
         files = (file for file in sorted(root.rglob("*")) if file.is_file() and file.name not in VOLATILE)
         return {str(file.relative_to(root)): sha256(file) for file in files if not file.name.startswith(".")}
@@ -129,7 +139,7 @@ class Clone:
 
 
 def new_clone(to: Path) -> Clone:
-    """A repository made of the files git knows or would add here, as they are in the working tree."""
+    """A new repository with the files that git tracks or would add here, as they are in the working tree."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
     )

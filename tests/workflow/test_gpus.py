@@ -1,4 +1,4 @@
-"""Through the rules: a pretraining on several leased devices, and a job that was stopped and is retried."""
+"""Through the rules: pretraining on several leased devices, and the retry of a stopped job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if "pretrain" in sys.orig_argv and sys.orig_argv[-2:] == ["--attempt", "1"]:
 
 @pytest.fixture
 def lost(pulled: Clone) -> Path:
-    """The artifact of the run `mls`, which is missing."""
+    """Path of the artifact of run `mls`, which was removed."""
     (job,) = plan_file(pulled.path / "params.yaml").find("pretrain", "mls")
     shutil.rmtree(pulled.path / job.path)
     return pulled.path / job.path
@@ -42,10 +42,10 @@ def test_two_devices_are_two_ranks(pulled: Clone, lost: Path, monkeypatch: pytes
     assert json.loads((lost / "artifact.json").read_text())["made"]["ranks"] == 2
     assert pulled.planned() == {}, "the ids are the same"
     asked = pulled.run("snakemake", "-n", "--resources", "gpu=1", "--", "pretrain")
-    assert 'gpu=Resource("gpu", 2)' not in asked, "what is asked for stays"
+    assert 'gpu=Resource("gpu", 2)' not in asked, "a limit of the command line stays"
 
 
-def test_what_was_stopped_goes_on_in_the_retry(pulled: Clone, finished: Clone, lost: Path, tmp_path: Path) -> None:
+def test_the_retry_of_a_stopped_job_resumes(pulled: Clone, finished: Clone, lost: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(STOPPED)
     target = str((lost / "artifact.json").relative_to(pulled.path))
     text = pulled.run("env", f"PYTHONPATH={tmp_path}:{pulled.path}", "snakemake", "--retries", "1", "--", target)

@@ -23,24 +23,16 @@ def trainers(clone: Clone) -> list[int]:
 
 
 def wait_until_gone(clone: Clone, seconds: float = 60) -> None:
-    """Wait until no training lives: of a killed group the leader can be reaped before the others have died."""
+    """Wait until no training is alive: the leader of a killed group can be reaped before the others have died."""
     end = time.monotonic() + seconds
     while survivors := trainers(clone):
         assert time.monotonic() < end, f"{survivors} live {seconds} s after the kill"
         time.sleep(0.02)
 
 
-def wait_for(clone: Clone, what: str, pattern: str, seconds: float = 120) -> None:
-    """Wait until a file that matches appears."""
-    end = time.monotonic() + seconds
-    while not list(clone.path.glob(pattern)):
-        assert time.monotonic() < end, f"no {what} after {seconds} s\n{clone.path.with_suffix('.log').read_text()}"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def training(pulled: Clone) -> Clone:
-    """A clone with data, whose two runs have yet to be trained, long enough to be killed, and then probed once."""
+    """A clone with data and two runs that are still to be trained (long enough to be killed) and probed once."""
     for stage in ("pretrain", "features", "probe", "transfer", "tables"):
         subprocess.run(["rm", "-r", str(pulled.path / "artifacts" / stage)], check=True)
     pulled.edit(runs__random=None, probe__svm=None, probe__tuned=None, transfer=None, draw=None)
@@ -49,7 +41,7 @@ def training(pulled: Clone) -> Clone:
 
 
 def same(mine: Clone, finished: Clone) -> bool:
-    """Whether all that was made is what the whole experiment made; its tables are others."""
+    """Whether everything made here equals what the whole experiment made; only the tables differ."""
     theirs = finished.digests()
     made = {name: digest for name, digest in mine.digests().items() if not name.startswith("tables/")}
     stages = {name.split("/")[0] for name in made}
@@ -57,10 +49,10 @@ def same(mine: Clone, finished: Clone) -> bool:
 
 
 @pytest.mark.parametrize("victim", ["trainer", "snakemake", "dvc", "group"])
-def test_killed_and_started_again(victim: str, training: Clone, finished: Clone) -> None:
+def test_the_same_command_after_a_kill_makes_the_same_bytes(victim: str, training: Clone, finished: Clone) -> None:
     command = ("dvc", "repro") if victim in ("dvc", "group") else ("snakemake",)
     started = training.start(*command)
-    wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
+    training.wait_for("work/*/checkpoint-*.pt")
     if victim == "group":
         os.killpg(started.pid, signal.SIGKILL)
         wait_until_gone(training)
@@ -76,27 +68,27 @@ def test_killed_and_started_again(victim: str, training: Clone, finished: Clone)
         os.kill(pid, signal.SIGKILL)
     started.wait()
     if victim == "snakemake":
-        assert trainers(training), "its child runs on"
+        assert trainers(training), "its child keeps running"
     training.run(*command)
     assert same(training, finished)
     assert training.planned() == {}
     assert "Data and pipelines are up to date" in (training.run("dvc", "repro") and training.run("dvc", "repro"))
 
 
-def test_what_a_killed_snakemake_marked_hides_nothing(pulled: Clone) -> None:
-    """Its child ended the job, so the artifact is whole; what depends on it was never begun."""
-    (seal, *_) = sorted((pulled.path / "artifacts" / "features").glob("*/artifact.json"))
+def test_jobs_that_a_killed_snakemake_marked_incomplete_hide_no_other(pulled: Clone) -> None:
+    """Its child finished the job, so the artifact is whole; the jobs after it never began."""
+    (manifest, *_) = sorted((pulled.path / "artifacts" / "features").glob("*/artifact.json"))
     subprocess.run(["rm", "-r", *(str(pulled.path / "artifacts" / stage) for stage in ("probe", "tables"))], check=True)
     marks = pulled.path / ".snakemake" / "incomplete"
     marks.mkdir(parents=True)
-    name = str(seal.relative_to(pulled.path)).encode()
+    name = str(manifest.relative_to(pulled.path)).encode()
     (marks / base64.urlsafe_b64encode(name).decode()).touch()
     assert pulled.planned() == {"probe_artifact": 9, "tables_artifact": 1, "publish": 1}
 
 
 def test_a_trainer_resumes_where_it_was_killed(training: Clone, finished: Clone) -> None:
     started = training.start("mls", "pretrain", "mls")
-    wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
+    training.wait_for("work/*/checkpoint-*.pt")
     started.kill()
     started.wait()
     assert "resumable" in training.run("mls", "status")
@@ -105,7 +97,7 @@ def test_a_trainer_resumes_where_it_was_killed(training: Clone, finished: Clone)
     assert all(theirs[name] == digest for name, digest in mine.items())
 
 
-def test_two_at_once_make_an_artifact_once(training: Clone, finished: Clone) -> None:
+def test_two_processes_at_once_make_an_artifact_once(training: Clone, finished: Clone) -> None:
     both = [training.start("mls", "pretrain", "mls"), training.start("mls", "pretrain", "mls")]
     for process in both:
         assert process.wait() == 0
@@ -115,9 +107,9 @@ def test_two_at_once_make_an_artifact_once(training: Clone, finished: Clone) -> 
     assert all(theirs[name] == digest for name, digest in training.digests().items())
 
 
-def test_terminated_leaves_with_75_and_goes_on(training: Clone) -> None:
+def test_sigterm_saves_exits_with_75_and_the_next_run_resumes(training: Clone) -> None:
     started = training.start("mls", "pretrain", "mls")
-    wait_for(training, "checkpoint", "work/*/checkpoint-*.pt")
+    training.wait_for("work/*/checkpoint-*.pt")
     started.send_signal(signal.SIGTERM)
     assert started.wait() == 75
     assert "stopped by SIGTERM after saving" in training.path.with_suffix(".log").read_text()

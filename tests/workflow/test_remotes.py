@@ -1,6 +1,6 @@
-"""Artifacts through a remote that is a server: pushed from one clone, pulled by a fresh one, nothing left to do.
+"""Artifacts pushed to a server and pulled by a fresh clone leave nothing to do.
 
-A remote that is a folder is in test_reruns.py. No address is ever committed, and nothing needs a remote.
+test_reruns.py has a folder as the remote. No address is ever committed, and nothing needs a remote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Settings = list[tuple[str, str]]
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """An S3 server of this machine, with one empty bucket; its keys are in the environment alone."""
+    """An S3 server on this machine, with one empty bucket; its keys are only in the environment."""
     pytest.importorskip("dvc_s3", reason="dvc-s3 is not installed (extra: remotes)")
     server = pytest.importorskip("moto.server", reason="moto is not installed (extra: remotes)")
     import boto3
@@ -42,7 +42,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
 
 @pytest.fixture
 def ssh(tmp_path: Path) -> Iterator[Settings]:
-    """An SSH server of this machine, for files alone; it knows one key."""
+    """An SSH server on this machine, only for files; it accepts one key."""
     pytest.importorskip("dvc_ssh", reason="dvc-ssh is not installed (extra: remotes)")
     import asyncssh
 
@@ -88,7 +88,7 @@ def test_push_fresh_clone_and_pull_leave_nothing_to_do(
     settings: Settings = request.getfixturevalue(kind)
     add_remote(original, settings)
     original.run("dvc", "push")
-    assert original.run("git", "status", "--porcelain") == "", "the remote is this clone's own affair"
+    assert original.run("git", "status", "--porcelain") == "", "the remote is only known to this clone"
     fresh = original.clone(tmp_path / "fresh")
     add_remote(fresh, settings)
     fresh.run("dvc", "pull")
@@ -107,6 +107,6 @@ def test_reproduce_needs_no_remote(original: Clone) -> None:
     (original.path / ".dvc" / "config.local").unlink()
     assert original.run("dvc", "remote", "list") == ""
     shutil.rmtree(original.path / "artifacts" / "tables")
-    told = original.run("make", "--no-print-directory", "reproduce", "-o", "setup", f"VENV={sys.prefix}")
-    assert "| mls " in told
+    printed = original.run("make", "--no-print-directory", "reproduce", "-o", "setup", f"VENV={sys.prefix}")
+    assert "| mls " in printed
     assert original.planned() == {}

@@ -1,4 +1,4 @@
-"""What runs again, and what does not: the promises of identity, with real tools."""
+"""What runs again and what does not: the promises of identity, with the real tools."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def test_fresh_clone_and_pull_nothing_to_do(pulled: Clone) -> None:
     assert "Data and pipelines are up to date" in pulled.run("dvc", "repro")
 
 
-def test_a_part_is_pulled_and_then_what_every_commit_needs(fresh: Clone) -> None:
-    """Backbones are not trained again because the data that they were trained on are made."""
+def test_pulled_backbones_are_not_trained_again_when_their_data_is_missing(fresh: Clone) -> None:
+    """And `dvc fetch --all-commits` then brings everything else."""
     fresh.run("dvc", "pull", "artifacts/pretrain")
     assert fresh.planned() == {rule: jobs for rule, jobs in EVERYTHING.items() if rule != "pretrain_artifact"}
-    seals = {file: file.stat().st_ino for file in fresh.path.glob("artifacts/pretrain/*/artifact.json")}
+    manifests = {file: file.stat().st_ino for file in fresh.path.glob("artifacts/pretrain/*/artifact.json")}
     fresh.run("snakemake", "features")
-    assert len(seals) == 3 and all(file.stat().st_ino == number for file, number in seals.items())
+    assert len(manifests) == 3 and all(file.stat().st_ino == number for file, number in manifests.items())
     fresh.run("dvc", "fetch", "--all-commits")
     fresh.run("dvc", "checkout", "--force")
     assert fresh.planned() == {}
 
 
 def test_fresh_clone_without_pull_runs_everything_and_prints_this_runs_table(fresh: Clone, finished: Clone) -> None:
-    """With Snakemake; the finished clone was made in the same way with DVC."""
+    """With Snakemake here; the finished clone was made with DVC."""
     file = fresh.path / "results" / "micro" / "tables" / "main.md"
     honest = file.read_text()
     file.write_text(honest.replace("random", "a committed table"))
@@ -93,7 +93,7 @@ def test_a_changed_param_of_one_run_reruns_that_run(pulled: Clone) -> None:
     assert pulled.planned() == {**one, "tables_artifact": 1, "publish": 1}
 
 
-def test_renaming_a_row_prints_the_table_anew_and_runs_nothing(pulled: Clone) -> None:
+def test_renaming_a_row_prints_the_table_again_and_runs_nothing(pulled: Clone) -> None:
     pulled.edit(runs__mls=None, runs__ours={}, draw=["ours"])
     assert pulled.planned() == {"tables_artifact": 1, "publish": 1}
     pulled.run("snakemake")
@@ -126,8 +126,8 @@ def test_dvc_repro_follows_a_changed_param_after_a_direct_run(original: Clone) -
     assert "Data and pipelines are up to date" in original.run("dvc", "repro")
 
 
-def test_a_raised_stage_version_is_planned_by_both(pulled: Clone) -> None:
-    file = pulled.path / "mls" / "experiment" / "identity.py"
+def test_a_raised_stage_version_is_planned_by_snakemake_and_dvc(pulled: Clone) -> None:
+    file = pulled.path / "mls" / "config" / "identity.py"
     text = file.read_text()
     assert '"probe": 2' in text
     file.write_text(text.replace('"probe": 2', '"probe": 3'))
@@ -139,7 +139,7 @@ def test_a_raised_stage_version_is_planned_by_both(pulled: Clone) -> None:
 
 
 def test_code_edited_in_a_clone_is_the_code_that_runs_there(pulled: Clone) -> None:
-    file = pulled.path / "mls" / "train" / "stage.py"
+    file = pulled.path / "mls" / "train" / "pretrain.py"
     file.write_text(file.read_text().replace("def run(context", 'print("EDITED HERE")\n\n\ndef run(context'))
     pulled.edit(runs__mls__mls__topk=5)
     assert "EDITED HERE" in pulled.run("snakemake", "pretrain")
@@ -160,8 +160,8 @@ def test_a_deleted_file_of_a_pulled_artifact_is_named_and_mended(pulled: Clone) 
     assert "0 damaged" in pulled.run("mls", "verify")
 
 
-def test_photos_are_no_output_of_dvc(pulled: Clone) -> None:
-    """Data of local sources lies where DVC tracks nothing, so that it can't be pushed."""
+def test_dvc_does_not_track_photos(pulled: Clone) -> None:
+    """Data of local sources lies where DVC tracks nothing, so it cannot be pushed."""
     photos = pulled.path / "photos" / "snaps" / "images"
     photos.mkdir(parents=True)
     for i in range(6):
@@ -201,13 +201,13 @@ def test_an_experiment_that_changed_under_a_run_is_a_clear_error(fresh: Clone) -
     assert Path(fresh.path / "artifacts").exists() is False
 
 
-def test_what_is_finished_can_be_scored_and_exported(pulled: Clone) -> None:
-    """By label or id; in a clone that made none of it."""
+def test_finished_artifacts_can_be_scored_and_exported(pulled: Clone) -> None:
+    """By label or id, in a clone that made none of them."""
     for target, metric in (("detect/mls", "box_AP"), ("segment/mls", "mIoU"), ("linear/mls", "mAP")):
         text = pulled.run("mls", "score", target)
         assert metric in text and "Agrees with artifacts/" in text, target
-    sealed = next(path.parent for path in pulled.path.glob("artifacts/transfer/*/artifact.json"))
-    assert f"Agrees with artifacts/transfer/{sealed.name}/metrics.json" in pulled.run("mls", "score", sealed.name)
+    artifact = next(path.parent for path in pulled.path.glob("artifacts/transfer/*/artifact.json"))
+    assert f"Agrees with artifacts/transfer/{artifact.name}/metrics.json" in pulled.run("mls", "score", artifact.name)
     text = pulled.run("mls", "export", "mls", "--format", "torchvision")
     assert "mls-0-torchvision.safetensors: 120 tensors in torchvision's names" in text
     assert "torchvision has no resnet18 of width 0.125 with stem small: nothing to compare" in text

@@ -1,6 +1,6 @@
-"""The same experiment on a real Slurm: stopped by its time limit, retried, on two nodes; the same bytes.
+"""The same experiment on a real Slurm (stopped by its time limit, retried, on two nodes) gives the same bytes.
 
-Skipped where Slurm or the executor plugin is absent. The two nodes are this machine's.
+Skipped where Slurm or the executor plugin is absent. This machine plays both nodes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ WAITS = f"""
 import sys
 if "pretrain" in sys.orig_argv:
     import time
-    from mls.train import interrupt, loop
-    guards, enter, step = [], interrupt.InterruptGuard.__enter__, loop.Trainer._train_step
+    from mls.runtime import signals
+    from mls.train import loop
+    guards, enter, step = [], signals.InterruptGuard.__enter__, loop.Trainer._train_step
     def remember(self):
         guards.append(self)
         return enter(self)
@@ -44,9 +45,9 @@ if "pretrain" in sys.orig_argv:
         step(self, batch, **asked)
         while self.step == {STEP} and guards[-1].asked is None:
             time.sleep(0.1)
-    interrupt.InterruptGuard.__enter__, loop.Trainer._train_step = remember, wait
+    signals.InterruptGuard.__enter__, loop.Trainer._train_step = remember, wait
 """
-"""A pretraining that comes to this step waits there for a signal; one that is resumed from it goes on."""
+"""A pretraining that reaches this step waits for a signal; one resumed from it goes on."""
 KILLED = f"""
 import os, sys
 if os.environ.get("RANK") == "1" and sys.orig_argv[-2:] == ["--attempt", "1"]:
@@ -59,7 +60,7 @@ if os.environ.get("RANK") == "1" and sys.orig_argv[-2:] == ["--attempt", "1"]:
             os.kill(os.getpid(), signal.SIGKILL)
     loop.Trainer._train_step = then_killed
 """
-"""The second rank of a first attempt is killed at this step."""
+"""In the first attempt the second rank is killed at this step."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def lost(clone: Clone, *labels: tuple[str, str]) -> list[Path]:
 def test_a_time_limit_stops_a_job_and_its_retry_makes_the_same_bytes(
     clone: Clone, finished: Clone, tmp_path: Path
 ) -> None:
-    """Slurm's signal, not the test's: the pretraining waits for it, a minute before its limit of two."""
+    """The signal is Slurm's: the pretraining waits for it, one minute before its limit of two."""
     lost(clone, ("pretrain", "mls"), ("features", "linear/mls"), ("probe", "linear/mls"), ("tables", "micro"))
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(WAITS)

@@ -18,7 +18,7 @@ from tests.workflow.clone import Clone, new_clone
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
-    """Of one run, one task and a few pictures; it has the name that the clone's dvc.yaml shows."""
+    """A clone with one run, one task and a few pictures, under the name that its dvc.yaml shows."""
     (tmp_path / "clone").mkdir()
     clone = new_clone(tmp_path / "clone")
     with (clone.path / "params.yaml").open("w") as file:
@@ -34,27 +34,29 @@ def numbers(clone: Clone) -> dict[str, Any]:
 
 
 def ids(clone: Clone, run: str) -> dict[str, str]:
-    """Stage -> id of what belongs to a run."""
+    """Stage -> id of the artifacts of a run."""
     plan = plan_of_clone(clone)
     named = {job.id: [label.rsplit("/", 1)[-1] for label in plan.labels[job.id]] for job in plan.jobs.values()}
     return {job.stage: job.id for job in plan.jobs.values() if f"{run}:0" in named[job.id]}
 
 
 def plan_of_clone(clone: Clone) -> Plan:
-    """Of its params.yaml."""
+    """The plan of its params.yaml."""
     return make_plan(load(clone.path / "params.yaml"), {})
 
 
-def test_a_run_that_fails_stops_no_other_and_is_listed_at_the_end(clone: Clone) -> None:
+def test_a_failing_run_stops_no_other_and_is_listed_at_the_end(clone: Clone) -> None:
     clone.edit(sweep={"mls": [{"optimizer.lr": 0.02}, {"optimizer.lr": 1e30}]}, execution__max_nonfinite=0)
     wild = ids(clone, "mls[lr=1e+30]")["pretrain"]
     for attempt in ("first", "second"):
         text = clone.run("snakemake", ok=False)
-        said = re.search(r"(\d+) of \d+ jobs failed:\n(.*)", text)
-        assert said and said[1] == "1", text
-        assert f"pretrain mls[lr=1e+30]:0 [{wild}] failed: step " in said[2] and "is not finite" in said[2]
-        assert f"(to try again: mls retry {wild}, then the same command)" in said[2]
-        assert ("failed before, same inputs and code" in text) == (attempt == "second"), "no time is spent twice"
+        listed = re.search(r"(\d+) of \d+ jobs failed:\n(.*)", text)
+        assert listed and listed[1] == "1", text
+        assert f"pretrain mls[lr=1e+30]:0 [{wild}] failed: step " in listed[2] and "is not finite" in listed[2]
+        assert f"(to try again: mls retry {wild}, then the same command)" in listed[2]
+        assert ("failed before, same inputs and code" in text) == (attempt == "second"), (
+            "the second attempt spends no time on it"
+        )
         shown = {line.split()[0]: line.split()[1:] for line in clone.run("mls", "sweep", "show").splitlines() if line}
         assert shown["0.02"][:2] == ["done", "done"] and shown["0.02"][-3:] == ["1", "of", "1"]
         assert shown["1e+30"] == ["failed", "missing", "0", "of", "1"]
@@ -72,7 +74,7 @@ def test_queued_experiments_are_the_points_of_a_sweep(clone: Clone, tmp_path: Pa
     expected = {name: numbers(swept)[point] for name, point in points.items()}
     assert expected["two"] != expected["five"]
 
-    clone.run("dvc", "repro")  # artifacts of other params are there, which no experiment may take for its own
+    clone.run("dvc", "repro")  # leaves artifacts of other params, which no experiment may reuse
     clone.commit("a finished run")
     for name, topk in {"two": 2, "five": 5}.items():
         clone.run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", f"pretrain.mls.topk={topk}")
@@ -91,7 +93,7 @@ def test_queued_experiments_are_the_points_of_a_sweep(clone: Clone, tmp_path: Pa
     for name, point in points.items():
         clone.run("dvc", "exp", "apply", name)
         assert numbers(clone) == {"mls": expected[name]}
-        assert clone.planned() == {"publish": 1}, "no experiment of DVC keeps a new file of git's, such as the marker"
+        assert clone.planned() == {"publish": 1}, "DVC experiments keep no new git file, such as the marker"
         mine, theirs = ids(clone, "mls"), ids(swept, point)
         assert mine == theirs and set(mine) == {"pretrain", "features", "probe"}
         made, same = clone.digests(), swept.digests()
@@ -101,7 +103,7 @@ def test_queued_experiments_are_the_points_of_a_sweep(clone: Clone, tmp_path: Pa
 
 
 def test_planning_opens_no_artifact(clone: Clone) -> None:
-    """Of artifacts whose files hold nothing, all is made: only that they exist was looked at."""
+    """Empty artifact.json files count as made: planning only looks at whether they exist."""
     plan = plan_of_clone(clone)
     for job in plan.jobs.values():
         (clone.path / job.path).mkdir(parents=True)

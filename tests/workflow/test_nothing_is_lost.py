@@ -1,4 +1,4 @@
-"""What is finished, and the state of what is not, outlive DVC, git and the copies that DVC makes; with real tools."""
+"""Finished artifacts and resumable state survive DVC, git and the copies that DVC makes; with the real tools."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import signal
 from pathlib import Path
 
 from tests.workflow.clone import Clone
-from tests.workflow.test_kills import wait_for
 
 
-def test_nothing_is_lost_to_dvc_and_git(original: Clone) -> None:
+def test_dvc_and_git_lose_no_artifact(original: Clone) -> None:
     original.run("dvc", "exp", "save", "-q", "-n", "before")
     original.run("git", "switch", "-q", "-c", "renamed")
     original.edit(runs__mls=None, runs__ours={}, draw=["ours"])
@@ -36,7 +35,7 @@ def test_nothing_is_lost_to_dvc_and_git(original: Clone) -> None:
     assert original.digests() == made
 
 
-def test_a_clone_that_shares_the_store_makes_nothing_again(finished: Clone, fresh: Clone) -> None:
+def test_a_clone_that_shares_the_store_has_nothing_to_do(finished: Clone, fresh: Clone) -> None:
     shared = ("env", f"MLS_STORE={finished.path / '.store'}")
     text = fresh.run(*shared, "snakemake", "-n")
     assert "23 of 23 artifacts linked" in text and "Nothing to be done" in text
@@ -44,16 +43,16 @@ def test_a_clone_that_shares_the_store_makes_nothing_again(finished: Clone, fres
     assert "23 done" in fresh.run(*shared, "mls", "status")
 
 
-def test_workflows_of_two_clones_make_what_both_need_once(finished: Clone, tmp_path: Path) -> None:
+def test_two_clones_with_one_store_make_a_shared_artifact_once(finished: Clone, tmp_path: Path) -> None:
     clones = [finished.clone(tmp_path / name) for name in ("a", "b")]
     command = ("env", f"MLS_STORE={tmp_path / 'common'}", "snakemake", "data")
     assert [started.wait() for started in [clone.start(*command) for clone in clones]] == [0, 0]
-    seals = [file.read_text() for clone in clones for file in clone.path.glob("artifacts/data/*/artifact.json")]
-    assert len(seals) == 2 and seals[0] == seals[1], "one host, time and duration: it was made once"
+    manifests = [file.read_text() for clone in clones for file in clone.path.glob("artifacts/data/*/artifact.json")]
+    assert len(manifests) == 2 and manifests[0] == manifests[1], "same host, time and duration: it was made once"
     assert clones[0].digests() == clones[1].digests()
 
 
-def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(pulled: Clone) -> None:
+def test_a_killed_queued_experiment_resumes_when_queued_again(pulled: Clone) -> None:
     def queue(name: str) -> None:
         pulled.run("dvc", "exp", "run", "-q", "--queue", "-n", name, "-S", "pretrain.epochs=6", "pretrain")
 
@@ -65,7 +64,7 @@ def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(pul
     pulled.commit("one run")
     queue("killed")
     started = pulled.start("dvc", "exp", "run", "--run-all")
-    wait_for(pulled, "checkpoint", "work/*/checkpoint-*.pt")
+    pulled.wait_for("work/*/checkpoint-*.pt")
     for pid in trainers():
         os.kill(pid, signal.SIGKILL)
     started.wait()
