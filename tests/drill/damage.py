@@ -49,7 +49,7 @@ def fill_disk(calm: Clone, expected: dict[str, str], folder: Path) -> str:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a tmpfs of 128 MB at the folder and yield True; where mount is not allowed, use a plain folder and False."""
+    """Mount a tmpfs of 128 MB and yield True; where mount is not allowed, make a plain folder and yield False."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)]
     mounted = shutil.which("mount") is not None and subprocess.run(mount, capture_output=True).returncode == 0
