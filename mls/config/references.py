@@ -165,7 +165,7 @@ def _of_paper(where: str, paper: Raw, rows: list[str], columns: list[str]) -> It
 
 
 def _of_plot(where: str, key: str, rows: Runs, baseline: Any) -> Iterator[str]:
-    if key not in (known := _dotted_keys(Pretrain)):
+    if key not in (known := dotted_keys(Pretrain)):
         yield f"{where}.plot: {key!r} is not a key of pretrain{did_you_mean(key, known)}"
         return
     good = {row: run for row, run in rows.items() if run is not None}
@@ -201,12 +201,13 @@ def plotted_points(key: str, rows: Mapping[str, Pretrain], baseline: str | None)
     }
 
 
-def _dotted_keys(section: type[BaseModel]) -> list[str]:
+def dotted_keys(section: type[BaseModel]) -> list[str]:
+    """List the dotted keys of all values in a section and in its sections."""
     keys = []
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += [f"{name}.{key}" for key in _dotted_keys(inner)]
+            keys += [f"{name}.{key}" for key in dotted_keys(inner)]
         else:
             keys.append(name)
     return keys
