@@ -168,14 +168,11 @@ def _locate(model: Any, loc: tuple[int | str, ...]) -> tuple[list[str], list[str
 
 def _members(annotation: Any) -> list[Any]:
     """The members of a union, or the type itself, without ``Annotated``."""
-    annotation = _bare(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _members(annotation.__origin__)
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return [_bare(member) for member in typing.get_args(annotation)]
+        return [member for one in typing.get_args(annotation) for member in _members(one)]
     return [annotation]
-
-
-def _bare(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
 
 
 def _tags(section: type[BaseModel]) -> tuple[Any, ...]:

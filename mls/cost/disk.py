@@ -11,7 +11,9 @@ bytes of their tensors are exact; files are slightly larger, for names and the r
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from mls.config.catalog import needed
 from mls.config.datasets import ScenesDataset
@@ -22,14 +24,23 @@ from mls.config.probes import Features, FrozenProbe, RetrievalProbe, TrainedProb
 from mls.config.transfers import Detectron2Detector, SemanticTransfer
 from mls.cost.rates import SCHEMAS
 from mls.cost.workload import Jobs, data_of, evaluated_images, work_of
+from mls.data import cityscapes, classification, scenes, voc
+from mls.methods.method import build_method
+from mls.models.backbone import LAYERS, build_backbone, feature_dims
 from mls.pipeline.plan import DATA_LOCK, Job, read_lock
-
-if TYPE_CHECKING:
-    from torch import nn
+from mls.probe.classifier import Classifier
+from mls.transfer.detectron2_install import detectron2_problem
+from mls.transfer.interface import made_by
 
 FLOAT32 = 4
-COCO_CLASSES = 80
-"""https://cocodataset.org/#explore"""
+CLASSES = {
+    "coco": 80,  # https://cocodataset.org/#explore
+    "voc": len(voc.CLASSES),
+    "scenes": len(scenes.CLASSES),
+    "cityscapes": len(cityscapes.IDS),
+    **classification.CLASSES,
+}
+"""Number of classes of each source whose classes are fixed."""
 
 
 def artifact_bytes(job: Job, jobs: Jobs) -> int | None:
@@ -47,10 +58,8 @@ def artifact_bytes(job: Job, jobs: Jobs) -> int | None:
         classes, images = _classes(job, jobs), evaluated_images(job, jobs)
         return None if isinstance(config, RetrievalProbe) or not classes else images and images * classes * FLOAT32
     if isinstance(config, Features):
-        from mls.models.backbone import LAYERS, feature_dims
-
-        dims, images = feature_dims(_backbone(job, jobs)), work_of(job, jobs)
-        return images and images * dims[LAYERS.index(config.layer)] * FLOAT32
+        width, images = feature_dims(_backbone(job, jobs))[LAYERS.index(config.layer)], work_of(job, jobs)
+        return images and images * width * FLOAT32
     return None
 
 
@@ -89,12 +98,8 @@ def _store_bytes(data: Job) -> int | None:
 
 def _classes(job: Job, jobs: Jobs) -> int | None:
     """Classes of the data set that a task reads, with the background that `mls.transfer.index_masks` adds."""
-    from mls.data import cityscapes, classification, scenes, voc
-
     data = data_of(job, jobs)
-    known = {"coco": COCO_CLASSES, "voc": len(voc.CLASSES), "scenes": len(scenes.CLASSES)}
-    known |= {"cityscapes": len(cityscapes.IDS), **classification.CLASSES}
-    classes = known.get(data.config.source) if data else None
+    classes = CLASSES.get(data.config.source) if data else None
     background = isinstance(job.config, SemanticTransfer) and data and data.config.source != "cityscapes"
     return classes and classes + bool(background)
 
@@ -104,22 +109,16 @@ def _backbone(job: Job, jobs: Jobs) -> Backbone:
     return backbone
 
 
-def _tensor_bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())
-
-
-def _trained_bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
+def _checkpoint_bytes(module: nn.Module, kept: int) -> int:
+    """Bytes of a network and of ``kept`` tensors that the optimiser keeps for each trained parameter."""
+    trained = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
+    return sum(tensor.nbytes for tensor in module.state_dict().values()) + kept * trained
 
 
 @cache
 def _backbone_bytes(backbone: Backbone) -> int:
-    import torch
-
-    from mls.models.backbone import build_backbone
-
     with torch.device("meta"):
-        return _tensor_bytes(build_backbone(backbone))
+        return _checkpoint_bytes(build_backbone(backbone), kept=0)
 
 
 def _sizing_params(config: Pretrain) -> str:
@@ -130,30 +129,18 @@ def _sizing_params(config: Pretrain) -> str:
 @cache
 def _pretraining_bytes(config_json: str) -> int:
     """Bytes of a checkpoint: networks, dictionary and the optimiser's state; 0 if nothing is trained."""
-    import torch
-
-    from mls.methods.method import build_method
-
     config = Pretrain.model_validate_json(config_json)
     if config.method not in TRAINED:
         return 0
-    # tensors that the optimiser keeps per parameter: its momentum and, for AdamW, the mean of its square
+    # the momentum and, for AdamW, the mean of the squared gradient
     kept = {"sgd": int(config.optimizer.momentum > 0), "lars": 1, "adamw": 2}[config.optimizer.name]
     with torch.device("meta"):
-        method = build_method(config)
-    return _tensor_bytes(method) + kept * _trained_bytes(method)
+        return _checkpoint_bytes(build_method(config), kept)
 
 
 @cache
 def _fine_tuning_bytes(stage: str, task_json: str, backbone: Backbone, classes: int) -> int | None:
     """Bytes of a checkpoint of a fine-tuning: the model, and SGD's momentum of its trained parameters."""
-    import torch
-
-    from mls.models.backbone import build_backbone
-    from mls.probe.classifier import Classifier
-    from mls.transfer.detectron2_install import detectron2_problem
-    from mls.transfer.interface import made_by
-
     task = SCHEMAS[stage].validate_json(task_json)
     if isinstance(task, Detectron2Detector) and detectron2_problem():
         return None
@@ -162,4 +149,4 @@ def _fine_tuning_bytes(stage: str, task_json: str, backbone: Backbone, classes: 
             model = made_by(task).build(task, backbone, classes)
         else:
             model = Classifier(build_backbone(backbone), classes, task, seed=0).trained
-    return _tensor_bytes(model) + (task.momentum > 0) * _trained_bytes(model)
+    return _checkpoint_bytes(model, kept=int(task.momentum > 0))

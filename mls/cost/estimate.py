@@ -22,8 +22,8 @@ from rich.table import Table
 from mls.config.experiment import Pretrain
 from mls.config.identity import STAGES
 from mls.config.methods import TRAINED
-from mls.config.probes import Features
-from mls.config.transfers import Detectron2Detector
+from mls.config.probes import Trained
+from mls.config.transfers import Detectron2Detector, TransferSection
 from mls.cost.disk import artifact_bytes, download_bytes, peak_bytes
 from mls.cost.rates import Finished, Measured, measure, measured_here, read_finished, recorded, traits
 from mls.cost.workload import Jobs, data_of, work_of
@@ -83,7 +83,8 @@ def estimate(plans: Sequence[Plan]) -> list[Cost]:
 
 def _cost(job: Job, plans: list[Plan], jobs: Jobs, finished: Mapping[str, Finished], measured: Measured) -> Cost:
     execution, images, made = plans[0].loaded.experiment.execution, work_of(job, jobs), finished.get(job.id)
-    hours, unit, source = None, "", UNKNOWN
+    hours: float | None = None
+    unit, source = "", UNKNOWN
     notes: tuple[str, ...] = ()
     if made:
         hours, unit, source = made.hours, made.unit, "done here"
@@ -113,20 +114,18 @@ def _describe(plan: Plan, job: Job, jobs: Jobs) -> str:
     config: Any = job.config
     if job.stage in ("data", "tables"):
         return plan.labels[job.id][0]
-    backbone = traits(job, jobs)["backbone"]
+    backbone, data = traits(job, jobs)["backbone"], data_of(job, jobs)
     if isinstance(config, Pretrain):
         return f"{config.method}, {backbone}" + (f", {config.epochs} epochs" if config.method in TRAINED else "")
-    data = data_of(job, jobs)
     on = f"{backbone}, {plan.labels[data.id][0] if data else UNKNOWN}"
     if job.stage == "features":
         return f"{on}, {config.image_size} px"
-    kind = config.kind
-    if isinstance(config, Features):
-        return f"{kind}, {on}"
+    kind, length = config.kind, ""
     if isinstance(config, Detectron2Detector):
         kind += f" {config.architecture} (detectron2)"
-    epochs = getattr(config, "epochs", None)
-    return f"{kind}, {on}, " + (f"{epochs:g} epochs" if epochs else f"{config.steps_on(None):,} steps")
+    if isinstance(config, Trained | TransferSection):
+        length = f", {config.epochs:g} epochs" if hasattr(config, "epochs") else f", {config.steps_on(None):,} steps"
+    return f"{kind}, {on}{length}"
 
 
 def as_json(costs: Sequence[Cost]) -> str:

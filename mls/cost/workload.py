@@ -9,8 +9,10 @@ are those of the stages: `mls.data.loader.TwoViews`, `mls.probe.finetune_data.Vi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from mls.config.catalog import PUBLISHED, expected
 from mls.config.datasets import ScenesDataset
@@ -18,6 +20,8 @@ from mls.config.experiment import Pretrain
 from mls.config.methods import TRAINED
 from mls.config.probes import Features, Trained
 from mls.config.transfers import TransferSection
+from mls.data.listing import hold_out
+from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.plan import Job
 
 Jobs = Mapping[str, Job]
@@ -45,23 +49,14 @@ def images_of(data: Job) -> dict[str, int] | None:
     if subset and subset.images:
         counts = {"train": subset.images, "test": subset.test}
     if counts is None:
-        return _in_store(data.path)
+        if not (data.path / MANIFEST).exists():
+            return None
+        splits = pq.read_table(data.path / "index.parquet", columns=["split"])["split"]
+        return dict(Counter(splits.to_pylist()))
     if "val" not in counts:
-        from mls.data.listing import hold_out
-
         held_out = len(hold_out(counts["train"], config.val_share, config.seed))
         counts = {**counts, "train": counts["train"] - held_out, "val": held_out}
     return counts
-
-
-def _in_store(path: Path) -> dict[str, int] | None:
-    """Images per split of a finished data set, from one column of its index."""
-    if not (path / "artifact.json").exists():
-        return None
-    import pyarrow.parquet as pq
-
-    counted = pq.read_table(path / "index.parquet", columns=["split"])["split"].value_counts().to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counted}
 
 
 def evaluated_images(job: Job, jobs: Jobs) -> int | None:
