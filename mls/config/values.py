@@ -27,11 +27,6 @@ def one_or_two(value: Any, validate: Callable[[Any], Any]) -> Any:
     return shares[0] if isinstance(shares, list) and shares[0] == shares[1] else shares
 
 
-def canonical_grid(values: list[Any]) -> list[Any]:
-    """Sort candidates and drop repeats: their order means nothing, so it must not change an id."""
-    return sorted(set(values))
-
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -44,7 +39,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "bf16"]
 
-Grid = AfterValidator(canonical_grid)
+Grid = AfterValidator(lambda values: sorted(set(values)))
+"""Sorts candidates and drops repeats: their order means nothing, so it must not change an id."""
 Ascending = AfterValidator(ascending)
 ShareRange = Annotated[list[Share], Field(min_length=2, max_length=2), Ascending]
 PositiveRange = Annotated[list[Positive], Field(min_length=2, max_length=2), Ascending]
