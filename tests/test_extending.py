@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mls.config.datasets import SOURCES, ScenesDataset
+from mls.config.datasets import DATASETS, ScenesDataset
 from mls.config.load import parse_yaml
 from mls.config.methods import METHODS, TRAINED, Blocks
 from mls.config.probes import FrozenProbe, RetrievalProbe
@@ -146,7 +146,7 @@ def test_the_lists_are_whole() -> None:
         assert issubclass(pkgutil.resolve_name(METHODS[name].made_by), Method), name
     for name, entry in METHODS.items():
         assert {block.split(".")[0] for block in entry.blocks} <= set(Blocks.model_fields), name
-    assert set(LISTINGS) == set(SOURCES.values()) - {ScenesDataset}
+    assert set(LISTINGS) == set(DATASETS.values()) - {ScenesDataset}
     assert set(FITS) == set(get_args(FrozenProbe)) - {RetrievalProbe}
     assert {kind for section in TRANSFERS for kind in values_of(section, "kind")} == set(KINDS)
     for kind, known in KINDS.items():

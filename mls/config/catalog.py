@@ -1,11 +1,11 @@
-"""Where the sources come from: archives, mirrors, sizes, checksums, licences and counts.
+"""Where data sets come from: archives, mirrors, sizes, checksums, licences and image counts.
 
     needed(VocDataset(source="voc"))            # the archives that this entry reads
-    published_digest(VocDataset(source="voc"))  # what identifies them, if each has a published checksum
-    expected(VocDataset(source="voc"))          # {"train": 5011, "test": 4952}, val counted as train
+    published_digest(VocDataset(source="voc"))  # their identity, if each has a published checksum
+    expected(VocDataset(source="voc"))          # {"train": 5011, "test": 4952}; train includes val
 
-Nothing here opens a file or a connection: ids are computed from this module and ``data.lock``.
-A checksum stands in the table only if somebody publishes it; its source is in the comment beside it.
+Ids are computed from this module and ``data.lock``, so it opens no file and no connection. The table of archives is in
+`mls.config.catalog_entries`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VOC_COUNTS = {
     "2012/val": 5_823,
     "2012/trainval": 11_540,
 }
-"""Lines of ``ImageSets/Main/<set>.txt``. (VOC's own table says 11,530 for 2012: images that have an object.)"""
+"""Lines of ``ImageSets/Main/<set>.txt``. (VOC's own table has 11,530 for 2012: it counts images with an object.)"""
 COUNTS = {
     "cityscapes": {"train": 2_975, "test": 500},  # test is the official val
     "flowers102": {"train": 1_020, "val": 1_020, "test": 6_149},
@@ -42,17 +42,16 @@ COUNTS = {
     "cub200": {"train": 5_994, "test": 5_794},
     "indoor67": {"train": 5_360, "test": 1_340},
 }
-
-
+"""Official image counts of the other sources, by split."""
 PUBLISHED = "archives:"
-"""Begins a digest that stands on published checksums; others are from ``data.lock``."""
+"""Prefix of a digest made from published checksums; other digests come from ``data.lock``."""
 
 
 def needed(config: LocalDataset) -> tuple[Archive, ...]:
-    """The archives that a dataset entry reads; none where `SOURCES` has nothing of its source.
+    """List the archives that a data set reads; none if `SOURCES` does not have its source.
 
-    What no archive holds (VOC image sets and COCO splits of one's own) stands there as a file without an address
-    or a checksum, so that such an entry is identified by ``data.lock``.
+    Your own VOC image sets and COCO splits are in no archive. They are listed as files without address and checksum, so
+    that ``data.lock`` identifies such a data set.
     """
     published = source(config)
     archives = published.archives if published else ()
@@ -75,23 +74,25 @@ def _coco(config: CocoDataset, archives: dict[str, Archive]) -> tuple[Archive, .
 
 
 def _voc(config: VocDataset, archives: dict[str, Archive]) -> tuple[Archive, ...]:
-    found: list[Archive] = []
+    found: dict[Archive, None] = {}  # an ordered set: several image sets come from one archive
     for entry in config.sets():
         year, name = entry.split("/")
         folder = f"VOCdevkit/VOC{year}/ImageSets/Main"
         packed = "trainval" if name in ("train", "val") else name
-        archive = archives.get(f"{folder}/{packed}.txt") or _own(f"{name}.txt", folder)
-        found += [] if archive in found else [archive]
+        found[archives.get(f"{folder}/{packed}.txt") or _own(f"{name}.txt", folder)] = None
     return tuple(found)
 
 
 def _own(file: str, folder: str) -> Archive:
-    return Archive(file, (), None, None, (f"{folder}/{file}",), folder)
+    return Archive(file, urls=(), size=None, checksum=None, gives=(f"{folder}/{file}",), into=folder)
 
 
 def expected(config: LocalDataset) -> dict[str, int] | None:
-    """Official counts of the splits that an entry reads, val counted as train where it is held out of train; None
-    where they are not known (data of one's own, subsets, other VOC sets and COCO splits)."""
+    """Official image counts of the splits that a data set reads.
+
+    Train includes val where val is held out of train. None if the counts are unknown: your own data, subsets, other VOC
+    image sets and COCO splits.
+    """
     if config.source == "coco":
         splits = {"train": [config.train_split], "test": [config.test_split]}
         splits |= {"unlabeled": ["unlabeled2017"]} if config.unlabeled else {}
@@ -110,26 +111,26 @@ def _sums(splits: dict[str, list[str]], counts: dict[str, int]) -> dict[str, int
 
 
 def published_digest(config: LocalDataset) -> str | None:
-    """What identifies an entry by its archives' checksums, or None where not all that it reads has one."""
+    """Identify a data set by its archives' checksums; None if anything that it reads has no published checksum."""
     archives = needed(config)
-    whole = not getattr(config, "subset", None)  # single images have no published checksums
-    if not archives or not whole or any(archive.checksum is None for archive in archives):
+    subset = getattr(config, "subset", None)  # single images have no published checksums
+    if not archives or subset or any(archive.checksum is None for archive in archives):
         return None
     lines = sorted(f"{archive.file} {archive.checksum}\n" for archive in archives)
     return PUBLISHED + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def source(config: LocalDataset) -> Source | None:
-    """The public data set that an entry reads, with all its archives; None for data of one's own."""
+    """The public data set that an entry reads, with all its archives; None for your own data."""
     return SOURCES.get(config.source)
 
 
 def hint(config: LocalDataset) -> str:
-    """What a person can do where the files are not to be had, for an error; empty where there is nothing to say."""
+    """What a person can do if the files can't be fetched, for an error message; may be empty."""
     found = source(config)
     return found.hint if found else ""
 
 
 def image_url(path: str) -> str:
-    """The address of one COCO image, ``train2017/000000000009.jpg``."""
+    """The address of one COCO image, such as ``train2017/000000000009.jpg``."""
     return f"{COCO_HOST}/{path}"

@@ -1,12 +1,12 @@
-"""The schema of the ``datasets`` block: one section a source, each a way to come by images with labels.
+"""The schema of the ``datasets`` block: one section for each source of labelled images.
 
     datasets:
       scenes: {source: scenes, train: 4096}                      # generated
       coco: {source: coco}                                       # downloaded, 19 GB
       coco-2k: {source: coco, subset: {images: 2000}}            # downloaded image by image
-      photos: {source: folder, root: /data/photos}               # a copy that exists
+      photos: {source: folder, root: /data/photos}               # your own copy
 
-Where sources come from, their licences and counts: ``mls.config.catalog`` and docs/datasets.md.
+`mls.config.catalog` knows the archives, licences and image counts of each source; docs/datasets.md shows them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mls.config.section import Annotations, Count, Name, Section, Share, values_of
+from mls.config.section import Section, values_of
+from mls.config.values import Count, Index, Name, Share, Side
 
 ImageSet = Annotated[str, Field(pattern=r"^[0-9]{4}/[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Split = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
+Annotations = Literal["labels", "boxes", "boxes and masks", "index masks"]
+"""What a data set says about its images: classes; their boxes; each object's pixels too; the class of each pixel."""
+ValShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ScenesDataset(Section):
-    """Generated multi-object scenes with boxes, masks and labels; needs nothing but this package."""
+    """Generated multi-object scenes with boxes, masks and labels; nothing is downloaded."""
 
     source: Literal["scenes"]
     train: Count = 4096
@@ -31,83 +33,83 @@ class ScenesDataset(Section):
     test: Count = 1024
     size: Annotated[int, Field(ge=32, le=512)] = 64
     """Side of the square images, pixels."""
-    seed: Seed = 7
+    seed: Index = 7
     format: Literal["jpeg", "raw"] = "jpeg"
-    """``raw``: kept as decoded pixels, not as an image file; faster to read, larger."""
+    """``raw`` stores decoded pixels instead of image files: faster to read, larger."""
     annotations: ClassVar[Annotations] = "boxes and masks"
     multi_label: ClassVar[bool | None] = True
 
 
 class _Local(Section):
-    """What all sources share that are read from files."""
+    """Keys of every source that is read from files."""
 
     root: str | None = None
-    """Folder of a copy that exists: absolute, or below ``$MLS_DATA``. Nothing is downloaded into it. Without it, the
-    folder is ``$MLS_DATA/<dataset name>``, and what is missing there is downloaded."""
+    """Folder of your own copy: absolute, or below ``$MLS_DATA``. Nothing is downloaded into it. Without ``root``, the
+    folder is ``$MLS_DATA/<dataset name>``, and missing files are downloaded into it."""
     max_excluded: Share = 0.01
-    """Share of images that may fail to decode before the stage stops."""
-    short_side: Annotated[int, Field(ge=16)] | None = None
-    """Images whose shorter side is longer are shrunk to it, pixels; annotations and masks with them. It changes what
-    a crop of a given share shows (fewer, already smoothed pixels), hence the id."""
+    """Largest share of images that may fail to decode; above it, the data stage fails."""
+    short_side: Side | None = None
+    """Shrink images (with their annotations and masks) whose shorter side is longer than this, pixels. A crop of a
+    given share then shows fewer, already smoothed pixels, so this is part of the id."""
     format: Literal["jpeg", "raw"] = "jpeg"
-    """``jpeg``: the source's own files, byte for byte (shrunk ones as JPEG of quality 95). ``raw``: decoded pixels,
-    uint8 RGB: nothing to decode later, but 10 to 20 times the size."""
+    """``jpeg`` stores the source's own files, byte for byte (shrunk images as JPEG of quality 95). ``raw`` stores
+    decoded pixels, uint8 RGB: nothing to decode later, but 10 to 20 times the size."""
     annotations: ClassVar[Annotations] = "labels"
     multi_label: ClassVar[bool | None] = True
-    """Whether an image may have several labels; None where its files decide."""
+    """Whether an image may have several labels; None if only the data set's files tell."""
 
 
 class CocoSubset(Section):
-    """Some images of COCO, fetched one by one: ``{images: 2000, seed: 0}`` or ``{ids: FILE}``."""
+    """A part of COCO, fetched image by image: ``{images: 2000, seed: 0}`` or ``{ids: FILE}``."""
 
     images: Annotated[int, Field(ge=2)] | None = None
-    """So many of ``train_split`` (val included), drawn with ``seed``."""
+    """Number of images drawn from ``train_split`` with ``seed``; val is held out of them."""
     test: Count = 500
-    """So many of ``test_split``, likewise."""
-    seed: Seed = 0
+    """Number of images drawn from ``test_split`` with ``seed``."""
+    seed: Index = 0
     ids: str | None = None
-    """Text file with one COCO image id a line (``#`` begins a comment), of either split."""
+    """Text file with one COCO image id per line, from either split; ``#`` begins a comment."""
 
     @model_validator(mode="after")
     def _either(self) -> Self:
         if (self.images is None) == (self.ids is None):
             raise ValueError("give either images (a number, with seed) or ids (a file)")
         if self.ids is not None and self.model_fields_set & {"test", "seed"}:
-            raise ValueError("with ids, test and seed say nothing: leave them out")
+            raise ValueError("test and seed have no effect with ids: leave them out")
         return self
 
 
 class CocoDataset(_Local):
     """COCO 2017 in its official layout.
 
-    ``train_split`` becomes train, less a seeded ``val_share`` that becomes val; ``test_split``
-    (whose annotations are public) becomes test.
+    A random ``val_share`` of ``train_split``, drawn with ``seed``, becomes val and the rest becomes train;
+    ``test_split``, whose annotations are public, becomes test.
     """
 
     source: Literal["coco"]
     annotations = "boxes and masks"
     train_split: Name = "train2017"
     test_split: Name = "val2017"
-    val_share: Split = 0.04
-    seed: Seed = 0
+    val_share: ValShare = 0.04
+    seed: Index = 0
     subset: CocoSubset | None = None
     unlabeled: bool = False
-    """Add the 123,403 images of unlabeled2017 [COCO+ of ORL]: only pretraining reads them."""
+    """Add the 123,403 images of unlabeled2017 to pretraining [ORL's COCO+]; no other stage reads them."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.train_split == self.test_split:
             raise ValueError(f"train_split and test_split are both {self.train_split!r}")
         if self.subset and self.unlabeled:
-            raise ValueError("subset and unlabeled do not go together: unlabeled2017 comes whole")
+            raise ValueError("subset and unlabeled can't be combined: unlabeled2017 is only available whole")
         return self
 
 
 class VocDataset(_Local):
     """PASCAL VOC in its official layout, any of its years.
 
-    Image sets are ``<year>/<name>``: ``2012/train`` is ``VOC2012/ImageSets/Main/train.txt``. Without
-    ``val_sets``, a seeded ``val_share`` of train becomes val.
+    Image sets are ``<year>/<name>``: ``2012/train`` is ``VOC2012/ImageSets/Main/train.txt``. Without ``val_sets``, a
+    random ``val_share`` of train becomes val.
     """
 
     source: Literal["voc"]
@@ -115,8 +117,8 @@ class VocDataset(_Local):
     train_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/trainval"]
     val_sets: list[ImageSet] = []
     test_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/test"]
-    val_share: Split = 0.04
-    seed: Seed = 0
+    val_share: ValShare = 0.04
+    seed: Index = 0
 
     def sets(self) -> list[str]:
         """The image sets of all splits."""
@@ -126,55 +128,54 @@ class VocDataset(_Local):
     def _once(self) -> Self:
         for name in self.sets():
             if self.sets().count(name) > 1:
-                raise ValueError(f"image set {name!r} is there twice, in train_sets, val_sets and test_sets together")
+                raise ValueError(f"image set {name!r} is used twice in train_sets, val_sets and test_sets")
         return self
 
 
 class CityscapesDataset(_Local):
-    """Cityscapes: ``leftImg8bit/`` and ``gtFine/``, or the two archives of these names (which need an account).
+    """Cityscapes: ``leftImg8bit/`` and ``gtFine/``, or their two archives, which need an account.
 
-    A seeded ``val_share`` of train becomes val; the official val, which papers report, becomes test
-    (the official test has no public labels).
+    A random ``val_share`` of train becomes val. The official val, on which papers report, becomes test: the official
+    test has no public labels.
     """
 
     source: Literal["cityscapes"]
     annotations = "index masks"
-    val_share: Split = 0.1
-    seed: Seed = 0
+    val_share: ValShare = 0.1
+    seed: Index = 0
 
 
 class ClassificationDataset(_Local):
     """The seven single-label sets of the paper's Table 5, with their official splits.
 
-    Where a set has no val, a seeded ``val_share`` of train becomes it.
+    If a set has no val, a random ``val_share`` of train becomes val.
     """
 
     source: Literal["flowers102", "pets", "dtd", "aircraft", "cars", "cub200", "indoor67"]
     multi_label = False
-    val_share: Split = 0.1
-    seed: Seed = 0
+    val_share: ValShare = 0.1
+    seed: Index = 0
 
 
 class FolderDataset(_Local):
-    """Images and a ``labels.csv`` of one's own.
+    """Your own images with a ``labels.csv``.
 
-    Columns: ``file``, ``split`` (train, val, test) and either one 0/1 column per class
-    (multi-label) or one column ``label`` (single-label). Without val rows, a seeded
-    ``val_share`` of train becomes val.
+    Its columns are ``file``, ``split`` (train, val, test) and either one 0/1 column per class (multi-label) or one
+    column ``label`` (single-label). Without val rows, a random ``val_share`` of train becomes val.
     """
 
     source: Literal["folder"]
     multi_label = None
-    val_share: Split = 0.1
-    seed: Seed = 0
+    val_share: ValShare = 0.1
+    seed: Index = 0
 
 
 LocalDataset = CocoDataset | VocDataset | CityscapesDataset | ClassificationDataset | FolderDataset
-"""Read from files, downloaded or not; identified by published checksums or ``data.lock``."""
+"""Data sets that are read from files, identified by published checksums or by ``data.lock``."""
 
-SOURCES: dict[str, type[ScenesDataset | LocalDataset]] = {
+DATASETS: dict[str, type[ScenesDataset | LocalDataset]] = {
     source: section for section in (ScenesDataset, *get_args(LocalDataset)) for source in values_of(section, "source")
 }
-"""The section of each source."""
+"""Source -> its section."""
 
 Dataset = Annotated[ScenesDataset | LocalDataset, Field(discriminator="source")]

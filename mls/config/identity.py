@@ -1,11 +1,10 @@
-"""The identity of an artifact: what it was made from decides its path, so nothing goes stale.
+"""The identity of an artifact: what it is made from decides its path, so nothing goes stale.
 
 ``id = sha256(canonical JSON of [stage, stage version, params, ids of inputs])[:10]``
 
-An id covers only what can change the result. What never can is left out here, in one place:
-the whole ``execution`` section, the labels of rows (except in tables, which print them), and
-``NOT_IDENTITY`` below. Fields equal to their default are left out too, so a field added later
-changes no id; changing a default, or the meaning of a stage's results, raises its version.
+An id covers only what can change the result. Everything else is left out: the whole ``execution`` section, the labels
+of rows (except in tables, which print them), and `NOT_IDENTITY` below. Fields at their default are left out too, so
+that a field added later changes no id. If you change a default, or what a stage computes, raise the stage's version.
 """
 
 from __future__ import annotations
@@ -24,18 +23,19 @@ from mls.config.probes import TASKS
 STAGES = ("data", "pretrain", "features", "probe", "transfer", "tables")
 
 STAGE_VERSIONS = {"data": 1, "pretrain": 2, "features": 1, "probe": 2, "transfer": 1, "tables": 4}
-"""Raise a stage's number when the same params would now give other results (a further column of the log is none).
-Snakemake does not see edits to ``mls/*.py``; this is what it sees."""
+"""Raise a stage's version when the same params would give different results. Adding a log column does not count.
+Snakemake does not see edits to ``mls/*.py``; it sees this version."""
 
 NOT_IDENTITY = {
-    ("Weights", "file"),  # a path of one machine; the sha256 beside it identifies the weights
-    ("Pretrain", "dataset"),  # the ids of the inputs say which data
+    ("Weights", "file"),  # a path on one machine; sha256 identifies the weights
+    ("Pretrain", "dataset"),  # the ids of the inputs identify the data
     *((section.__name__, "dataset") for section in TASKS),
-    *((section.__name__, "trials") for section in TASKS),  # how often, not what; each trial is a job of its own
-    *((section.__name__, "root") for section in get_args(LocalDataset)),  # a path of one machine
-    *((section.__name__, "max_excluded") for section in get_args(LocalDataset)),  # stops, or changes nothing
-    ("CocoSubset", "ids"),  # a path too; the plan puts the ids themselves in
+    *((section.__name__, "trials") for section in TASKS),  # each trial is a job of its own
+    *((section.__name__, "root") for section in get_args(LocalDataset)),  # a path on one machine
+    *((section.__name__, "max_excluded") for section in get_args(LocalDataset)),  # stops the stage, or changes nothing
+    ("CocoSubset", "ids"),  # a path on one machine; the plan adds the ids themselves
 }
+"""Section and field that never belong to an identity."""
 
 
 def reads(method: str, key: str) -> bool:
@@ -46,32 +46,29 @@ def reads(method: str, key: str) -> bool:
 def identity_params(
     section: BaseModel, only: tuple[str, ...] | None = None, *, defaults: bool = False
 ) -> dict[str, Any]:
-    """Return what of a section belongs to an identity: fields that can matter and are not at their default.
+    """Return the part of a section that belongs to an identity: fields that matter and are not at their default.
 
     Args:
-        section: of the experiment file.
-        only: the fields that are read, where not all are; ``moco.queue_size`` is a field of the field ``moco``.
+        section: a section of the experiment file.
+        only: the fields that are read, if not all are; ``moco.queue_size`` is the field ``queue_size`` of ``moco``.
         defaults: keep fields at their default too (for people to read, never for ids).
     """
     out: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        parts = (
-            None
-            if only is None or name in only
-            else tuple(o.partition(".")[2] for o in only if o.startswith(f"{name}."))
-        )
+        whole = only is None or name in only
+        parts = None if whole else tuple(key.partition(".")[2] for key in only or () if key.startswith(f"{name}."))
         skipped = (type(section).__name__, name) in NOT_IDENTITY or parts == ()
         if skipped or (not defaults and not field.is_required() and value == field.default):
             continue
         kept = identity_params(value, parts, defaults=defaults) if isinstance(value, BaseModel) else value
-        if kept != {} or parts is None:
+        if kept != {} or whole:
             out[name] = kept
     return out
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys, no spaces, no NaN: equal values give equal text."""
+    """Serialise to JSON with sorted keys, no spaces and no NaN, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
@@ -80,8 +77,8 @@ def identify(stage: str, params: Mapping[str, Any], inputs: Mapping[str, Any]) -
 
     Args:
         stage: one of `STAGES`.
-        params: the essence of what the stage reads.
-        inputs: role -> id (or list of ids) of the artifacts it reads.
+        params: the identity params of what the stage reads.
+        inputs: role -> id (or list of ids) of the artifacts that it reads.
     """
     payload = canonical([stage, STAGE_VERSIONS[stage], params, inputs])
     return hashlib.sha256(payload.encode()).hexdigest()[:10]

@@ -1,10 +1,13 @@
-"""Read an experiment file; report everything that is wrong with it at once, in words.
+"""Read an experiment file and report everything that is wrong with it at once, in words.
 
-experiment = load(Path("params.yaml"))        # an Experiment, or ExperimentError
+loaded = load(Path("params.yaml"))        # or ExperimentError
+loaded.experiment.seeds                   # `mls.config.experiment.Experiment`
+loaded.runs["mls"].moco.queue_size        # each run and sweep point, merged over ``pretrain``
 """
 
 from __future__ import annotations
 
+import itertools
 import types
 import typing
 from dataclasses import dataclass
@@ -16,8 +19,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mls.config.experiment import Experiment, Pretrain
-from mls.config.references import broken_references, mapping, nearest
-from mls.config.sweep import broken_sweep, merged, sweep_points
+from mls.config.references import broken_references
+from mls.config.section import as_mapping, did_you_mean, values_of
+from mls.config.sweep import Point, broken_sweep, merged, sweep_points
 from mls.runtime.errors import MlsError
 
 
@@ -27,26 +31,26 @@ class ExperimentError(MlsError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment and its rows, each fully resolved."""
+    """An experiment with its runs."""
 
     path: Path
     experiment: Experiment
     runs: dict[str, Pretrain]
-    """Run or sweep-point name -> its parameters, in file order."""
+    """Run or sweep point -> its complete params, in file order."""
 
 
 def load(path: Path) -> Loaded:
     """Read and check an experiment file.
 
     Raises:
-        ExperimentError: the file can't be read, isn't YAML, or has wrong content; the message
-            lists every problem with its dotted path, the value and what is allowed.
+        ExperimentError: the file can't be read, isn't YAML, or has wrong content; the message lists every problem with
+            its dotted path, the value and what is allowed.
     """
     return check(read_yaml(path), path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the file's mapping (YAML 1.2: ``1e-4`` is a number; duplicate keys are errors)."""
+    """Return the file's mapping. YAML 1.2: ``1e-4`` is a number, and duplicate keys are errors."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """Parse YAML text that must hold a mapping; ``name`` is used in errors."""
+    """Parse YAML text that must hold a mapping; ``name`` is the file's name for errors."""
     try:
         raw = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
@@ -65,7 +69,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def check(raw: dict[str, Any], path: Path) -> Loaded:
-    """Validate a raw mapping; see `load`."""
+    """Validate a raw mapping; `load` describes the errors."""
     problems: list[str] = []
     experiment = None
     try:
@@ -73,10 +77,10 @@ def check(raw: dict[str, Any], path: Path) -> Loaded:
     except ValidationError as error:
         problems += _messages(error, Experiment)
     runs, run_problems = _resolve_runs(raw)
-    problems += run_problems + list(broken_references(raw, runs))
+    problems = list(dict.fromkeys([*problems, *run_problems, *broken_references(raw, runs)]))
     if problems or experiment is None:
-        lines = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
-        raise ExperimentError(f"{path}: {len(set(problems))} problem(s)\n{lines}")
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise ExperimentError(f"{path}: {len(problems)} problem(s)\n{lines}")
     return Loaded(path, experiment, {name: run for name, run in runs.items() if run is not None})
 
 
@@ -85,21 +89,20 @@ def check(raw: dict[str, Any], path: Path) -> Loaded:
 
 def _resolve_runs(raw: dict[str, Any]) -> tuple[dict[str, Pretrain | None], list[str]]:
     """Merge each run over ``pretrain`` and expand the sweeps; None marks a run that is wrong."""
-    base, runs, sweeps = (mapping(raw.get(key)) for key in ("pretrain", "runs", "sweep"))
+    base, runs, sweeps = (as_mapping(raw.get(key)) for key in ("pretrain", "runs", "sweep"))
     problems: list[str] = []
     resolved: dict[str, Pretrain | None] = {}
     base_problems = _validate_run(base, ("pretrain",))[1]
     for name, override in runs.items():
-        named: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [(str(name), mapping(override), ("runs", str(name)))]
-        if name in sweeps:
-            points = sweep_points(str(name), sweeps[name])
-            named += [(p.label, merged(mapping(override), p.override()), p.where) for p in points]
-        for label, values, where in named:
-            run, found = _validate_run(merged(base, values), where)
-            problems += [p for p in found if p.replace(".".join(where), "pretrain", 1) not in base_problems]
-            resolved[label] = run
-    problems += [line for name, sweep in sweeps.items() for line in broken_sweep(str(name), sweep)]
-    problems += [f"sweep.{name}: no run has this name{nearest(name, runs)}" for name in sweeps if name not in runs]
+        run, swept = Point(str(name), {}, ("runs", str(name))), sweep_points(str(name), sweeps.get(name))
+        for point in (run, *swept):
+            values = merged(merged(base, as_mapping(override)), point.override())
+            resolved[point.label], found = _validate_run(values, point.where)
+            problems += [p for p in found if p.replace(".".join(point.where), "pretrain", 1) not in base_problems]
+    for name, sweep in sweeps.items():
+        problems += broken_sweep(str(name), sweep)
+        if name not in runs:
+            problems.append(f"sweep.{name}: no run has this name{did_you_mean(name, runs)}")
     return resolved, problems
 
 
@@ -117,64 +120,62 @@ def _messages(error: ValidationError, model: type[BaseModel], where: tuple[str, 
     """One line per problem: dotted path, what is allowed, the value."""
     lines = []
     for item in error.errors():
-        keys, section = _walk(model, item["loc"])
-        path = ".".join((*where, *keys))
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key{nearest(keys[-1], section)}")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: is required")
-        elif item["type"] == "transfer_kind":
-            kind = item["input"].get("kind") if isinstance(item["input"], dict) else item["input"]
-            lines.append(f"{path}: {item['msg']}" + (f" (is {kind!r})" if kind is not None else ""))
-        elif item["type"] == "union_tag_not_found":
-            lines.append(f"{path}.{item['ctx']['discriminator'].strip(chr(39))}: is required")
-        elif item["type"] == "value_error" and item["input"] and isinstance(item["input"], dict):  # the section's
-            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}")
-        else:
-            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')} (is {item['input']!r})")
+        keys, known = _locate(model, item["loc"])
+        path, value, message = ".".join((*where, *keys)), item["input"], item["msg"].removeprefix("Value error, ")
+        match item["type"]:
+            case "extra_forbidden":
+                text = f"unknown key{did_you_mean(keys[-1], known)}"
+            case "missing":
+                text = "is required"
+            case "union_tag_not_found":
+                path += "." + item["ctx"]["discriminator"].strip("'")
+                text = "is required"
+            case "transfer_kind":
+                kind = value.get("kind") if isinstance(value, dict) else value
+                text = message if kind is None else f"{message} (is {kind!r})"
+            case "value_error" if value and isinstance(value, dict):  # from a section's own validator
+                text = message
+            case _:
+                text = f"{message} (is {value!r})"
+        lines.append(f"{path}: {text}")
     return lines
 
 
-def _walk(model: Any, loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """Translate pydantic's location into the file's own path, and list the keys known there.
+def _locate(model: Any, loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Translate pydantic's location into the file's own path, and list the keys known at its end.
 
-    pydantic puts the tag of a tagged union (``source``) into the location; the file has no
-    such level.
+    pydantic's location also names the member of a union that it tried; the file has no such level.
     """
     keys: list[str] = []
     known: list[str] = []
     for part in loc:
-        models = [m for m in _members(model) if isinstance(m, type) and issubclass(m, BaseModel)]
-        tagged = [m for m in models if len(models) > 1 and part in _tags(m)]
+        members = _members(model)
+        sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        containers = [typing.get_args(m) for m in members if typing.get_origin(m) in (dict, list)]
+        tagged = [m for m in sections if len(sections) > 1 and part in _tags(m)]
         if tagged:
             model = tagged[0]
-            continue
-        if part == "[key]":
-            continue
-        keys.append(str(part))
-        if models:
-            known = list(models[0].model_fields)
-            field = models[0].model_fields.get(str(part))
+        elif sections:
+            keys.append(str(part))
+            known = list(sections[0].model_fields)
+            field = sections[0].model_fields.get(str(part))
             model = field.annotation if field else None
-        else:
-            args = [typing.get_args(m) for m in _members(model) if typing.get_args(m)]
-            model = args[0][-1] if args else None
+        elif containers and part != "[key]":
+            keys.append(str(part))
+            model = containers[0][-1]
     return keys, known
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The members of a union (through Annotated), or the type itself."""
-    annotation = _bare(annotation)
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [_bare(m) for m in typing.get_args(annotation) if m is not type(None)]
+    """The members of a union, or the type itself, without ``Annotated``."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _members(annotation.__origin__)
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return [member for one in typing.get_args(annotation) for member in _members(one)]
     return [annotation]
 
 
-def _bare(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
-
-
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    """What tells the members of a union apart: a class's name, or the values of a field."""
-    fields = [model.model_fields.get(name) for name in ("source", "kind")]
-    return (model.__name__, *(value for field in fields if field for value in typing.get_args(field.annotation)))
+def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
+    """What tells the members of a tagged union apart: the class's name, or the values of a field."""
+    tags = (values_of(section, name) for name in ("source", "kind") if name in section.model_fields)
+    return (section.__name__, *itertools.chain.from_iterable(tags))

@@ -1,9 +1,9 @@
-"""The methods that give a backbone: the block of params of each, and the list of them.
+"""The methods that produce a backbone: each one's block of params, and the registry `METHODS`.
 
     METHODS["byol"].reads       # the params of ``pretrain`` that can change its result
-    TRAINED                     # methods that train, and therefore read a dataset
+    TRAINED                     # methods that train, and therefore read a data set
 
-How one is added: docs/extending.md. The methods themselves are in ``mls.methods``, which planning does not import.
+docs/extending.md shows how to add one. The methods themselves are in ``mls.methods``, which planning does not import.
 """
 
 from __future__ import annotations
@@ -14,113 +14,123 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from mls.config.section import Count, Positive, Section, Share, alternatives
+from mls.config.section import Section, alternatives
+from mls.config.values import Count, Momentum, NonNegative, Positive, Share
 
 
 class Moco(Section):
-    """MoCo-v2: what the contrastive base reads, and MLS with it."""
+    """MoCo-v2, the contrastive base of MLS and DenseCL."""
 
     queue_size: Count = 4096
-    """D, entries of each dictionary [paper; Fig. 5a]. More than a quarter of the train images makes an image its
-    own negative."""
+    """D, entries of each dictionary [paper; Fig. 5a]. If it exceeds a quarter of the train images, images meet their
+    own earlier keys as negatives."""
     temperature: Positive = 0.2
-    """tau, of InfoNCE and of the multi-label loss alike [paper]."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """m, of the key encoder's moving average [paper]."""
+    """tau of InfoNCE and of the multi-label loss [paper]."""
+    momentum: Momentum = 0.995
+    """m of the key encoder's moving average [paper]."""
     projection_dim: Count = 256
-    """d_z [paper text; its Fig. 3 looks like 128]."""
+    """d_z, width of the projection [paper text; its Fig. 3 looks like 128]."""
     bn_splits: Count = 8
-    """Groups of the global batch whose batch norm statistics are their own, keys shuffled between the groups
-    [lineage: MoCo's shuffled batch norm, DenseCL's 8 GPUs on COCO; the paper is silent]. Whatever the number of
-    ranks, the result is that of the groups: a rank computes its share of them. 1: one group without shuffling,
-    plain batch norm on one device, SyncBN on several; query and key then see each other's statistics."""
+    """Number of groups that the global batch is split into for batch norm: each group has its own statistics, and keys
+    are shuffled between groups [lineage: MoCo's shuffled batch norm, DenseCL's 8 GPUs on COCO; the paper is silent].
+    The result does not depend on the number of ranks: each rank computes its share of the groups. 1 means no groups
+    and no shuffling: plain batch norm on one device, SyncBN on several; query and key then share statistics."""
 
 
 class Mls(Section):
-    """The multi-label term (Eq. 6-10). It reads ``moco`` too: MLS is MoCo-v2 plus one loss."""
+    """The multi-label loss (Eq. 6-10). MLS is MoCo-v2 plus this loss, so it reads ``moco`` too."""
 
     topk: Count = 20
-    """k, positive pseudo-labels per image [paper; Table 8]."""
-    weight: Annotated[float, Field(ge=0)] = 0.5
+    """k, number of positive pseudo-labels per image [paper; Table 8]."""
+    weight: NonNegative = 0.5
     """lambda of Eq. 10 [paper; Fig. 5b]."""
     terms: Literal["bce", "bce_pos", "knn", "none"] = "bce"
-    """Which loss [Table 6]: Eq. 9; its positive half; the mean log-softmax of the k neighbours; nothing (MoCo-v2)."""
+    """Which loss [Table 6]. ``bce``: Eq. 9; ``bce_pos``: its positive half; ``knn``: the mean log-softmax of the k
+    neighbours; ``none``: no loss, which leaves MoCo-v2."""
     label_space: Literal["backbone", "projection", "truth"] = "backbone"
-    """Where neighbours are looked up [Table 7]: g in Q_g, or z in Q_z. ``truth`` is no self-supervision but its upper
-    bound, for study: the entries whose images share most ground-truth classes."""
+    """Where neighbours are looked up [Table 7]. ``backbone``: g in Q_g; ``projection``: z in Q_z; ``truth``: the
+    entries whose images share the most ground-truth classes, an oracle upper bound for study, not self-supervised."""
     logit_space: Literal["backbone", "projection"] = "projection"
-    """What is classified by which dictionary [Table 7]: z by Q_z, or g (normalised) by Q_g."""
+    """What is classified [Table 7]. ``projection``: z by Q_z; ``backbone``: g (normalised) by Q_g."""
     reduction: Literal["mean", "sum", "balanced", "positives"] = "mean"
-    """Of ``bce`` and ``bce_pos`` over the dictionary: divided by D as Eq. 9 says; not divided; mean of the
-    positives plus mean of the negatives; divided by k. Always the mean over the batch. ``knn`` reads it not."""
+    """How ``bce`` and ``bce_pos`` are reduced over the dictionary. ``mean``: the sum divided by D, as in Eq. 9;
+    ``sum``: the plain sum; ``balanced``: mean of the positives plus mean of the negatives; ``positives``: the sum
+    divided by k. The result is averaged over the batch. ``knn`` ignores this key."""
     bias: Literal["none", "prior"] = "none"
-    """Added to every logit of ``bce`` and ``bce_pos``, after the temperature: nothing [paper, Eq. 9]; or
-    log(k / (D - k)), with which a classifier that knows nothing says k / D, as RetinaNet's and SigLIP's do."""
+    """Added to every logit of ``bce`` and ``bce_pos``, after the temperature. ``none``: nothing [paper, Eq. 9];
+    ``prior``: log(k / (D - k)), so that an uninformed classifier predicts k / D, as in RetinaNet and SigLIP."""
     centre: bool = False
-    """Subtract the dictionary's mean from the classifiers of Eq. 8, as DINO centres its teacher: negatives then push
-    from their differences alone, not from what all images have in common. ``knn`` is not changed by it. The paper does
-    not centre."""
+    """Subtract the dictionary's mean from the classifiers of Eq. 8, as DINO centres its teacher. Negatives then push
+    apart only what differs between images, not what all of them share. ``knn`` is not affected. The paper does not
+    centre."""
     enqueue: Literal["after", "before", "split"] = "after"
-    """Which dictionary the term sees: the one before this batch's keys; the one with them (the image's own key
-    included); labels with them and logits without, as the ancestor's code does. InfoNCE's negatives are always
-    the one before. The paper is silent."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs of InfoNCE alone [the paper names it as one cure of instability, without a number]."""
-    ramp_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """After that, epochs over which lambda rises linearly to ``weight``."""
+    """When this batch's keys enter the dictionary that the loss sees. ``after``: after the loss; ``before``: before it,
+    so that each image's own key is an entry; ``split``: labels see the new keys and logits do not, as in the code that
+    MLS grew out of. InfoNCE's negatives never include the new keys. The paper is silent."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs with InfoNCE only [the paper names this as one cure of instability, without a number]."""
+    ramp_epochs: NonNegative = 0.0
+    """Epochs after the warm-up over which lambda rises linearly to ``weight``."""
 
 
 class Densecl(Section):
-    """DenseCL (arXiv 2011.09157): MoCo-v2 whose InfoNCE is shared with one of matched places. It reads ``moco`` too;
-    its authors' values there on COCO: queue_size 65536, momentum 0.999, projection_dim 128."""
+    """DenseCL (arXiv 2011.09157): MoCo-v2 with a second InfoNCE between matching places of the two views.
+
+    It reads ``moco`` too. Its authors' values there for COCO: queue_size 65536, momentum 0.999, projection_dim 128.
+    """
 
     weight: Share = 0.5
-    """lambda: ``(1 - lambda)`` of the global and lambda of the dense InfoNCE [paper, Eq. 3]."""
+    """lambda: the loss is (1 - lambda) x global InfoNCE + lambda x dense InfoNCE [paper, Eq. 3]."""
 
 
 class Byol(Section):
-    """BYOL (arXiv 2006.07733), on COCO as ORL trains it (arXiv 2106.11952, its code). Of ``moco`` it reads
-    ``bn_splits`` (its authors' batch norm is over the whole batch: 1), and ``queue_size`` for the log alone."""
+    """BYOL (arXiv 2006.07733), on COCO as ORL trains it (arXiv 2106.11952 and its code).
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """m at the beginning; half a cosine takes it to 1 at the end [ORL on COCO; the paper: 0.996 for 1000 epochs]."""
+    From ``moco`` it reads ``bn_splits`` (1 for its authors, who normalise over the whole batch), and ``queue_size``,
+    which only changes the log.
+    """
+
+    momentum: Momentum = 0.99
+    """m at the start; it rises to 1 along half a cosine [ORL on COCO; the paper: 0.996 for 1000 epochs]."""
     hidden_dim: Count = 4096
-    """Width of the projector and of the predictor [paper]."""
+    """Hidden width of the projector and of the predictor [paper]."""
     projection_dim: Count = 256
-    """d, of projection and prediction [paper]."""
+    """d, width of the projection and of the prediction [paper]."""
 
 
 class Slotcon(Section):
-    """SlotCon (arXiv 2205.15288, values of its code on COCO): pixels are grouped by prototypes, and the groups
-    contrasted. Of ``moco`` it reads what BYOL reads."""
+    """SlotCon (arXiv 2205.15288): prototypes group pixels into slots, and slots are contrasted.
+
+    Values are those of its code on COCO. From ``moco`` it reads the same keys as BYOL.
+    """
 
     prototypes: Count = 256
-    """K [COCO; 2048 on ImageNet]."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """m at the beginning; half a cosine takes it to 1 at the end."""
+    """K, number of prototypes [COCO; 2048 on ImageNet]."""
+    momentum: Momentum = 0.99
+    """m at the start; it rises to 1 along half a cosine."""
     hidden_dim: Count = 4096
-    """Width of the projector and of the slots' predictor, three layers each."""
+    """Hidden width of the projector and of the slot predictor, three layers each."""
     projection_dim: Count = 256
-    """d, of pixels, prototypes and slots."""
+    """d, width of pixels, prototypes and slots."""
     student_temperature: Positive = 0.1
-    """tau_s, of the student's assignment of pixels."""
+    """tau_s of the student's pixel assignment."""
     teacher_temperature: Positive = 0.07
-    """tau_t, of the teacher's assignment, and of both networks' when they pool slots."""
+    """tau_t of the teacher's pixel assignment, and of both networks' when they pool slots."""
     slot_temperature: Positive = 0.2
-    """tau_c, of the slots' InfoNCE."""
+    """tau_c of the InfoNCE between slots."""
     centre_momentum: Share = 0.9
-    """lambda_c, of the moving mean of the teacher's scores, which is subtracted from them."""
+    """lambda_c of the moving mean that is subtracted from the teacher's scores."""
     weight: Share = 0.5
-    """lambda_g: so much of the grouping loss and ``1 - lambda_g`` of the slots'."""
+    """lambda_g: the loss is lambda_g x grouping loss + (1 - lambda_g) x slot loss."""
 
 
 class Weights(Section):
-    """Someone's own weights: torchvision, timm, MoCo, DenseCL or Detectron2 keys; ``.pth`` or ``.safetensors``."""
+    """Your own weights, with keys as torchvision, timm, MoCo, DenseCL or Detectron2 name them."""
 
     file: str
-    """Looked up under ``$MLS_WEIGHTS`` (default ``weights/``); never part of an id."""
+    """A ``.pth`` or ``.safetensors`` file under ``$MLS_WEIGHTS`` (default ``weights/``); never part of an id."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the file; this is what identifies the weights."""
+    """Checksum of the file, which identifies the weights."""
 
 
 class Imagenet(Section):
@@ -130,7 +140,7 @@ class Imagenet(Section):
 
 
 class Blocks(Section):
-    """The block of each method, under its name."""
+    """One block for each method, under its name."""
 
     moco: Moco = Moco()
     mls: Mls = Mls()
@@ -141,7 +151,7 @@ class Blocks(Section):
     imagenet: Imagenet = Imagenet()
 
 
-# ------------------------------------------------------------------------------------- the list
+# --------------------------------------------------------------------------------- the registry
 
 _ENGINE = ("epochs", "batch_size", "precision", "channels_last", "compile", "resident", "augment", "optimizer")
 _DICTIONARY = ("moco.queue_size", "moco.bn_splits")
@@ -149,18 +159,18 @@ _DICTIONARY = ("moco.queue_size", "moco.bn_splits")
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """What the rest of the package has to know of a method."""
+    """What the rest of the package knows about a method."""
 
     blocks: tuple[str, ...] = ()
-    """What it reads of `Blocks`: whole blocks, or keys of one."""
+    """The part of `Blocks` that it reads: whole blocks, or keys of a block."""
     made_by: str = ""
-    """``module:Class`` of what trains it, a `mls.methods.method.Method`; empty where nothing is trained."""
+    """``module:Class`` of the `mls.methods.method.Method` that trains it; empty if nothing is trained."""
     losses: Mapping[str, str] = field(default_factory=dict)
-    """The columns of its log that are losses -> their titles in the figure."""
+    """Columns of its log that hold losses -> their titles in the figure."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The params of ``pretrain`` that it reads; the others can't change its result."""
+        """The params of ``pretrain`` that it reads; other params can't change its result."""
         return ("method", "backbone", *(_ENGINE if self.made_by else ()), *self.blocks)
 
 
@@ -183,14 +193,14 @@ METHODS: dict[str, MethodEntry] = {
     "weights": MethodEntry(("weights",)),
     "imagenet": MethodEntry(("imagenet",)),
 }
-"""Every value of ``pretrain.method``."""
+"""Value of ``pretrain.method`` -> its entry."""
 
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.made_by)
-"""Methods that train, and therefore read a dataset."""
+"""Methods that train, and therefore read a data set."""
 
 
 def known_method(name: str) -> str:
-    """Check that there is a method of this name."""
+    """Check that a method has this name."""
     if name not in METHODS:
         raise ValueError(f"Input should be {alternatives(METHODS)}")
     return name

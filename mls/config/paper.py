@@ -1,17 +1,18 @@
-"""Numbers that the paper reports (MLS, ICCV 2023, arXiv 2308.03286), as data, to stand beside measured ones.
+"""The paper's numbers (MLS, ICCV 2023, arXiv 2308.03286), to print beside measured ones.
 
     TABLES["5"].rows["MLS"].cells["VOC07"].percent      # 85.8
     TABLES["5a"].rows["1024"].cells["APb"].decoded      # True: read from the vectors of Figure 5a
 
-``paper.csv`` beside this file holds every number of Tables 1 to 8 and Figures 5a and 5b; ``anchors.csv`` what others
-report of other methods on the same benchmarks. Planning imports this module, so it imports nothing heavy. The id of a
-tables artifact covers which table is chosen, not its numbers: raise the tables stage's version when one is corrected.
+``paper.csv`` beside this file holds every number of Tables 1 to 8 and Figures 5a and 5b; ``anchors.csv`` holds what
+others report for other methods on the same benchmarks. Planning imports this module, so it imports nothing heavy. The
+id of a tables artifact covers which table is chosen, not its numbers: if you correct a number, raise the version of the
+tables stage.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,114 +31,118 @@ TITLES = {
     "5a": "Figure 5a: D; transfer as in Table 1",
     "5b": "Figure 5b: lambda; transfer as in Table 1",
 }
-"""What each table is of.
+"""What each table shows.
 
-Table 5: fine-tuned, 120 epochs for the seven sets of top-1; of VOC07 the paper says neither whether all or the
-classifier alone is trained, nor at what resolution (docs/classification.md). That Tables 6 to 8 and Figure 5 are of
-400 epochs is inferred: their MLS is Table 1's of 400.
+Table 5 is fine-tuned, for 120 epochs on the seven top-1 sets. For VOC07 the paper states neither the resolution nor
+whether the whole network or only the classifier is trained (docs/classification.md). That Tables 6 to 8 and Figure 5
+have 400 epochs is inferred: their MLS has the numbers of Table 1's MLS with 400 epochs.
 """
 
 
 @dataclass(frozen=True)
 class Number:
-    """One cell of the paper."""
+    """One cell of the paper's tables."""
 
     percent: float
     decoded: bool = False
-    """Read from the vectors of a figure; the others are printed."""
+    """Whether it is read from the vectors of a figure; otherwise it is printed."""
     doubt: str = ""
-    """Why it can hardly be meant although it is printed so; empty for most."""
+    """Why the printed number is implausible; empty for most."""
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One row of a table."""
 
     data: str
-    """What the backbone was pretrained on: COCO, ImageNet, or empty for random weights."""
+    """The pretraining data: COCO, ImageNet, or empty for random weights."""
     epochs: int | None
-    """Of that pretraining; None where the paper does not say."""
-    cells: Mapping[str, Number]
-    """Column -> number; a column for which the paper has none is absent."""
+    """Epochs of that pretraining; None if the paper does not say."""
+    cells: dict[str, Number]
+    """Column -> number; columns without a number are absent."""
 
 
 @dataclass(frozen=True)
 class Reported:
-    """One table of the paper, or a figure's points."""
+    """One table of the paper, or the points of a figure."""
 
     title: str
-    columns: Mapping[str, str]
-    """Column -> metric, as tasks here call it: ``APb`` -> ``box_AP``."""
-    rows: Mapping[str, Row]
+    columns: dict[str, str]
+    """Column -> its metric by the name that tasks here use: ``APb`` -> ``box_AP``."""
+    rows: dict[str, PaperRow]
 
     @property
     def pretraining(self) -> str:
-        """Who was pretrained on what, for a note."""
+        """Which rows were pretrained on what, for a note."""
         groups: dict[str, list[str]] = {}
         for name, row in self.rows.items():
             epochs = f", {row.epochs} epochs" if row.epochs else ""
             groups.setdefault((row.data or "no data") + epochs, []).append(name)
         return "ResNet-50; " + "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items())
 
+    @property
+    def metrics(self) -> str:
+        """Which columns hold which metric, for a note: ``mAP of VOC07; top1 of CUB200, Flowers``."""
+        groups: dict[str, list[str]] = {}
+        for column, metric in self.columns.items():
+            groups.setdefault(metric, []).append(column)
+        return "; ".join(f"{metric} of {', '.join(columns)}" for metric, columns in groups.items())
+
 
 def load_tables(file: Path = FOLDER / "paper.csv") -> dict[str, Reported]:
-    """Every table of the paper by its number, ``5a`` and ``5b`` being figures; rows and columns in the paper's order.
+    """Every table by its number in the paper, ``5a`` and ``5b`` for figures; rows and columns in the paper's order.
 
     Args:
         file: columns ``table``, ``row``, ``data``, ``epochs``, ``column``, ``metric``, ``value`` (percent), ``origin``
             (``printed`` or ``decoded``) and ``doubt``.
 
     Raises:
-        ValueError: a number, an origin or a table's name can't be read, a cell is there twice, or lines of one row (or
-            column) say different things of it.
+        ValueError: a number, an origin or a table's name is invalid, a cell is listed twice, or lines of one row (or
+            column) contradict each other.
     """
-    found: dict[str, tuple[dict[str, str], dict[str, tuple[str, str, dict[str, Number]]]]] = {}
+    tables: dict[str, Reported] = {}
     with file.open(encoding="utf-8", newline="") as lines:
         for line in csv.DictReader(lines):
-            columns, rows = found.setdefault(line["table"], ({}, {}))
-            data, epochs, cells = rows.setdefault(line["row"], (line["data"], line["epochs"], {}))
             where = f"{file.name}: table {line['table']}, row {line['row']}, column {line['column']}"
-            if line["table"] not in TITLES or line["origin"] not in ("printed", "decoded") or line["column"] in cells:
-                raise ValueError(f"{where}: unknown table or origin, or there twice")
-            same = (columns.setdefault(line["column"], line["metric"]), data, epochs)
-            if same != (line["metric"], line["data"], line["epochs"]):
-                raise ValueError(f"{where}: another metric, data or epochs than in a line before")
-            cells[line["column"]] = Number(float(line["value"]), line["origin"] == "decoded", line["doubt"])
-    return {
-        table: Reported(
-            TITLES[table],
-            columns,
-            {name: Row(data, int(epochs) if epochs else None, cells) for name, (data, epochs, cells) in rows.items()},
-        )
-        for table, (columns, rows) in found.items()
-    }
+            if line["table"] not in TITLES or line["origin"] not in ("printed", "decoded"):
+                raise ValueError(f"{where}: unknown table or origin")
+            table = tables.setdefault(line["table"], Reported(TITLES[line["table"]], {}, {}))
+            epochs = int(line["epochs"]) if line["epochs"] else None
+            row = table.rows.setdefault(line["row"], PaperRow(line["data"], epochs, {}))
+            metric = table.columns.setdefault(line["column"], line["metric"])
+            if line["column"] in row.cells:
+                raise ValueError(f"{where}: listed twice")
+            if (metric, row.data, row.epochs) != (line["metric"], line["data"], epochs):
+                raise ValueError(f"{where}: metric, data or epochs differ from an earlier line")
+            row.cells[line["column"]] = Number(float(line["value"]), line["origin"] == "decoded", line["doubt"])
+    return tables
 
 
 TABLES = load_tables()
-"""Number of the table -> the table, each number checked against the PDF's text or, of Figure 5, its vectors."""
+"""Number of a table -> the table. Each value was checked against the PDF's text or, for Figure 5, its vectors."""
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """What others report of a method on one of the paper's benchmarks, or near it."""
+    """A number that others report for a method on one of the paper's benchmarks, or a similar one."""
 
     method: str
     data: str
-    """Of pretraining; empty for random weights."""
+    """Pretraining data; empty for random weights."""
     epochs: str
     benchmark: str
     metric: str
     percent: float
     source: str
     verified: bool
-    """False: from memory, not looked up."""
+    """Whether it was looked up; otherwise it is from memory."""
 
 
 def load_anchors(file: Path = FOLDER / "anchors.csv") -> list[Anchor]:
     """Every anchor, in the file's order.
 
     Raises:
-        ValueError: a number, or the answer to whether it was verified, can't be read.
+        ValueError: a number is invalid, or ``verified`` is neither yes nor no.
     """
     with file.open(encoding="utf-8", newline="") as lines:
         return [
@@ -155,15 +160,15 @@ def load_anchors(file: Path = FOLDER / "anchors.csv") -> list[Anchor]:
 
 @dataclass(frozen=True)
 class Beside:
-    """A table of the paper beside a measured one."""
+    """A table of the paper that is printed beside a measured one."""
 
     table: str
-    """One of `TABLES`."""
+    """Key of `TABLES`."""
     claims: Mapping[str, str]
-    """Measured row -> the row of the paper that belongs to it."""
+    """Measured row -> the paper's row that it reproduces."""
     columns: Mapping[str, str]
-    """Measured column -> the paper's column of the same metric, to be subtracted; where empty, the paper's columns
-    stand to the right as they are."""
+    """Measured column -> the paper's column of the same metric, which is subtracted; if empty, the paper's columns are
+    printed to the right as they are."""
 
     @property
     def reported(self) -> Reported:
@@ -171,19 +176,19 @@ class Beside:
         return TABLES[self.table]
 
     def of(self, row: str) -> Mapping[str, Number]:
-        """Column -> number of the paper for a measured row; none where it claims no row."""
+        """Column -> number of the paper for a measured row; empty if it claims no row."""
         return self.reported.rows[self.claims[row]].cells if row in self.claims else {}
 
     @property
     def further(self) -> dict[str, Mapping[str, Number]]:
-        """Rows that no measured one claims, by label (``Supervised [paper]``, which no run can be called)."""
+        """The rows that no measured row claims, by a label that no run can have: ``Supervised [paper]``."""
         claimed = set(self.claims.values())
         return {f"{name} [paper]": row.cells for name, row in self.reported.rows.items() if name not in claimed}
 
     def points(self, column: str | None = None) -> dict[float, float]:
-        """Value -> percent of a column (default: the first), of a table whose rows are values of one parameter.
+        """Value of a parameter -> percent in one column (by default the first), for a table whose rows are its values.
 
-        Empty of any other table.
+        Empty for any other table.
         """
         column = column or next(iter(self.reported.columns))
         try:
@@ -193,14 +198,6 @@ class Beside:
 
     @property
     def shown(self) -> Iterator[Number]:
-        """Every number that is printed."""
+        """Every number of the table."""
         for row in self.reported.rows.values():
             yield from row.cells.values()
-
-
-def metrics_of(columns: Iterable[str], reported: Reported) -> str:
-    """``mAP of VOC07; top1 of CUB200, Flowers``."""
-    by_metric: dict[str, list[str]] = {}
-    for column in columns:
-        by_metric.setdefault(reported.columns[column], []).append(column)
-    return "; ".join(f"{metric} of {', '.join(names)}" for metric, names in by_metric.items())

@@ -1,11 +1,12 @@
-"""The schema of the ``probe`` block: what a backbone is judged by, one section a kind; and what all tasks may give.
+"""The schema of the ``probe`` block: how a backbone is evaluated by classification, one section for each kind.
 
     probe:
       linear: {kind: linear, dataset: scenes}            # on frozen features
       svm: {kind: svm, dataset: scenes}                  # on the same features, extracted once
       tuned: {kind: finetune, dataset: scenes}           # end to end
 
-The ``transfer`` block is in ``mls.config.transfers``. Protocols and where they come from: docs/classification.md.
+`METRICS` and `metrics_of` list the metrics of every task, transfers included. The ``transfer`` block itself is in
+`mls.config.transfers`; docs/classification.md has the protocols and their sources.
 """
 
 from __future__ import annotations
@@ -14,49 +15,72 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mls.config.section import Ascending, Count, Grid, Name, Positive, Section, Share, values_of
+from mls.config.section import Section, as_list, values_of
 from mls.config.transfers import KINDS, TRANSFERS, VOC_METRICS
+from mls.config.values import (
+    BatchSize,
+    Count,
+    Drops,
+    Grid,
+    Momentum,
+    Name,
+    NonNegative,
+    Positive,
+    Share,
+    ShareRange,
+    Side,
+)
 from mls.config.views import Augment
 
+Strengths = Annotated[list[Positive], Field(min_length=1), Grid]
+Fit = Literal["crop", "squash"]
+
 CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
-"""Of every classifier: three definitions of mAP (see ``mls.metrics``), or top-1."""
+"""Metrics of every classifier: three definitions of mAP (see `mls.metrics`), or top-1."""
 DECIDED = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-"""Of classifiers of whose logits 0 means even odds: precision, recall and F1 by class and over all."""
+"""Metrics of classifiers whose logit 0 means even odds: precision, recall and F1, per class and overall."""
 
 # ----------------------------------------------------------------------------- probes of frozen features
 
 
 def check_resize(resize: int | None, fit: str, side: int, name: str) -> None:
-    """Check that a ``resize`` has something to say.
+    """Reject a ``resize`` that has no effect.
+
+    Args:
+        resize: shorter side before the crop, pixels.
+        fit: ``crop`` or ``squash``.
+        side: side of the cropped square, pixels.
+        name: key of the file that holds ``side``, for the message.
 
     Raises:
-        ValueError: it has not.
+        ValueError: ``resize`` has no effect.
     """
     if resize is not None and fit == "squash":
-        raise ValueError("fit 'squash' resizes to the square itself: leave resize out")
+        raise ValueError("fit 'squash' resizes straight to the square: leave resize out")
     if resize is not None and resize <= side:
-        raise ValueError(f"resize {resize} must be more than {name} ({side}), its value when it is left out")
+        raise ValueError(f"resize {resize} must be more than {name} ({side}), which is its default")
 
 
 class Features(Section):
-    """Frozen, globally pooled features of a data set; probes that name equal ones share one artifact."""
+    """Frozen, globally pooled features of a data set; probes with equal features share one artifact."""
 
-    image_size: Annotated[int, Field(ge=16)] = 224
+    image_size: Side = 224
     """Side of the square that the backbone sees, pixels."""
-    resize: Annotated[int, Field(ge=16)] | None = None
-    """Shorter side that images are resized to before the square is cut out of their middle, pixels; default:
-    ``image_size`` [256 before 224 is usual for ImageNet]."""
-    fit: Literal["crop", "squash"] = "crop"
-    """``crop``: as above; ``squash``: resized to the square, whatever the aspect ratio [VISSL's VOC07 protocol]."""
+    resize: Side | None = None
+    """Length to which an image's shorter side is resized before the square is cut from its centre, pixels; by default
+    ``image_size`` [ImageNet's usual protocol: 256, then 224]."""
+    fit: Fit = "crop"
+    """``crop``: resize the shorter side, then crop the centre; ``squash``: resize to the square, whatever the aspect
+    ratio [VISSL's VOC07 protocol]."""
     layer: Literal["layer1", "layer2", "layer3", "layer4"] = "layer4"
-    """The stage of the ResNet whose output is averaged over all places."""
+    """ResNet stage whose output is averaged over all positions."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the backbone (autocast); features are kept as float32."""
+    """Precision of the backbone (autocast); features are stored as float32."""
     test: bool = True
-    """Whether test is read. Without it val is judged: for choosing between settings."""
+    """Evaluate on test. With ``false``, test is not read and val is evaluated: for choosing between settings."""
     metrics: ClassVar[tuple[str, ...]] = CLASSIFIED
-    """What its ``metrics.json`` may hold and a table column may name; ``val`` is the value on val by which the
-    classifier was chosen. With `DECIDED`, of its scores 0 must mean even odds."""
+    """Metrics that its ``metrics.json`` may hold and a table column may name; ``val`` is the value on val by which the
+    classifier was chosen. List `DECIDED` only if a score of 0 means even odds."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -65,146 +89,138 @@ class Features(Section):
 
 
 class LinearProbe(Features):
-    """A linear classifier on frozen features, by L-BFGS.
+    """A linear classifier on frozen features, trained by L-BFGS.
 
-    Multi-label sets: one L2-regularised logistic regression per class, mAP. Single-label sets:
-    softmax regression, top-1. The strength is chosen on val; test is read once.
+    Multi-label sets: one L2-regularised logistic regression per class, mAP. Single-label sets: softmax regression,
+    top-1. The regularisation strength is chosen on val; test is read once.
     """
 
     kind: Literal["linear"]
     metrics = (*CLASSIFIED, *DECIDED, "val")
     dataset: Name
-    strengths: Annotated[list[Positive], Field(min_length=1), Grid] = [0.01, 0.1, 1.0, 10.0, 100.0]
-    """Candidates for C, the inverse regularisation strength (scikit-learn's meaning)."""
+    strengths: Strengths = [0.01, 0.1, 1.0, 10.0, 100.0]
+    """Candidates for C, the inverse regularisation strength as in scikit-learn."""
 
 
 class SvmProbe(Features):
-    """One linear SVM per class [Goyal et al., arXiv 1905.01235, and VISSL's VOC07 protocol], by LIBLINEAR.
+    """One linear SVM per class, by LIBLINEAR [Goyal et al., arXiv 1905.01235, and VISSL's VOC07 protocol].
 
-    Trained on train and val together (VOC's trainval); each class's cost has the best average precision in
-    cross-validation there. With ``test: false`` trained on train alone, val is judged.
+    It is trained on train and val together (VOC's trainval). Each class takes the cost with the best cross-validated
+    average precision. With ``test: false`` it is trained on train only, and val is evaluated.
     """
 
     kind: Literal["svm"]
     dataset: Name
-    costs: Annotated[list[Positive], Field(min_length=1), Grid] = [
-        0.01,
-        0.1,
-        1.0,
-        2.0,
-        5.0,
-        10.0,
-        15.0,
-        20.0,
-        50.0,
-        100.0,
-        1000.0,
-    ]
+    costs: Strengths = [0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0]
     """Candidates for C [VISSL]."""
     folds: Annotated[int, Field(ge=2)] = 3
-    """Of the cross-validation [VISSL]."""
+    """Folds of the cross-validation [VISSL]."""
     low_shot: Annotated[list[Count], Field(max_length=20), Grid] = []
-    """Further SVMs on k positives and k x (classes - 1) negatives of each class, drawn ``samples`` times
+    """Values of k for low-shot SVMs, each trained on k positives and k x (classes - 1) negatives per class
     [1, 2, 4, 8, 16, 32, 64, 96]; multi-label sets only."""
     samples: Count = 5
-    """Independent draws for each k [VISSL]."""
+    """Independent draws of low-shot images for each k [VISSL]."""
 
     @model_validator(mode="after")
-    def _judged(self) -> Self:
+    def _needs_test(self) -> Self:
         if self.low_shot and not self.test:
-            raise ValueError("low_shot is judged on test, which test: false leaves alone")
+            raise ValueError("low_shot needs test, which test: false leaves out")
         return self
 
 
 class KnnProbe(Features):
-    """Weighted k-nearest-neighbour classification by cosine [Wu et al., arXiv 1805.01978].
+    """Weighted k-nearest-neighbour classification by cosine similarity [Wu et al., arXiv 1805.01978].
 
-    Train images vote, val chooses k.
+    Train images vote; k is chosen on val.
     """
 
     kind: Literal["knn"]
     metrics = (*CLASSIFIED, "val")
     dataset: Name
     ks: Annotated[list[Count], Field(min_length=1), Grid] = [10, 20, 100, 200]
-    """Candidates for k [10, 20, 100 and 200 as DINO's]."""
+    """Candidates for k [DINO's]."""
     temperature: Positive = 0.07
-    """A vote weighs exp(cosine / this)."""
+    """tau: a neighbour's vote weighs exp(cosine / tau)."""
 
 
 class RetrievalProbe(Features):
-    """Label-wise retrieval: train images ranked by cosine to each test image, judged label by label. No choices."""
+    """Retrieval: train images are ranked by cosine similarity to each test image and scored per label.
+
+    Nothing is chosen on val.
+    """
 
     kind: Literal["retrieval"]
     metrics = ("mAP",)
     dataset: Name
     precision_at: Annotated[list[Count], Field(min_length=1), Grid] = [1, 5, 10]
-    """Ks of precision@k."""
+    """Values of k for precision@k."""
 
 
 # --------------------------------------------------------------------------------- trained on images
 
 
 class TrainAugment(Augment):
-    """Views of what is trained on labels: torchvision's random resized crop and flip, no change of colour."""
+    """Training views for labelled images: torchvision's random resized crop and flip, no colour changes."""
 
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2), Ascending] = [0.08, 1.0]
+    scale: ShareRange = [0.08, 1.0]
     jitter_p: Share = 0.0
     gray_p: Share = 0.0
     blur_p: Share = 0.0
     solarize_p: Share = 0.0
     overlap: Annotated[float, Field(ge=0, le=0)] = 0.0
-    """There is one view of an image, and nothing that it could overlap."""
+    """Must be 0: there is only one view of each image."""
 
 
 class Trained(Section):
-    """What ``finetune`` and ``sgd`` share: a linear classifier on the pooled feature, trained on images by SGD.
+    """A linear classifier on the pooled feature, trained on images by SGD: the keys of ``finetune`` and ``sgd``.
 
-    Multi-label sets: binary cross-entropy, mAP. Single-label sets: cross-entropy, top-1. Trained on train and val
-    together, since nothing is chosen by val; the last epoch is judged. With ``test: false`` trained on train alone,
-    val is judged: for choosing between settings.
+    Multi-label sets: binary cross-entropy, mAP. Single-label sets: cross-entropy, top-1. Nothing is chosen on val, so
+    it is trained on train and val together, and the last epoch is evaluated. With ``test: false`` it is trained on
+    train only and val is evaluated: for choosing between settings.
     """
 
     dataset: Name
     trials: Count = 1
-    """Repeats of this task with other seeds, on the same pretrained backbone."""
+    """Repeats of this task with different seeds, on the same pretrained backbone."""
     augment: TrainAugment = TrainAugment()
-    """``crop`` is the side of the square in training and in testing: 224 or 448."""
-    resize: Annotated[int, Field(ge=16)] | None = None
-    """As of `Features`, when testing [256 beside a crop of 224]."""
-    fit: Literal["crop", "squash"] = "crop"
-    """As of `Features`, when testing."""
+    """Training views; ``crop`` is also the side of the square in testing: 224 or 448."""
+    resize: Side | None = None
+    """As in `Features`, for testing [256 with a crop of 224]."""
+    fit: Fit = "crop"
+    """As in `Features`, for testing."""
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: BatchSize
     lr: Positive
-    """For this batch size; never rescaled."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Learning rate for this batch size; never rescaled."""
+    momentum: Momentum = 0.9
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: NonNegative
     schedule: Literal["cosine", "step"] = "cosine"
-    """To zero over all steps; or divided by 10 at ``steps``."""
-    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.3333, 0.6667]
-    """Of schedule ``step``, as shares of all epochs."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """The learning rate rises linearly from 0 over so many epochs first."""
+    """``cosine``: the learning rate falls to zero over all steps; ``step``: it is divided by 10 at ``steps``."""
+    steps: Drops = [0.3333, 0.6667]
+    """When schedule ``step`` divides the learning rate, as shares of all epochs."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs over which the learning rate first rises linearly from 0."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the backbone (autocast); classifier and loss are float32."""
+    """Precision of the backbone (autocast); classifier and loss are float32."""
     test: bool = True
+    """As in `Features`."""
     metrics: ClassVar[tuple[str, ...]] = (*CLASSIFIED, *DECIDED)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """What it is trained on."""
+        """The splits that it is trained on."""
         return ("train", "val") if self.test else ("train",)
 
     def steps_on(self, images: int | None) -> int | None:
-        """Optimiser steps of the whole training on so many images; None where that is not known."""
+        """Optimiser steps of the whole training on that many images; None if their number is unknown."""
         return images and max(1, round(self.epochs * images / self.batch_size))
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_resize(self.resize, self.fit, self.augment.crop, "augment.crop")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs takes all {self.epochs} epochs")
+            raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs})")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
@@ -213,42 +229,44 @@ class Trained(Section):
 class FinetuneProbe(Trained):
     """Backbone and classifier trained end to end.
 
-    Defaults: 120 epochs [paper]; the rest is its lineage's [S3L's scripts for four of the seven sets: batch 64, weight
-    decay 5e-4, learning rates from 0.001 to 0.1, cosine or steps at 40 and 80 of 120]; the paper states none of it.
+    120 epochs are the paper's. The paper states nothing else, so the other defaults are its lineage's [S3L's scripts
+    for four of the seven sets: batch 64, weight decay 5e-4, learning rates from 0.001 to 0.1, cosine or steps at epochs
+    40 and 80 of 120].
     """
 
     kind: Literal["finetune"]
     epochs: Count = 120
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: BatchSize = 64
     lr: Positive = 0.01
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: NonNegative = 5e-4
     classifier_lr: Positive = 1.0
-    """The classifier's learning rate, in units of ``lr`` [10 in CSRA]."""
+    """The classifier's learning rate as a multiple of ``lr`` [10 in CSRA]."""
     batchnorm: Literal["train", "frozen"] = "train"
-    """``frozen``: statistics stay the pretrained ones while weights are trained [S3L on VOC07]."""
+    """``frozen`` keeps the pretrained statistics while weights are trained [S3L on VOC07]."""
 
 
 class SgdProbe(Trained):
-    """The classifier alone, trained on augmented images before a frozen backbone.
+    """Only the classifier is trained, on augmented images through a frozen backbone.
 
-    Defaults: MoCo's on ImageNet [arXiv 1911.05722: 100 epochs, lr 30 for batch 256, divided at 60 and 80]. The other
-    usual one, of 28 epochs [ORL and OpenSelfSup, their ``r50_multihead_28ep``]: lr 0.01, nesterov, weight decay 1e-4,
-    divided at 8, 16 and 24, ``batchnorm`` (without it this lr is far too low), jitter_p 1.0 of [0.4, 0.4, 0.4, 0.0].
+    Defaults are MoCo's for ImageNet [arXiv 1911.05722: 100 epochs, lr 30 for batch 256, divided at epochs 60 and 80].
+    The other usual protocol has 28 epochs [``r50_multihead_28ep`` of ORL and OpenSelfSup]: lr 0.01, nesterov, weight
+    decay 1e-4, divided at epochs 8, 16 and 24, ``batchnorm`` (without it this lr is far too low), jitter_p 1.0 with
+    jitter [0.4, 0.4, 0.4, 0.0].
     """
 
     kind: Literal["sgd"]
     epochs: Count = 100
-    batch_size: Annotated[int, Field(ge=2)] = 256
+    batch_size: BatchSize = 256
     lr: Positive = 30.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegative = 0.0
     schedule: Literal["cosine", "step"] = "step"
-    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)] = [0.6, 0.8]
+    steps: Drops = [0.6, 0.8]
     batchnorm: bool = False
-    """A batch norm without scale and shift between feature and classifier [ORL]."""
+    """Put a batch norm without scale and shift between feature and classifier [ORL]."""
 
 
 FrozenProbe = LinearProbe | SvmProbe | KnnProbe | RetrievalProbe
-"""Probes that read features, never images."""
+"""Probes that read extracted features."""
 TrainedProbe = FinetuneProbe | SgdProbe
 """Probes that train on images."""
 ProbeConfig = Annotated[FrozenProbe | TrainedProbe, Field(discriminator="kind")]
@@ -259,32 +277,28 @@ METRICS: dict[str, tuple[str, ...]] = {
     **{kind: task.metrics for task in PROBES for kind in values_of(task, "kind")},
     **{kind: entry.metrics for kind, entry in KINDS.items()},
 }
-"""Per task kind: what its ``metrics.json`` may hold and a table column may name, but for `metrics_of`'s additions."""
+"""Kind of a task -> metrics that its ``metrics.json`` may hold and a table column may name; `metrics_of` adds more."""
 
 
-def metrics_of(task: dict[str, Any], several: bool | None = None, source: str = "") -> tuple[str, ...]:
-    """Name the metrics of a task of an experiment file as it was read; none where its kind is unknown.
+def metrics_of(task: dict[str, Any], multi_label: bool | None = None, source: str = "") -> tuple[str, ...]:
+    """List the metrics of a task of a raw experiment file; empty if its kind is unknown.
 
     Args:
         task: as it was read.
-        several: whether an image of its data set may have several labels; None where that is not known yet.
-        source: of its data set.
+        multi_label: whether an image of its data set may have several labels; None if that is not known yet.
+        source: ``source`` of its data set.
     """
     if task.get("test") is False:
         return ("val",)
     kind = str(task.get("kind"))
-    added: list[str] = []
-    if kind == "svm":
-        added = [f"low_shot_{k}{end}" for k in _list(task.get("low_shot")) for end in ("", "_best_on_test")]
-    if task.get("backend") == "detectron2" and source == "voc":
-        added = list(VOC_METRICS)
-    if kind == "retrieval":
-        default = RetrievalProbe.model_fields["precision_at"].default
-        added = [f"P@{k}" for k in _list(task.get("precision_at", default))]
-    unfit = () if several is None else ("top1",) if several else (*CLASSIFIED[:-1], *DECIDED)
     own = METRICS.get(kind, ())
-    return (*(own if kind == "retrieval" else (name for name in own if name not in unfit)), *added)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    if kind == "retrieval":
+        ks = as_list(task.get("precision_at", RetrievalProbe.model_fields["precision_at"].default))
+        return (*own, *(f"P@{k}" for k in ks))
+    undefined = () if multi_label is None else ("top1",) if multi_label else (*CLASSIFIED[:-1], *DECIDED)
+    added: tuple[str, ...] = ()
+    if kind == "svm":
+        added = tuple(f"low_shot_{k}{end}" for k in as_list(task.get("low_shot")) for end in ("", "_best_on_test"))
+    elif task.get("backend") == "detectron2" and source == "voc":
+        added = VOC_METRICS
+    return (*(name for name in own if name not in undefined), *added)

@@ -1,4 +1,4 @@
-"""Sweeps: the runs that a ``sweep:`` section makes of one run, as a grid or as a list of points.
+"""Sweeps: the runs that a ``sweep:`` section adds to a run, from a grid or from a list of points.
 
 sweep_points("mls", {"mls.topk": [1, 5]})                          # mls[topk=1], mls[topk=5]
 sweep_points("mls", [{"mls.topk": 5, "mls.weight": 0.5}, {...}])   # mls[topk=5,weight=0.5], ...
@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mls.config.section import as_list
+
 
 @dataclass(frozen=True)
 class Point:
     """One run of a sweep."""
 
     label: str
-    """``run[key=value,...]``; of each key the last part, where those differ."""
+    """``run[key=value,...]`` with the last part of each dotted key, or with whole keys if last parts are equal."""
     values: dict[str, Any]
     """Dotted key of ``pretrain`` -> its value."""
     where: tuple[str, ...]
-    """Where the file says so, for messages."""
+    """Its place in the file, for messages."""
 
     def override(self) -> dict[str, Any]:
         """The values as a run writes them: mappings in mappings."""
@@ -34,26 +36,23 @@ class Point:
 
 
 def sweep_points(run: str, sweep: Any) -> list[Point]:
-    """The points of one run's sweep, in file order; what `broken_sweep` finds wrong with it is left out."""
-    found: list[tuple[dict[str, Any], tuple[str, ...]]]
+    """List the points of one run's sweep, in file order; malformed parts, reported by `broken_sweep`, are left out."""
+    where: tuple[str, ...] = ("sweep", run)
     if isinstance(sweep, dict):
-        lists = [values if isinstance(values, list) else [] for values in sweep.values()]
-        found = [(dict(zip(map(str, sweep), values, strict=True)), ()) for values in itertools.product(*lists)]
+        grid = itertools.product(*map(as_list, sweep.values()))
+        found = [(where, dict(zip(map(str, sweep), values, strict=True))) for values in grid]
     else:
-        listed = enumerate(sweep) if isinstance(sweep, list) else ()
-        found = [({str(k): v for k, v in p.items()}, (str(n),)) for n, p in listed if isinstance(p, dict) and p]
-    keys = list(dict.fromkeys(key for values, _ in found for key in values))
-    short = dict(zip(keys, (key.rsplit(".", 1)[-1] for key in keys), strict=True))
-    if len(set(short.values())) < len(keys):
-        short = {key: key for key in keys}
-    return [
-        Point(f"{run}[{','.join(f'{short[k]}={v}' for k, v in values.items())}]", values, ("sweep", run, *number))
-        for values, number in found
-    ]
+        points = [(n, point) for n, point in enumerate(as_list(sweep)) if isinstance(point, dict) and point]
+        found = [((*where, str(n)), {str(key): value for key, value in point.items()}) for n, point in points]
+    names = {key: key.rsplit(".", 1)[-1] for _, values in found for key in values}
+    if len(set(names.values())) < len(names):
+        names = {key: key for key in names}
+    labels = [",".join(f"{names[key]}={value}" for key, value in values.items()) for _, values in found]
+    return [Point(f"{run}[{label}]", values, place) for label, (place, values) in zip(labels, found, strict=True)]
 
 
 def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``override`` laid over it, mapping by mapping; neither is changed."""
+    """Return ``base`` with ``override`` merged over it, recursively; neither is changed."""
     out = dict(base)
     for key, value in override.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
@@ -62,28 +61,24 @@ def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
 
 
 def broken_sweep(run: str, sweep: Any) -> Iterator[str]:
-    """Yield a line for everything wrong with the shape of one run's sweep; what it sets is checked with its runs."""
+    """Yield one line per malformed part of one run's sweep; the values are checked with the runs that they make."""
     where = f"sweep.{run}"
     if isinstance(sweep, dict) and sweep:
         for key, values in sweep.items():
-            if not isinstance(values, list) or not values:
-                yield f"{where}.{key}: should be a list of one value at least (is {values!r})"
+            if not as_list(values):
+                yield f"{where}.{key}: should be a list of at least one value (is {values!r})"
     elif isinstance(sweep, list) and sweep:
-        yield from _broken_points(where, sweep)
+        for number, point in enumerate(sweep):
+            if not isinstance(point, dict) or not point:
+                yield f"{where}.{number}: should map dotted keys of pretrain to values (is {point!r})"
+            elif point in sweep[:number]:
+                yield f"{where}.{number}: is the same point as {where}.{sweep.index(point)}"
+            else:
+                for key in (key for key, value in point.items() if isinstance(value, Mapping)):
+                    hint = f"should be one value; write dotted keys, such as mls.topk (is {point[key]!r})"
+                    yield f"{where}.{number}.{key}: {hint}"
     else:
         yield (
             f"{where}: should be a grid, such as {{mls.topk: [1, 5]}}, or a list of points, such as "
             f"[{{mls.topk: 5, mls.weight: 0.5}}] (is {sweep!r})"
         )
-
-
-def _broken_points(where: str, points: list[Any]) -> Iterator[str]:
-    for number, point in enumerate(points):
-        if not isinstance(point, dict) or not point:
-            yield f"{where}.{number}: should map dotted keys of pretrain to values (is {point!r})"
-            continue
-        for key, value in point.items():
-            if isinstance(value, Mapping):
-                yield f"{where}.{number}.{key}: should be one value; write dotted keys, such as mls.topk (is {value!r})"
-        if point in points[:number]:
-            yield f"{where}.{number}: is the same point as {where}.{points.index(point)}"

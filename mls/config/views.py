@@ -1,41 +1,50 @@
-"""The schema of random views: crops and changes of colour, of pretraining and of what is trained on labels."""
+"""The schema of random views: crops and colour changes, for pretraining and for training on labels."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from mls.config.section import Ascending, HalfACircle, Positive, Section, Share, Shares
+from mls.config.section import Section
+from mls.config.values import NonNegative, PositiveRange, Share, ShareRange, Shares, Side
+
+
+def half_a_circle(jitter: list[float]) -> list[float]:
+    """Check that hues shift by at most half of the colour circle: a larger shift goes the other way round."""
+    if len(jitter) == 4 and jitter[3] > 0.5:
+        raise ValueError(f"the last value, hue, is {jitter[3]:g}; it must be at most 0.5")
+    return jitter
+
+
+Jitter = Annotated[list[NonNegative], Field(min_length=4, max_length=4), AfterValidator(half_a_circle)]
 
 
 class Augment(Section):
-    """MoCo-v2's two views [lineage: DenseCL and ORL on COCO]; with other values those of BYOL and SlotCon.
+    """The two views of an image. Defaults are MoCo-v2's [lineage: DenseCL and ORL on COCO].
 
-    A key of type ``Shares`` takes one share of the images for both views, or a list of two: of the first view (query)
-    and of the second (key).
+    A key of type ``Shares`` takes one share of the images for both views, or a list of two: for the first view (query)
+    and for the second (key).
     """
 
-    crop: Annotated[int, Field(ge=16)] = 224
+    crop: Side = 224
     """Side of a view, pixels."""
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2), Ascending] = [0.2, 1.0]
-    """Least and greatest area of a crop, as a share of the image."""
-    jitter: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4), HalfACircle] = [
-        0.4,
-        0.4,
-        0.4,
-        0.1,
-    ]
-    """Strength of brightness, contrast, saturation and hue (a share of its circle, 0.5 at most)."""
+    scale: ShareRange = [0.2, 1.0]
+    """Smallest and largest area of a crop, as a share of the image."""
+    jitter: Jitter = [0.4, 0.4, 0.4, 0.1]
+    """Strength of brightness, contrast, saturation and hue changes. Hue is a share of its circle, at most 0.5."""
     jitter_p: Share = 0.8
+    """Probability of the colour changes."""
     gray_p: Share = 0.2
+    """Probability that a view loses its colours."""
     blur_p: Shares = 0.5
-    """[BYOL, arXiv 2006.07733, appendix B, and SlotCon: 1.0 and 0.1]"""
-    blur_sigma: Annotated[list[Positive], Field(min_length=2, max_length=2), Ascending] = [0.1, 2.0]
+    """Probability of a Gaussian blur [BYOL, arXiv 2006.07733, appendix B, and SlotCon: 1.0 and 0.1]."""
+    blur_sigma: PositiveRange = [0.1, 2.0]
     """Range of the Gaussian's standard deviation, pixels of the view."""
     solarize_p: Shares = 0.0
-    """Pixels of at least 0.5 are inverted, after the blur [BYOL and SlotCon: 0.0 and 0.2]."""
+    """Probability that pixels of at least 0.5 are inverted, after the blur [BYOL and SlotCon: 0.0 and 0.2]."""
     flip_p: Share = 0.5
+    """Probability of a horizontal flip."""
     overlap: Share = 0.0
-    """Least share of the second crop's area that lies within the first. A crop below it is drawn anew, 10 times at
-    most; if none will do, the first drawn stays [SlotCon, arXiv 2205.15288, and its code: 0.01, 10 tries]."""
+    """Smallest share of the second crop's area that must lie within the first. A crop with less is drawn again, at most
+    10 times; if none fits, the first one drawn stays [SlotCon, arXiv 2205.15288, and its code: 0.01, 10 tries]."""

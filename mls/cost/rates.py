@@ -1,12 +1,12 @@
-"""How long an image takes: measured here by finished artifacts, or recorded by others in ``throughput.csv``.
+"""Time per image: measured here by finished artifacts, or published by others and recorded in ``throughput.csv``.
 
-    measured = measure(read_finished(), jobs)           # from artifacts/*/*/artifact.json alone
+    measured = measure(read_finished(), jobs)           # reads only artifacts/*/*/artifact.json
     rate = measured_here(job, jobs, measured, "auto") or recorded(job, jobs)
     rate.hours(work_of(job, jobs)), rate.unit           # 92.0, "V100-h"
 
-Hours are those of one GPU (wall time x ranks), named after the GPU, or of one core of a CPU (wall time x threads x
-ranks). Neither is ever converted into the other. ``throughput.csv`` holds public figures alone, each with what was
-measured, how it was published, in what it differs from the protocol here, and where it stands.
+Hours are those of one GPU (wall time x ranks), named after the GPU, or of one CPU core (wall time x threads x ranks).
+One is never converted into the other. ``throughput.csv`` only holds public figures, each with what was measured, how it
+was published, how it differs from the protocol here, and its source.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from mls.config.datasets import Dataset
 from mls.config.experiment import Pretrain
@@ -48,28 +48,25 @@ DECIDE = (
     *("fpn_channels", "head_channels", "rois", "proposals", "output_stride", "crop", "inference", "stride"),
     *("source", "size", "short_side", "format"),
 )
-"""Params that decide how long an image takes. Others say how many there are (epochs), or change numbers alone."""
+"""Params that decide the time per image. Others decide how many images there are (epochs), or only change results."""
 GIVEN = ("stage", "data", "method", "kind", "backend", "architecture", "backbone", "augment.crop", "test_size")
-"""Columns of ``throughput.csv`` that say what a row holds for; an empty one, for any."""
+"""Columns of ``throughput.csv`` that say which jobs a row is valid for; an empty cell matches any."""
 PROXIES = {
-    "mls": (
-        "moco",
-        "mls is taken as moco-v2, which it is plus one loss (1.04 x on a CPU, benchmarks/results/peers.csv)",
-    )
+    "mls": ("moco", "mls is taken as moco-v2 plus one loss (1.04 x on a CPU, benchmarks/results/peers.csv)"),
 }
-"""Method of which nobody published a figure -> the one whose figure stands for it, and why."""
+"""Method without a published figure -> the method whose figure is used instead, and why."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds an image on one device, and how we know."""
+    """Seconds per image on one device, and their source."""
 
     seconds: float
     unit: str
-    """Of the hours that follow from it: ``V100-h``, or ``CPU-h`` of one core."""
+    """Unit of the hours that follow from it: ``V100-h``, or ``CPU-h`` for one core."""
     source: str
     notes: tuple[str, ...] = ()
-    """What a reader of the hours should know."""
+    """Remarks that a reader of the hours needs."""
 
     def hours(self, images: int) -> float:
         """Hours of one device."""
@@ -78,37 +75,39 @@ class Rate:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished artifact, by its ``artifact.json``."""
+    """A finished artifact, read from its ``artifact.json``."""
 
     job: Job
     made: dict[str, Any]
+    """Where, when and how it was made."""
     size: int
     """Bytes of all its files."""
 
     @property
     def unit(self) -> str:
-        """``CPU-h``, or that of the GPU that made it."""
-        device = self.made.get("device", "cpu")  # none is named where torch was not used
+        """``CPU-h``, or hours of the GPU that made it."""
+        device = self.made.get("device", "cpu")  # missing if torch was not used
         processor = self.made["machine"].split(",")[0]
         return CPU if device in ("cpu", processor) else f"{device}-h"
 
     @property
     def hours(self) -> float:
-        """Device hours that it took; of a run that was interrupted, only those since it was last resumed."""
+        """Device hours that it took; for an interrupted run, only those since it was last resumed."""
         devices = self.made.get("ranks", 1) * (self.made.get("threads", 1) if self.unit == CPU else 1)
         return float(self.made["wall_s"]) * devices / 3600
 
 
 def read_finished() -> dict[str, Finished]:
-    """Every artifact here whose params this code still reads, and names alike, by id; damaged ones are left out."""
+    """Read every artifact here whose params still give its id, by id; damaged ones are left out."""
     found = {}
     for path in sorted(ARTIFACTS.glob(f"[!.]*/*/{MANIFEST}")):
         try:
-            seal = json.loads(path.read_text(encoding="utf-8"))
-            job = Job(seal["stage"], _config(seal["stage"], seal["params"]), seal["params"], seal["inputs"])
-            one = Finished(job, seal["made"], sum(file["size"] for file in seal["files"].values()))
-            usable = job.id == seal["id"] and one.hours >= 0
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            stage, params = manifest["stage"], manifest["params"]
+            job = Job(stage, _config(stage, params), params, manifest["inputs"])
+            one = Finished(job, manifest["made"], sum(file["size"] for file in manifest["files"].values()))
+            usable = job.id == manifest["id"] and one.hours >= 0
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if usable:
             found[job.id] = one
@@ -116,19 +115,19 @@ def read_finished() -> dict[str, Finished]:
 
 
 def _config(stage: str, params: Mapping[str, Any]) -> Any:
-    """The section that params are the essence of; what they never hold is filled in, for it decides nothing."""
+    """Rebuild the section from its identity params; fields that these never hold do not change the time."""
     if stage == "tables":
         return None
     read = {key: value for key, value in params.items() if key not in ("seed", "trial", "digest")}
     if stage in ("probe", "transfer"):
         read["dataset"] = "data"
     if isinstance(read.get("subset"), dict) and "ids" in read["subset"]:
-        del read["subset"]  # ids, where the section has the name of their file
+        del read["subset"]  # a list of ids, but the section has the name of a file
     return SCHEMAS[stage].validate_python(read)
 
 
 def traits(job: Job, jobs: Jobs) -> dict[str, Any]:
-    """All that decides how long an image takes, but for the device: equal traits, equal rates."""
+    """Everything that decides the time per image, except the device: equal traits mean equal rates."""
     found = _decisive(job)
     data, pretrain = data_of(job, jobs), job if job.stage == "pretrain" else jobs.get(job.inputs.get("pretrain", ""))
     if data and data is not job:
@@ -142,22 +141,18 @@ def traits(job: Job, jobs: Jobs) -> dict[str, Any]:
 
 
 def _decisive(job: Job) -> dict[str, Any]:
-    found = {}
-    for name in DECIDE:
-        value: Any = payload(job)["resolved"]
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            found[name] = value
-    return found
+    values: dict[str, Any] = payload(job)["resolved"]
+    blocks = {name: block for name, block in values.items() if isinstance(block, dict)}
+    values = values | {f"{name}.{key}": value for name, block in blocks.items() for key, value in block.items()}
+    return {name: values[name] for name in DECIDE if values.get(name) is not None}
 
 
 Measured = dict[str, dict[str, list[float]]]
-"""Stage and traits -> unit -> seconds an image, of each finished artifact."""
+"""Stage and traits -> unit -> seconds per image, one for each finished artifact."""
 
 
 def measure(finished: Mapping[str, Finished], jobs: Jobs) -> Measured:
-    """Sort what was measured here by what it holds for."""
+    """Group the rates of finished artifacts by stage, traits and unit."""
     found: Measured = defaultdict(lambda: defaultdict(list))
     for one in finished.values():
         if work := work_of(one.job, jobs):
@@ -166,13 +161,13 @@ def measure(finished: Mapping[str, Finished], jobs: Jobs) -> Measured:
 
 
 def measured_here(job: Job, jobs: Jobs, measured: Measured, device: str) -> Rate | None:
-    """The median of finished artifacts of the same stage and traits, on GPUs where there are any.
+    """The median rate of finished artifacts with the same stage and traits, on GPUs if any were made on one.
 
     Args:
-        job: what is to be made.
-        jobs: planned and finished ones.
-        measured: of `measure`.
-        device: ``execution.device`` that it would be made on; ``auto`` is either.
+        job: the job to estimate.
+        jobs: all planned and finished jobs.
+        measured: result of `measure`.
+        device: ``execution.device``; ``auto`` matches both GPUs and CPUs.
     """
     by_unit = measured.get(_key(job, jobs), {})
     fitting = [unit for unit in by_unit if device == "auto" or (unit == CPU) == (device == "cpu")]
@@ -187,7 +182,7 @@ def _key(job: Job, jobs: Jobs) -> str:
 
 
 def recorded(job: Job, jobs: Jobs) -> Rate | None:
-    """The first row of ``throughput.csv`` of which every trait that it gives is the job's, or its proxy's."""
+    """The rate in the first row of ``throughput.csv`` that matches the traits of the job or of its proxy."""
     found, notes = {"stage": job.stage, **traits(job, jobs)}, []
     if found.get("method") in PROXIES:
         found["method"], why = PROXIES[found["method"]]
@@ -201,6 +196,6 @@ def recorded(job: Job, jobs: Jobs) -> Rate | None:
 
 
 def read_recorded() -> list[dict[str, str]]:
-    """The rows of ``throughput.csv``; ``images_per_s`` is of one of the ``gpus``."""
-    text = files("mls.cost").joinpath("throughput.csv").read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
+    """The rows of ``throughput.csv``; ``images_per_s`` is the rate of one GPU."""
+    with Path(__file__).with_name("throughput.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))

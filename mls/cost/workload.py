@@ -1,16 +1,18 @@
-"""How much there is to do: images of a data set, images that a job goes through.
+"""How much work there is: the images of a data set, and the images that a job processes.
 
-    images_of(data)             # {"train": 113556, "val": 4731, "test": 5000}, or None where nobody knows
+    images_of(data)             # {"train": 113556, "val": 4731, "test": 5000}, or None if nobody knows
     work_of(job, jobs)          # 45,363,200: epochs x steps x batch of a pretraining
 
-Counts come from the experiment file, the catalog's official ones, or the index of a finished data set. The formulas are
-those of the stages: `mls.data.loader.TwoViews`, `mls.probe.finetune_data.Views`, ``mls.transfer``.
+Counts come from the experiment file, the catalog's official counts, or the index of a finished data set. The formulas
+are those of the stages: `mls.data.loader.TwoViews`, `mls.probe.finetune_data.Views`, ``mls.transfer``.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from mls.config.catalog import PUBLISHED, expected
 from mls.config.datasets import ScenesDataset
@@ -18,14 +20,16 @@ from mls.config.experiment import Pretrain
 from mls.config.methods import TRAINED
 from mls.config.probes import Features, Trained
 from mls.config.transfers import TransferSection
+from mls.data.listing import hold_out
+from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.plan import Job
 
 Jobs = Mapping[str, Job]
-"""By id: all that is planned, and all that is finished here."""
+"""Id -> job, for all planned jobs and all that are finished here."""
 
 
 def data_of(job: Job, jobs: Jobs) -> Job | None:
-    """The data set that a job reads, itself or through its features; None where it is unknown or there is none."""
+    """The data set that a job reads, itself or through its features; None if it is unknown or there is none."""
     if job.stage in ("data", "tables"):
         return job if job.stage == "data" else None
     source = jobs.get(job.inputs.get("data") or job.inputs.get("features", ""))
@@ -33,9 +37,9 @@ def data_of(job: Job, jobs: Jobs) -> Job | None:
 
 
 def images_of(data: Job) -> dict[str, int] | None:
-    """Images by split, before those that fail to decode are left out; None where neither file nor catalog tells.
+    """Images per split, before undecodable ones are excluded; None if neither file nor catalog knows.
 
-    Official counts are only used where published checksums identify the data: a copy of one's own may be a part.
+    Official counts are only used if published checksums identify the data: your own copy may be a part of it.
     """
     config = data.config
     if isinstance(config, ScenesDataset):
@@ -45,35 +49,26 @@ def images_of(data: Job) -> dict[str, int] | None:
     if subset and subset.images:
         counts = {"train": subset.images, "test": subset.test}
     if counts is None:
-        return _in_store(data.path)
+        if not (data.path / MANIFEST).exists():
+            return None
+        splits = pq.read_table(data.path / "index.parquet", columns=["split"])["split"]
+        return dict(Counter(splits.to_pylist()))
     if "val" not in counts:
-        from mls.data.listing import hold_out
-
         held_out = len(hold_out(counts["train"], config.val_share, config.seed))
         counts = {**counts, "train": counts["train"] - held_out, "val": held_out}
     return counts
 
 
-def _in_store(path: Path) -> dict[str, int] | None:
-    """Images by split of a finished data set, from one column of its index."""
-    if not (path / "artifact.json").exists():
-        return None
-    import pyarrow.parquet as pq
-
-    counted = pq.read_table(path / "index.parquet", columns=["split"])["split"].value_counts().to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counted}
-
-
-def judged_images(job: Job, jobs: Jobs) -> int | None:
-    """Images that a probe is judged by: of test or, with ``test: false``, of val."""
+def evaluated_images(job: Job, jobs: Jobs) -> int | None:
+    """Images on which a probe is evaluated: those of test or, with ``test: false``, of val."""
     return _images(job, jobs, "test" if job.config.test else "val")
 
 
 def work_of(job: Job, jobs: Jobs) -> int | None:
-    """Images that a job goes through; of what is trained the repeats too, but not the one pass over test at the end.
+    """Images processed by a job, counting every training epoch, but not the one pass over test at the end.
 
-    Of detectors trained by epochs, images without instances count, though training leaves them out (1 % of COCO). A
-    pretraining without training is no work. None where the images are not known, and of tables.
+    Detectors trained by epochs count images without instances too, though training leaves them out (1 % of COCO). A
+    pretraining without training is 0. None if the number of images is unknown, and for tables.
     """
     config = job.config
     if isinstance(config, Pretrain):

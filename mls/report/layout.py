@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Literal
 
-from mls.config.paper import SOURCE, Beside, Number, metrics_of
+from mls.config.paper import SOURCE, Beside, Number
 from mls.report.tables import Filled, FilledTable
 
 DASH = "–"  # noqa: RUF001 - an en dash, as typeset tables have it
@@ -195,11 +195,10 @@ def _notes(table: FilledTable) -> Iterator[str]:
 def _paper_notes(paper: Beside) -> Iterator[str]:
     """Where the paper's numbers come from, and what can be compared with them."""
     reported, shown = paper.reported, list(paper.shown)
-    columns = metrics_of(reported.columns, reported)
     yield (
         f"paper: numbers of the paper ({SOURCE}, {reported.title}; {reported.pretraining}), not measured here"
         + ("." if paper.columns else ": other data, model and scale, unless this experiment has the paper's.")
-        + f" {columns}."
+        + f" {reported.metrics}."
     )
     if paper.columns:
         yield f"{DIFFERENCE}: the difference of the means."

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 
-from mls.config.references import nearest
+from mls.config.section import did_you_mean
 from mls.config.sweep import sweep_points
 from mls.pipeline.artifact import open_artifact
 from mls.pipeline.plan import Job, Plan
@@ -34,7 +34,7 @@ def print_sweeps(plan: Plan, metric: str | None = None) -> None:
     metric = metric or next(iter(experiment.tables.values())).columns[0]
     task, tasks = metric.partition(".")[0], {**experiment.probe, **experiment.transfer}
     if task not in tasks or "." not in metric:
-        raise MlsError(f"--metric {metric}: is not <task>.<metric>{nearest(task, tasks)}")
+        raise MlsError(f"--metric {metric}: is not <task>.<metric>{did_you_mean(task, tasks)}")
     state = cache(lambda job_id: job_state(plan.jobs[job_id]))
     by_label = {
         (job.stage, label): job
@@ -84,7 +84,7 @@ def measured(pairs: list[tuple[Job, Job]], done: set[str], metric: str) -> Fille
         if job.id in done:
             metrics = open_artifact(job.path).read_json("metrics.json")
             if name not in metrics:
-                raise MlsError(f"--metric {metric}: {task} gives no {name!r}{nearest(name, metrics)}")
+                raise MlsError(f"--metric {metric}: {task} gives no {name!r}{did_you_mean(name, metrics)}")
             found[job.id] = metrics[name]
     return fill_cell(tuple(dict.fromkeys((up.id, job.id) for up, job in pairs)), found)
 

@@ -1,4 +1,4 @@
-"""The catalog: its table is well-formed, entries need the right archives, ids and the docs follow from it."""
+"""The catalog: its table is well-formed, entries need the right archives, and ids and docs agree with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def files(**keys: Any) -> list[str]:
     return sorted(archive.file for archive in needed(entry(**keys)))
 
 
-def test_every_public_source_is_there() -> None:
+def test_every_public_source_has_archives() -> None:
     keys = {key for one in get_args(LocalDataset) for key in get_args(one.model_fields["source"].annotation)}
     assert keys - {"folder"} == set(SOURCES)
     for key, one in SOURCES.items():
@@ -46,7 +46,7 @@ def test_every_public_source_is_there() -> None:
 @pytest.mark.parametrize(("key", "archive"), ARCHIVES, ids=[archive.file for _, archive in ARCHIVES])
 def test_archives_are_well_formed(key: str, archive: Archive) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][\w.-]*", archive.file), "a plain file name"
-    assert archive.urls or hint(entry(source=key)), "what has no address needs a hint"
+    assert archive.urls or hint(entry(source=key)), "an archive without an address needs a hint"
     assert len(set(archive.urls)) == len(archive.urls)
     for url in archive.urls:
         assert re.fullmatch(r"https?://[a-z0-9.-]+/[\w./~-]+(\?download=1)?", url)
@@ -63,15 +63,15 @@ def test_archives_are_well_formed(key: str, archive: Archive) -> None:
         assert archive.gives == (f"{archive.into}/{archive.file}".lstrip("/"),)
 
 
-def test_no_two_archives_are_one() -> None:
+def test_archives_differ() -> None:
     checksums = [archive.checksum for _, archive in ARCHIVES if archive.checksum]
     assert len(set(checksums)) == len(checksums)
     for key, one in SOURCES.items():
         given = [path for archive in one.archives for path in archive.gives]
-        assert len(set(given)) == len(given), f"{key}: what tells archives apart must be of one alone"
+        assert len(set(given)) == len(given), f"{key}: two archives give the same path"
 
 
-def test_coco() -> None:
+def test_coco_entries_need_their_archives() -> None:
     annotations = "annotations_trainval2017.zip"
     assert files(source="coco") == [annotations, "train2017.zip", "val2017.zip"]
     assert files(source="coco", subset={"images": 2}) == [annotations]
@@ -88,7 +88,7 @@ def test_coco() -> None:
     assert image_url("train2017/000000000009.jpg") == "http://images.cocodataset.org/train2017/000000000009.jpg"
 
 
-def test_coco_splits_of_ones_own() -> None:
+def test_your_own_coco_splits_have_no_archive() -> None:
     mine = entry(source="coco", train_split="mine")
     assert [a.file for a in needed(mine)] == ["annotations_trainval2017.zip", "val2017.zip", "instances_mine.json"]
     assert (needed(mine)[-1].urls, needed(mine)[-1].gives) == ((), ("annotations/instances_mine.json",))
@@ -119,7 +119,9 @@ def test_coco_splits_of_ones_own() -> None:
         ({"train_sets": ["2010/train"]}, ["VOCtest_06-Nov-2007.tar", "VOCtrainval_03-May-2010.tar"], None),
     ],
 )
-def test_voc(sets: dict[str, list[str]], wanted: list[str], counts: dict[str, int] | None) -> None:
+def test_voc_entries_need_their_archives(
+    sets: dict[str, list[str]], wanted: list[str], counts: dict[str, int] | None
+) -> None:
     config = entry(source="voc", **sets)
     assert sorted(archive.file for archive in needed(config)) == wanted
     assert expected(config) == counts
@@ -128,8 +130,8 @@ def test_voc(sets: dict[str, list[str]], wanted: list[str], counts: dict[str, in
 
 
 @pytest.mark.parametrize("name", ["2012/test", "2007/mine", "2011/trainval", "2031/val"])
-def test_voc_image_sets_without_an_archive(name: str) -> None:
-    """A person must bring them, and `data.lock` identifies them: no archive's checksum says what they hold."""
+def test_voc_image_sets_without_an_archive_have_no_digest(name: str) -> None:
+    """A person must provide them, and `data.lock` identifies them: no published checksum covers them."""
     config = entry(source="voc", train_sets=[name])
     own = [archive for archive in needed(config) if archive.file != "VOCtest_06-Nov-2007.tar"]
     year, stem = name.split("/")
@@ -146,16 +148,16 @@ def test_folders_need_nothing() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(set(SOURCES) - {"coco", "voc"}))
-def test_the_others(key: str) -> None:
+def test_other_sources_need_all_their_archives(key: str) -> None:
     config = entry(source=key)
     assert needed(config) == SOURCES[key].archives
     counts = expected(config) or {}
     assert {"train", "test"} <= set(counts) <= set(SPLITS)
     counts["train"] = 0
-    assert (expected(config) or {})["train"], "the table is not for callers to change"
+    assert (expected(config) or {})["train"], "callers get a copy of the table"
 
 
-def test_what_is_identified_by_published_checksums() -> None:
+def test_public_data_is_identified_by_published_checksums() -> None:
     known = {key for key in SOURCES if published_digest(entry(source=key))}
     assert known == set(SOURCES) - {"indoor67"}
     assert published_digest(entry(source="coco", subset={"images": 2})) is None
@@ -165,7 +167,7 @@ def test_what_is_identified_by_published_checksums() -> None:
     assert all(re.fullmatch(r"archives:[0-9a-f]{64}", digest or "") for digest in digests)
 
 
-def test_the_digest_follows_from_checksums_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_file_names_and_checksums_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     config = entry(source="dtd", val_share=0.5, root="/elsewhere")
     a, b = (Archive(f"{name}.tar", (), None, f"md5:{name * 32}", (name,)) for name in "ab")
 
@@ -183,21 +185,21 @@ def test_the_digest_follows_from_checksums_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_published_digests_are_pinned() -> None:
-    """Ids of artifacts depend on them: a change here makes every such data set anew."""
+    """Ids of artifacts depend on them: after a change, every such data set is made again."""
     assert (
         published_digest(entry(source="voc"))
         == "archives:62b83fab19425555a78d456340dfd8099e5ab81ef1c3fdd073fe472a3bc14124"
     )
 
 
-def test_it_imports_nothing_heavy() -> None:
+def test_the_catalog_imports_nothing_heavy() -> None:
     heavy = {"torch", "torchvision", "requests", "scipy"}
     code = f"import sys, mls.config.catalog; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""
 
 
-def test_the_docs_agree() -> None:
+def test_the_docs_agree_with_the_catalog() -> None:
     lines = (ROOT / "docs/datasets.md").read_text().splitlines()
     for key, one in SOURCES.items():
         rows = "\n".join(line for line in lines if line.startswith(f"| `{key}` |"))

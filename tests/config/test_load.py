@@ -1,15 +1,18 @@
-"""Everything wrong with a file is reported at once, in words."""
+"""Loading an experiment file: every problem is reported at once, with its dotted path."""
 
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mls.config import experiment
 from mls.config.load import ExperimentError, check, load, parse_yaml
-from mls.config.references import IMAGENET
+from mls.config.references import SHALLOW
+from mls.config.section import values_of
 from tests.conftest import PEERS, SMALL, small
 
 
@@ -61,7 +64,7 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
             )
             for enqueue in ("before", "split")
         ),
-        ({"a": {"augment": {"scale": [0.9, 0.2]}}}, "runs.a.augment.scale: the least value comes first"),
+        ({"a": {"augment": {"scale": [0.9, 0.2]}}}, "runs.a.augment.scale: the smaller value comes first"),
         ({"a": {"optimizer": {"lr": float("inf")}}}, "runs.a.optimizer.lr: Input should be a finite number"),
         (
             {
@@ -71,16 +74,16 @@ def test_all_problems_are_reported_together_each_with_its_path() -> None:
                     "imagenet": {"weights": "IMAGENET1K_V2"},
                 }
             },
-            "runs.a.imagenet.weights: resnet18 has IMAGENET1K_V1 alone",
+            "runs.a.imagenet.weights: torchvision only has IMAGENET1K_V1 for resnet18",
         ),
         ({"a": {"weights": {"file": "x.pth", "sha256": "12"}}}, "runs.a.weights.sha256: String should match pattern"),
     ],
 )
-def test_choices_that_cannot_go_together(runs: dict[str, object], message: str) -> None:
+def test_choices_that_cannot_be_combined_are_errors(runs: dict[str, object], message: str) -> None:
     assert message in problems_of(small(runs=runs))
 
 
-def test_choices_that_can_go_together() -> None:
+def test_choices_that_can_be_combined() -> None:
     loaded = check(
         small(
             runs={
@@ -108,12 +111,12 @@ def test_every_method_that_trains_is_checked_alike(method: str) -> None:
     text = problems_of(small(runs=runs))
     for line in (
         "runs.groups.moco.bn_splits: 3 groups do not divide batch_size 8",
-        "runs.ones.moco.bn_splits: batch norm needs groups of 2 images at least, not of 1",
-        "runs.warm.optimizer.warmup_epochs: takes all 3 epochs; none are left for the cosine",
+        "runs.ones.moco.bn_splits: batch norm needs groups of at least 2 images, these have 1",
+        "runs.warm.optimizer.warmup_epochs: must be less than epochs (3), or none are left for the cosine",
         "runs.nowhere.dataset: 'sceness' is not in datasets; did you mean 'scenes'?",
     ):
         assert line in text, line
-    unread = {"topk": 21, "warmup_epochs": 4}  # of MLS alone
+    unread = {"topk": 21, "warmup_epochs": 4}  # only MLS reads them
     if method != "mls":
         check(small(runs={"a": {"method": method, "mls": unread}}), Path("x.yaml"))
 
@@ -138,7 +141,7 @@ def test_every_method_that_trains_is_checked_alike(method: str) -> None:
         ({"byol": 3}, "byol: Input should be"),
     ],
 )
-def test_a_methods_own_values_are_checked(run: dict[str, object], message: str) -> None:
+def test_values_of_each_methods_block_are_checked(run: dict[str, object], message: str) -> None:
     text = problems_of(small(runs={"a": run}))
     assert f"runs.a.{message}" in text and "1 problem(s)" in text
     check(small(runs=PEERS), Path("x.yaml"))
@@ -162,7 +165,7 @@ def test_a_column_of_test_needs_a_task_that_reads_it(metric: str) -> None:
     assert "probe.linear.test: Input should be a valid boolean (is 'no')" in problems_of(linear([], test="no"))
 
 
-def test_columns_are_those_that_the_data_set_can_have() -> None:
+def test_columns_are_metrics_that_the_data_set_allows() -> None:
     assert "'linear.top1': task 'linear' gives mAP, mAP_11" in problems_of(linear(["linear.top1"]))
     pets = linear(["linear.mAP"], dataset="pets") | {"datasets": {**SMALL["datasets"], "pets": {"source": "pets"}}}
     assert "'linear.mAP': task 'linear' gives top1, val" in problems_of(pets)
@@ -178,31 +181,29 @@ def test_columns_are_those_that_the_data_set_can_have() -> None:
 @pytest.mark.parametrize(
     ("task", "problem"),
     [
-        ({"kind": "linear", "fit": "squash", "resize": 256}, "fit 'squash' resizes to the square itself"),
+        ({"kind": "linear", "fit": "squash", "resize": 256}, "fit 'squash' resizes straight to the square"),
         ({"kind": "linear", "resize": 224}, "resize 224 must be more than image_size (224)"),
         (
             {"kind": "finetune", "resize": 256, "augment": {"crop": 448}},
             "resize 256 must be more than augment.crop (448)",
         ),
-        ({"kind": "finetune", "epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs takes all 2 epochs"),
+        ({"kind": "finetune", "epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs must be less than epochs (2)"),
         ({"kind": "sgd", "nesterov": True, "momentum": 0.0}, "nesterov needs a momentum above 0"),
-        ({"kind": "svm", "low_shot": [1], "test": False}, "low_shot is judged on test"),
-        ({"kind": "sgd", "classifier_lr": 2.0}, "probe.judge.classifier_lr: unknown key"),
-        ({"kind": "linear", "trials": 2}, "probe.judge.trials: unknown key"),
-        ({}, "probe.judge.kind: is required"),
+        ({"kind": "svm", "low_shot": [1], "test": False}, "low_shot needs test"),
+        ({"kind": "sgd", "classifier_lr": 2.0}, "probe.task.classifier_lr: unknown key"),
+        ({"kind": "linear", "trials": 2}, "probe.task.trials: unknown key"),
+        ({}, "probe.task.kind: is required"),
     ],
 )
-def test_tasks_that_say_too_much_or_too_little(task: dict[str, Any], problem: str) -> None:
-    text = problems_of(
-        small(probe={"judge": {"dataset": "scenes", **task}}, tables={"main": {"columns": ["judge.val"]}})
-    )
+def test_contradictory_or_incomplete_tasks_are_errors(task: dict[str, Any], problem: str) -> None:
+    text = problems_of(small(probe={"task": {"dataset": "scenes", **task}}, tables={"main": {"columns": ["task.val"]}}))
     assert problem in text and "Value error" not in text
 
 
-def test_low_shot_needs_several_labels_an_image() -> None:
+def test_low_shot_needs_several_labels_per_image() -> None:
     datasets = {**SMALL["datasets"], "pets": {"source": "pets"}}
     raw = linear(["linear.top1"], kind="svm", dataset="pets", low_shot=[1]) | {"datasets": datasets}
-    assert "probe.linear.low_shot: 'pets' has one label an image" in problems_of(raw)
+    assert "probe.linear.low_shot: 'pets' has one label per image" in problems_of(raw)
 
 
 @pytest.mark.parametrize(
@@ -220,24 +221,24 @@ def test_a_baseline_is_a_row_of_its_table(table: dict[str, object], problem: str
     check(small(tables={"main": {"columns": ["linear.mAP"], "baseline": "mls"}}), Path("x.yaml"))
 
 
-def test_a_hue_turns_by_half_a_circle_at_most() -> None:
+def test_a_hue_shift_is_at_most_half_a_circle() -> None:
     raw = copy.deepcopy(small())
     raw["pretrain"]["augment"]["jitter"] = [0.4, 0.4, 0.4, 0.6]
-    assert "pretrain.augment.jitter: the last, hue, is 0.6; 0.5 is the most" in problems_of(raw)
+    assert "pretrain.augment.jitter: the last value, hue, is 0.6; it must be at most 0.5" in problems_of(raw)
 
 
 @pytest.mark.parametrize("key", ["blur_p", "solarize_p"])
 @pytest.mark.parametrize("value", [[1.0], [1.0, 2.0], [0.1, 0.2, 0.3], [0.1, "x"], [], "x", -0.1, 1.5, True, None, {}])
-def test_a_share_of_each_view_is_one_number_or_two(key: str, value: object) -> None:
+def test_a_share_for_each_view_is_one_number_or_two(key: str, value: object) -> None:
     raw = copy.deepcopy(small())
     raw["pretrain"]["augment"][key] = value
     text = problems_of(raw)
-    allowed = "a number from 0 to 1, or a list of two: of the first view and of the second"
+    allowed = "a number from 0 to 1, or a list of two: for the first view and for the second"
     assert f"pretrain.augment.{key}: {allowed} (is {value!r})" in text
     assert "1 problem(s)" in text
 
 
-def test_equal_shares_of_both_views_are_one_share() -> None:
+def test_equal_shares_for_both_views_are_one_share() -> None:
     runs = {"one": {"augment": {"blur_p": 0.1}}, "two": {"augment": {"blur_p": [0.1, 0.1]}}}
     byol = {"augment": {"blur_p": [1, 0.1], "solarize_p": [0.0, 0.2]}}
     loaded = check(small(runs={**runs, "byol": byol}), Path("x.yaml"))
@@ -256,13 +257,13 @@ def test_the_overlap_is_a_share(value: float) -> None:
     [
         ({"subset": {}}, "give either images (a number, with seed) or ids (a file)"),
         ({"subset": {"images": 5, "ids": "x"}}, "give either images (a number, with seed) or ids (a file)"),
-        ({"subset": {"ids": "x", "seed": 1}}, "with ids, test and seed say nothing"),
-        ({"subset": {"images": 5}, "unlabeled": True}, "subset and unlabeled do not go together"),
+        ({"subset": {"ids": "x", "seed": 1}}, "test and seed have no effect with ids"),
+        ({"subset": {"images": 5}, "unlabeled": True}, "subset and unlabeled can't be combined"),
         ({"train_split": "val2017"}, "train_split and test_split are both 'val2017'"),
         ({"short_side": 8}, "short_side: Input should be greater than or equal to 16"),
     ],
 )
-def test_coco_entries_that_cannot_be(entry: dict[str, object], message: str) -> None:
+def test_contradictory_coco_entries_are_errors(entry: dict[str, object], message: str) -> None:
     assert message in problems_of(small(datasets={"scenes": {"source": "coco", **entry}}))
 
 
@@ -289,8 +290,20 @@ def test_odd_types_are_problems_not_crashes() -> None:
 
 def test_the_published_weights_are_those_of_torchvision() -> None:
     torchvision = pytest.importorskip("torchvision")
-    for name, weights in IMAGENET.items():
-        assert [entry.name for entry in torchvision.models.get_model_weights(name)] == list(weights)
+    for name in values_of(experiment.Backbone, "name"):
+        published = [entry.name for entry in torchvision.models.get_model_weights(name)]
+        assert published == ["IMAGENET1K_V1"] + ["IMAGENET1K_V2"] * (name not in SHALLOW)
+
+
+def test_the_example_of_the_schemas_docstring_is_valid() -> None:
+    text = experiment.__doc__ or ""
+    loaded = check(parse_yaml("\n".join(re.findall(r"^    (.*)$", text, re.MULTILINE)), "example"), Path("x.yaml"))
+    assert list(loaded.runs) == ["moco-v2", "mls", "mls[topk=1]", "mls[topk=20]"]
+
+
+def test_a_wrong_member_of_a_union_is_named_as_in_the_file() -> None:
+    text = problems_of(small(execution={"workers": "many"}))
+    assert "  - execution.workers: Input should be 'auto' (is 'many')" in text and "constrained" not in text
 
 
 def test_a_missing_section_is_named() -> None:
@@ -333,8 +346,8 @@ def test_swept_keys_are_named_in_full_where_their_last_parts_are_equal() -> None
     [
         (5, "sweep.mls: should be a grid, such as {mls.topk: [1, 5]}, or a list of points"),
         ([], "sweep.mls: should be a grid"),
-        ({"mls.topk": 5}, "sweep.mls.mls.topk: should be a list of one value at least (is 5)"),
-        ({"mls.topk": []}, "sweep.mls.mls.topk: should be a list of one value at least (is [])"),
+        ({"mls.topk": 5}, "sweep.mls.mls.topk: should be a list of at least one value (is 5)"),
+        ({"mls.topk": []}, "sweep.mls.mls.topk: should be a list of at least one value (is [])"),
         ([{"mls.topk": 5}, {}], "sweep.mls.1: should map dotted keys of pretrain to values (is {})"),
         ([{"mls.topk": 5}, 3], "sweep.mls.1: should map dotted keys of pretrain to values (is 3)"),
         ([{"mls": {"topk": 5}}], "sweep.mls.0.mls: should be one value; write dotted keys, such as mls.topk"),
@@ -356,10 +369,10 @@ def test_exponents_are_numbers_and_duplicate_keys_errors() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "a: [", "\x00"])
-def test_rubbish_is_one_clear_error(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "rubbish.yaml"
+def test_malformed_yaml_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "malformed.yaml"
     file.write_text(text)
-    with pytest.raises(ExperimentError, match=r"rubbish\.yaml"):
+    with pytest.raises(ExperimentError, match=r"malformed\.yaml"):
         load(file)
 
 

@@ -1,4 +1,4 @@
-"""What a transfer task may say: each kind and backend has its keys, and errors name them as the file does."""
+"""The schema of transfer tasks: each kind and backend has its own keys, and errors name them as the file does."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_kind_and_backend_choose_the_schema() -> None:
         ({"kind": "semantic", "stride": [9, 9]}, "transfer.task: inference 'whole' has no stride: leave it out"),
     ],
 )
-def test_what_is_wrong_is_named_as_in_the_file(task: dict[str, Any], message: str) -> None:
+def test_errors_name_keys_as_in_the_file(task: dict[str, Any], message: str) -> None:
     assert message in problems_of({"dataset": "scenes", **task})
 
 
@@ -82,20 +82,23 @@ def test_what_is_wrong_is_named_as_in_the_file(task: dict[str, Any], message: st
         ("semantic", {"source": "pets"}, "'own' has labels; kind 'semantic' is trained on boxes and masks, or on"),
     ],
 )
-def test_data_sets_that_lack_what_is_learned(kind: str, source: dict[str, Any], message: str) -> None:
+def test_data_sets_without_the_needed_annotations_are_errors(kind: str, source: dict[str, Any], message: str) -> None:
     text = problems_of({"kind": kind, "dataset": "own"}, datasets={**SMALL["datasets"], "own": source})
     assert f"transfer.task.dataset: {message}" in text
 
 
-def test_backbones_that_detectron2_lacks() -> None:
+def test_backbones_that_detectron2_lacks_are_errors() -> None:
     task = {"kind": "instance", "backend": "detectron2", "architecture": "c4", "dataset": "scenes"}
     text = problems_of(task)
-    assert "Detectron2's ResNets have width 1.0 and stem imagenet, but not those of random, moco-v2, mls" in text
-    assert "transfer.task.architecture: 'c4' needs resnet50 or resnet101, which random, moco-v2, mls are not" in text
+    assert "Detectron2's ResNets have width 1.0 and stem imagenet, unlike those of random, moco-v2, mls" in text
+    assert (
+        "transfer.task.architecture: 'c4' needs resnet50 or resnet101, unlike the backbone of random, moco-v2, mls"
+        in text
+    )
     runs = {"plain": PLAIN, "narrow": {"backbone": {"name": "resnet50", "width": 0.5, "stem": "imagenet"}}}
     base = {**SMALL["pretrain"], "backbone": {"name": "resnet50"}}
     text = problems_of(task, runs=runs, pretrain=base)
-    assert "but not those of narrow; 'torchvision' takes any" in text and "1 problem(s)" in text
+    assert "unlike those of narrow; 'torchvision' takes any" in text and "1 problem(s)" in text
 
 
 @pytest.mark.parametrize(
@@ -106,11 +109,11 @@ def test_backbones_that_detectron2_lacks() -> None:
         ({"kind": "instance"}, "voc_AP", "task 'task' gives box_AP"),
     ],
 )
-def test_metrics_of_each_kind(task: dict[str, Any], metric: str, known: str) -> None:
+def test_columns_are_metrics_of_the_kind(task: dict[str, Any], metric: str, known: str) -> None:
     assert known in problems_of({"dataset": "scenes", **task}, metric)
 
 
-def test_vocs_own_metrics_are_detectron2s() -> None:
+def test_only_detectron2_gives_vocs_own_metrics() -> None:
     data = {**SMALL["datasets"], "voc07": {"source": "voc"}}
     base = {**SMALL["pretrain"], **PLAIN}
     task = {"kind": "detection", "dataset": "voc07"}
@@ -120,7 +123,7 @@ def test_vocs_own_metrics_are_detectron2s() -> None:
     assert "task 'task' gives box_AP" in problems_of(task, "voc_AP", datasets=data, pretrain=base)
 
 
-def test_the_linear_rule() -> None:
+def test_other_batch_sizes_scale_steps_by_the_linear_rule() -> None:
     quarter = task_of({"kind": "instance", "backend": "detectron2", "batch_size": 4})
     assert (quarter.scale, quarter.total_steps) == (0.25, 360_000)
     whole = task_of({"kind": "instance", "backend": "detectron2"})
@@ -129,12 +132,12 @@ def test_the_linear_rule() -> None:
         assert [math.floor(share * task.total_steps) for share in task.steps] == drops
 
 
-def test_columns_that_are_not_implemented() -> None:
+def test_not_implemented_columns_name_no_task_of_the_file() -> None:
     task = {"seg": {"kind": "semantic", "dataset": "scenes"}}
     table = {"main": {"columns": ["seg.mIoU"], "not_implemented": ["psanet.mIoU"]}}
     plan = plan_of(small(transfer=task, tables=table))
     assert plan.tables.params["tables"]["main"]["not_implemented"] == ["psanet.mIoU"]
     for column in ("seg.mAcc", "psanet"):
         wrong = {"main": {**table["main"], "not_implemented": [column]}}
-        with pytest.raises(ExperimentError, match=f"tables.main.not_implemented: '{column}' is not"):
+        with pytest.raises(ExperimentError, match=f"tables.main.not_implemented: '{column}' must be"):
             plan_of(small(transfer=task, tables=wrong))

@@ -1,4 +1,4 @@
-"""What experiments cost: shared runs once, known hours alone, each device by itself; sizes as the files have them."""
+"""The cost of experiments: shared runs count once, only known hours count, devices are never mixed, sizes match."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mls.cost.disk import artifact_bytes, download_bytes, peak_bytes
 from mls.cost.estimate import UNKNOWN, Cost, estimate, print_costs, totals
 from mls.cost.rates import CPU, GIVEN, read_recorded, recorded
 from mls.cost.workload import images_of, work_of
+from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.artifact_store import building
 from mls.pipeline.plan import Job, Plan, experiment_files, plan_file
 from mls.pipeline.runner import run_stage
@@ -44,15 +45,15 @@ def cost_of(costs: list[Cost], job: Job) -> Cost:
 
 
 def make(plan: Plan, job: Job, wall_s: float, **made: Any) -> None:
-    """Seal an artifact that took so long, on a CPU with two threads unless told otherwise."""
+    """Make an artifact whose manifest says that it took ``wall_s`` seconds, by default on a CPU with two threads."""
     with building(job) as out:
         (out / "file").write_bytes(b"x" * 1000)
-    seal = json.loads((job.path / "artifact.json").read_text())
-    seal["made"] |= {"wall_s": wall_s, "device": "cpu", "threads": 2, "ranks": 1} | made
-    (job.path / "artifact.json").write_text(json.dumps(seal))
+    manifest = json.loads((job.path / MANIFEST).read_text())
+    manifest["made"] |= {"wall_s": wall_s, "device": "cpu", "threads": 2, "ranks": 1} | made
+    (job.path / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_what_files_share_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_jobs_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plans = [plan_file(path) for path in experiment_files() if path.stem.startswith("paper-")]
     ids = [set(plan.jobs) for plan in plans]
@@ -65,7 +66,7 @@ def test_what_files_share_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert totals(estimate(twice))["hours"] == pytest.approx(total["hours"])
 
 
-def test_work_is_images_by_hand_arithmetic(in_tmp: Path) -> None:
+def test_work_agrees_with_hand_arithmetic(in_tmp: Path) -> None:
     tuned = {"kind": "finetune", "dataset": "coco", "epochs": 2, "batch_size": 64}
     detect = {"kind": "instance", "dataset": "coco", "epochs": 12.0, "batch_size": 16}
     segment = {"kind": "semantic", "dataset": "coco", "iterations": 40_000, "batch_size": 8}
@@ -103,11 +104,11 @@ def test_work_is_images_by_hand_arithmetic(in_tmp: Path) -> None:
             {"source": "voc", "train_sets": ["2007/train"], "val_sets": ["2007/val"]},
             {"train": 2_501, "val": 2_510, "test": 4_952},
         ),
-        ({"source": "coco", "root": "mine"}, None),  # a copy of one's own may be a part
+        ({"source": "coco", "root": "mine"}, None),  # your own copy may be a part
         ({"source": "folder"}, None),
     ],
 )
-def test_images_of_a_data_set(dataset: dict[str, Any], expected: dict[str, int] | None, in_tmp: Path) -> None:
+def test_images_per_split(dataset: dict[str, Any], expected: dict[str, int] | None, in_tmp: Path) -> None:
     lock = {} if dataset["source"] in ("scenes", "voc") else {"scenes": {"sha256": "a" * 64, "bytes": 1}}
     plan = plan_of(small(datasets={"scenes": dataset}), lock)
     assert images_of(plan.stage("data")[0]) == expected
@@ -115,13 +116,13 @@ def test_images_of_a_data_set(dataset: dict[str, Any], expected: dict[str, int] 
         assert all(cost.hours is None for cost in estimate([plan]) if cost.stage == "pretrain" and cost.images != 0)
 
 
-def test_unlabeled_images_are_pretrained_on(in_tmp: Path) -> None:
+def test_pretraining_reads_unlabeled_images(in_tmp: Path) -> None:
     plan = plan_of(small(**{**COCO, "datasets": {"coco": {"source": "coco", "unlabeled": True}}}))
     steps = (113_556 + 123_403) // 256
     assert work_of(job_of(plan, "pretrain", "mls"), plan.jobs) == 400 * steps * 256
 
 
-def test_hours_are_known_here_then_measured_here_then_recorded_then_not(in_tmp: Path) -> None:
+def test_hours_are_done_here_or_measured_here_or_published_or_unknown(in_tmp: Path) -> None:
     plan = plan_of(small(**COCO))
     moco, mls, byol = (job_of(plan, "pretrain", run) for run in ("moco", "mls", "byol"))
     costs = estimate([plan])
@@ -148,7 +149,7 @@ def test_hours_are_known_here_then_measured_here_then_recorded_then_not(in_tmp: 
     assert totals([done])["hours"] == {} and done.disk == 1000
 
 
-def test_other_traits_were_not_measured(in_tmp: Path) -> None:
+def test_jobs_with_other_traits_are_not_estimated(in_tmp: Path) -> None:
     plan = plan_of(small())
     make(plan, job_of(plan, "pretrain", "mls"), 60.0)
     same = plan_of(small(pretrain={**SMALL["pretrain"], "epochs": 30, "optimizer": {"lr": 0.1}}))
@@ -174,15 +175,15 @@ def test_hours_of_a_gpu_and_of_a_cpu_are_never_added(in_tmp: Path, capsys: pytes
     print_costs(costs)
     text = capsys.readouterr().out
     assert "CPU-h: at least 2.0\n" in text and "Tesla V100-SXM2-16GB-h: at least 2.0\n" in text
-    assert "jobs of which nobody knows the hours: 14\n" in text  # data, 6 features, 6 probes, tables
+    assert "jobs of unknown hours: 14\n" in text  # data, 6 features, 6 probes, tables
 
 
-def test_a_damaged_or_foreign_artifact_measures_nothing(in_tmp: Path) -> None:
+def test_damaged_and_foreign_artifacts_are_ignored(in_tmp: Path) -> None:
     plan = plan_of(small())
     for run, text in (("mls", "{"), ("moco-v2", '{"stage": "pretrain", "params": {"epoch": 1}, "inputs": {}}')):
         job = job_of(plan, "pretrain", run)
         job.path.mkdir(parents=True)
-        (job.path / "artifact.json").write_text(text)
+        (job.path / MANIFEST).write_text(text)
     assert not any(cost.done or cost.unit for cost in estimate([plan]))
 
 
@@ -200,11 +201,10 @@ def test_sizes_are_those_of_the_files(in_tmp: Path) -> None:
     assert peak_bytes(job, plan.jobs, keep=2) == pytest.approx(3 * one, rel=0.1)
     assert work_of(job, plan.jobs) == 8 * json.loads((job.path / "params.json").read_text())["derived"]["steps"]
     found = cost_of(estimate([plan]), job)
-    assert found.done and found.disk == sum(file.stat().st_size for file in job.path.iterdir()) - seal_size(job)
-
-
-def seal_size(job: Job) -> int:
-    return (job.path / "artifact.json").stat().st_size
+    assert (
+        found.done
+        and found.disk == sum(file.stat().st_size for file in job.path.iterdir()) - (job.path / MANIFEST).stat().st_size
+    )
 
 
 def test_downloads_are_the_published_archives(in_tmp: Path) -> None:
@@ -233,7 +233,7 @@ def test_recorded_figures_follow_from_what_was_published() -> None:
         assert float(row["images_per_s"]) == pytest.approx(rate / int(row["gpus"]), rel=1e-3)
 
 
-def test_a_figure_holds_for_its_own_protocol_alone(in_tmp: Path) -> None:
+def test_a_published_figure_only_holds_for_its_own_protocol(in_tmp: Path) -> None:
     plan = plan_of(small(**COCO))
     detector = job_of(plan, "transfer", "detect/mls")
     found = recorded(detector, plan.jobs)
@@ -243,7 +243,7 @@ def test_a_figure_holds_for_its_own_protocol_alone(in_tmp: Path) -> None:
     assert recorded(job_of(other, "transfer", "detect/mls"), other.jobs) is None
 
 
-def test_the_command_runs_nothing(
+def test_mls_plan_runs_nothing(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(path) for path in experiment_files(ROOT) if path.stem in ("micro", "params")]
@@ -258,7 +258,7 @@ def test_the_command_runs_nothing(
     assert len(read["jobs"]) == read["totals"]["jobs"] == 40 and read["totals"]["unknown_hours"]
 
 
-def test_an_unreadable_file_is_one_line(in_tmp: Path) -> None:
+def test_an_unreadable_file_is_a_one_line_error(in_tmp: Path) -> None:
     with pytest.raises(MlsError, match=r"absent\.yaml: can't be read"):
         plan_file(Path("absent.yaml"))
 
@@ -266,5 +266,5 @@ def test_an_unreadable_file_is_one_line(in_tmp: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.0001, "<0.001"), (0.028, "0.028"), (9.97, "10.0"), (1234.5, "1,234")]
 )
-def test_hours_as_people_read_them(value: float, text: str) -> None:
+def test_hours_are_rounded_for_people(value: float, text: str) -> None:
     assert cost_module.hours(value) == text

@@ -342,8 +342,8 @@ def test_ids_cover_what_matters() -> None:
         ({"train_sets": ["trainval"]}, "datasets.voc.train_sets.0: String should match pattern"),
         ({"train_sets": ["2007/../x"]}, "datasets.voc.train_sets.0: String should match pattern"),
         ({"train_sets": []}, "datasets.voc.train_sets: List should have at least 1 item"),
-        ({"train_sets": ["2007/test"]}, "datasets.voc: image set '2007/test' is there twice"),
-        ({"val_sets": ["2012/val", "2012/val"]}, "image set '2012/val' is there twice"),
+        ({"train_sets": ["2007/test"]}, "datasets.voc: image set '2007/test' is used twice"),
+        ({"val_sets": ["2012/val", "2012/val"]}, "image set '2012/val' is used twice"),
         ({"train_set": ["2007/train"]}, "datasets.voc.train_set: unknown key; did you mean 'train_sets'?"),
     ],
 )

@@ -102,10 +102,10 @@ def test_without_plot_ids_are_as_before() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"plot": "mls.topkk"}, "tables.t8.plot: 'mls.topkk' is no key of pretrain; did you mean 'mls.topk'?"),
-        ({"plot": "method"}, "tables.t8.plot: row 'k[topk=1]' has method = 'mls', which is no number"),
-        ({"rows": [*ROWS, "k"]}, "both have mls.topk = 20; leave one out of tables.t8.rows"),
-        ({"rows": ["moco-v2", "k"]}, "needs at least two rows whose method reads mls.topk; they are: k"),
+        ({"plot": "mls.topkk"}, "tables.t8.plot: 'mls.topkk' is not a key of pretrain; did you mean 'mls.topk'?"),
+        ({"plot": "method"}, "tables.t8.plot: row 'k[topk=1]' has method = 'mls'; plot a key whose value is a number"),
+        ({"rows": [*ROWS, "k"]}, "both have mls.topk = 20; leave one of them out of tables.t8.rows"),
+        ({"rows": ["moco-v2", "k"]}, "needs at least two rows whose method reads mls.topk; found: k"),
     ],
 )
 def test_what_can_not_be_plotted_is_refused(table: dict[str, Any], message: str) -> None:
