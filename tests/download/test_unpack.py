@@ -214,7 +214,7 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("a", b"1")
-    with pytest.raises(MlsError, match="filename='a'.* is encrypted"):
+    with pytest.raises(MlsError, match=r"filename='a'.* is encrypted"):
         unpack(patched(archive, encrypt), tmp_path / "out")
 
 
