@@ -111,7 +111,7 @@ def _through_torchvision(one: _Set, reader: Reader) -> tuple[list[str], list[Ent
     import torchvision.datasets  # imports torch: not before it is needed
 
     for name in one.metadata:
-        reader.hash(name)
+        reader.read(name)
     classes: list[str] = []
     entries: list[Entry] = []
     for theirs, ours in one.splits.items():

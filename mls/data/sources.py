@@ -137,9 +137,9 @@ def source_digest(name: str, config: Dataset) -> dict[str, Any]:
         say(f"note: dataset {name!r}: {reader.root} {problem}")
     with Bar(f"pin {name}", total=len(entries)) as bar:
         for entry in entries:
-            reader.hash(entry.name)
+            reader.read(entry.name)
             if entry.mask:
-                reader.hash(entry.mask)
+                reader.read(entry.mask)
             bar.advance(1, 1)
     return reader.digest()
 

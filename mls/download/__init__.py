@@ -1,1 +1,1 @@
-"""From the network to a folder: what to fetch, and how not to be let down."""
+"""Download data sets: from the network to a checked, unpacked folder, resumable at any point."""

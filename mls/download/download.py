@@ -1,38 +1,43 @@
-"""Fetch files over http(s): mirrors, several connections, going on after a kill, checksums.
+"""Download files over http(s): mirrors, resume after any interruption, checksums.
 
     download(["https://host/images.zip", "https://mirror/images.zip"], Path("images.zip"),
              size=815_585_330, checksum="md5:442b8da7639aecaf257c1dceb8ba8c80")
-    download_many([("https://host/1.jpg", Path("images/1.jpg")), ...], "coco-2k")      # small files
+    download_many([("https://host/1.jpg", Path("images/1.jpg"))], "coco-2k")      # small files, several at once
 
-A target appears whole and checked, or not at all. What has come so far lies beside it (`mls.download.partial`) and is
-used by the next call where the server answers ranges; where it ignores them, the file starts over. With a checksum,
-ranges may come from several mirrors; without, all are of one address and one ETag or Last-Modified.
+A target appears whole and checked, or not at all. What has arrived so far lies beside it (`mls.download.partial`), and
+the next call continues it. With a checksum, any mirror may continue; without one, only the same address with the same
+ETag or Last-Modified. A server that does not answer ranges sends the file from its start again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import requests
 
-from mls.download.partial import MB, Partial
-from mls.download.stream import Download, Poll, Wanted
-from mls.download.web import RETRIES, Crew, Refused, Stopped, Torn, body, content_length, is_web_page, new_session
+from mls.download.partial import MB, Partial, advance_to, require_space
+from mls.download.web import RETRIES, Poll, Refused, Torn, Workers, new_session
 from mls.runtime.errors import MlsError
-from mls.runtime.files import out_of_space, sync
+from mls.runtime.files import explain_full_disk
 from mls.runtime.locks import locked
 from mls.runtime.progress import Bar
 
+WORTH = 1 << 20
+"""Bytes that make an attempt count as progress, although it broke off: the retries start over."""
+CONNECTIONS = 16
+"""Small files fetched at once."""
 LARGEST = 64 * MB
-"""Bytes that a small file may have: more is none."""
+"""Maximum size of a small file, in bytes."""
 GIVE_UP = 20
-"""Failed small files after which the rest isn't tried."""
+"""Failed small files after which the rest is not tried."""
 SHOWN = 5
+"""Failed small files that an error names."""
 
 
 def download(
@@ -41,183 +46,218 @@ def download(
     *,
     size: int | None = None,
     checksum: str | None = None,
-    connections: int = 4,
     hint: str = "",
-    name: str | None = None,
     poll: Poll = lambda: None,
 ) -> None:
-    """Fetch one file, unless it is there.
+    """Download one file unless it is there.
 
     Args:
         urls: mirrors, tried in order.
         target: where it goes; its folder is made.
-        size: bytes, where known; another size is refused before anything is fetched.
+        size: in bytes, where known; a server that offers another size is refused before its body is read.
         checksum: ``md5:<hex>`` or ``sha256:<hex>``.
-        connections: at most so many at once.
         hint: what a person can do if no mirror has it.
-        name: what it is called in messages; the file's name by default.
-        poll: called five times a second.
+        poll: see `mls.download.web.Poll`.
 
     Raises:
-        MlsError: each mirror with its reason, or a full disk, or ``MLS_OFFLINE``; says what to do.
+        MlsError: no mirror has it (each is named with its reason), the disk is full, or ``MLS_OFFLINE`` is set.
     """
-    name = name or target.name
-    if _is_there(target, size, checksum, poll):
+
+    def is_there() -> bool:
+        return target.is_file() and mismatch(target, size, checksum, poll) is None
+
+    if is_there():
         return
-    require_online(name, f"{target} is missing", urls, hint)
+    _require_online(target.name, f"{target} is missing", urls, hint)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f"{target.name}.lock"), f"download of {name}"):
-        if _is_there(target, size, checksum, poll):  # by another process meanwhile
+    lock = target.with_name(f"{target.name}.lock")
+    with locked(lock, f"download of {target.name}"), explain_full_disk(target.parent):
+        if is_there():  # another process has fetched it meanwhile
             return
-        partial = Partial(target)
-        try:
-            _try_mirrors(urls, partial, Wanted(target, size, checksum, connections, name, poll), hint)
-        except OSError as error:
-            if not out_of_space(error):
-                raise
-            raise MlsError(
-                f"{name}: the disk that holds {target.parent} is full ({partial.held / 1e9:.1f} GB have come). "
-                "Free some space and run the same command again; it goes on from there"
-            ) from error
-        finally:
-            if partial.path.exists():
-                with suppress(OSError):  # the last journal still holds true
-                    partial.flush()
-            partial.close()
+        partial = Partial(target, size, checked=checksum is not None)
+        reasons = []
+        waiting = deque(urls)
+        while waiting:
+            url = waiting.popleft()
+            resumed = partial.held > 0
+            try:
+                _transfer_one(url, partial, poll)
+            except Refused as error:
+                reasons.append(f"{url}: {error}")
+                continue
+            problem = mismatch(partial.path, size, checksum, poll)
+            if problem is None:
+                partial.finish()
+                return
+            reasons.append(f"{url}: {problem}")
+            partial.restart()
+            if resumed:  # bytes of an earlier call or another mirror may be to blame: try once more without them
+                waiting.appendleft(url)
+        if not partial.held:
+            partial.drop()
+        raise MlsError(
+            f"{target.name} could not be downloaded. {'; '.join(reasons) or 'No address is public'}. {sentence(hint)}"
+            "Run the same command again (it resumes), or fetch the file by other means and put it at "
+            f"{target}; if you have a copy of the data set, set `root:` in the dataset's entry to its folder"
+        )
 
 
-def _try_mirrors(urls: Sequence[str], partial: Partial, wanted: Wanted, hint: str) -> None:
-    """Fetch ``partial`` from the first mirror that has it, check it and rename it to the target."""
-    reasons = []
-    waiting = deque(urls)
-    while waiting:
-        url = waiting.popleft()
-        mixed = partial.held > 0
-        try:
-            Download(url, partial, wanted).fetch()
-            partial.flush()
-            if problem := mismatch(partial.path, wanted.size, wanted.checksum, wanted.poll):
-                partial.restart(None)
-                if mixed:  # bytes of an earlier call, or of another mirror, may be to blame: once more without them
-                    waiting.appendleft(url)
-                raise Refused(problem)
-        except Refused as error:
-            reasons.append(f"{url}: {error}")
-            continue
-        partial.path.replace(wanted.target)
-        sync(wanted.target.parent)
-        partial.drop()
-        return
-    if not partial.held:
-        partial.drop()
-    raise MlsError(
-        f"{wanted.name} could not be downloaded. {'; '.join(reasons) or 'No address is public'}. {sentence(hint)}"
-        "Run the same command again (it goes on from what has come), or fetch the file by other means and put it at "
-        f"{wanted.target}; a copy of the data set that exists is named by `root:` in the dataset's entry"
-    )
-
-
-def download_many(
-    items: Sequence[tuple[str, Path]], name: str, connections: int = 16, hint: str = "", poll: Poll = lambda: None
-) -> None:
-    """Fetch small files that are not there, several at once; a failed one does not lose the rest.
+def download_many(items: Sequence[tuple[str, Path]], name: str, hint: str = "", poll: Poll = lambda: None) -> None:
+    """Download those small files that are not there, several at once; a failed one does not lose the rest.
 
     Two calls at once must not share targets: the caller holds a lock.
 
     Args:
-        items: (address, where it goes).
-        name: what they are together, in messages.
-        connections: at most so many at once.
-        hint: what a person can do if they are not to be had.
-        poll: called five times a second.
+        items: (address, target) of each file.
+        name: of all of them together, for messages.
+        hint: what a person can do if they can't be downloaded.
+        poll: see `mls.download.web.Poll`.
 
     Raises:
-        MlsError: how many failed, and why the first of them; or ``MLS_OFFLINE``, or a full disk.
+        MlsError: how many failed, with the first reasons; or the disk is full, or ``MLS_OFFLINE`` is set.
     """
-    todo = deque((url, target) for url, target in items if not target.exists())
-    if not todo:
+    missing = [(url, target) for url, target in items if not target.exists()]
+    if not missing:
         return
-    total = len(todo)
-    first_url, first = todo[0]
-    require_online(name, f"{total:,} files are missing, {first} the first", [first_url], hint)
-    for folder in {target.parent for _, target in todo}:
+    total = len(missing)
+    first_url, first = missing[0]
+    _require_online(name, f"{total:,} files are missing, {first} is the first", [first_url], hint)
+    for folder in {target.parent for _, target in missing}:
         folder.mkdir(parents=True, exist_ok=True)
+    waiting = iter(missing)  # threads may share it: a list's iterator and append are atomic
     failed: list[str] = []
-    done: list[Path] = []  # appending is atomic, unlike counting
+    done: list[Path] = []
 
-    def work(crew: Crew) -> None:
+    def work(workers: Workers) -> None:
         session = new_session()
-        while len(failed) < GIVE_UP:
+        while len(failed) < GIVE_UP and (item := next(waiting, None)):
+            url, target = item
+            partial = Partial(target, small=True)
             try:
-                url, target = todo.popleft()
-            except IndexError:
-                return
-            try:
-                _fetch_small(crew, session, url, target)
-            except (Refused, Torn) as error:
+                _transfer(workers, session, url, partial)
+            except Refused as error:
+                partial.drop()
                 failed.append(f"{url}: {error}")
             else:
+                partial.finish()
                 done.append(target)
 
-    try:
-        with Bar(name, total, "files") as bar, Crew(min(connections, total), work) as crew:
+    with explain_full_disk(first.parent), Bar(name, total, "files") as bar:
 
-            def tick() -> None:
-                poll()
-                if (now := len(done) + len(failed)) != bar.done:
-                    bar.advance(now - bar.done, now - bar.done)
+        def tick() -> None:
+            poll()
+            advance_to(bar, len(done) + len(failed))
 
-            crew.wait(tick)
-    except OSError as error:
-        if not out_of_space(error):
-            raise
-        raise MlsError(
-            f"{name}: the disk that holds {first.parent} is full. Free some space and run the same command again; it "
-            "fetches what is missing"
-        ) from error
+        Workers().run(min(CONNECTIONS, total), work, tick)
     if failed:
-        untried = f", {len(todo):,} were not tried" if todo else ""
+        untried = total - len(done) - len(failed)
         raise MlsError(
-            f"{name}: {len(failed):,} of {total:,} files could not be downloaded{untried}. "
-            f"{'; '.join(failed[:SHOWN])}. {sentence(hint)}Run the same command again: it fetches only what is missing"
+            f"{name}: {len(failed):,} of {total:,} files could not be downloaded"
+            f"{f', {untried:,} were not tried' if untried else ''}. {'; '.join(failed[:SHOWN])}. {sentence(hint)}"
+            "Run the same command again: it fetches only what is missing"
         )
 
 
-def _fetch_small(crew: Crew, session: requests.Session, url: str, target: Path) -> None:
-    """One file, to ``<target>.part`` first."""
-    part = target.with_name(f"{target.name}.part")
-    for failures in range(1, RETRIES + 2):
+def _transfer_one(url: str, partial: Partial, poll: Poll) -> None:
+    Workers().run(1, lambda workers: _transfer(workers, new_session(), url, partial), poll)
+
+
+def _transfer(workers: Workers, session: requests.Session, url: str, partial: Partial) -> None:
+    """Bring all bytes from one address into ``partial``; resume each answer that breaks off.
+
+    Raises:
+        Refused: this address can't deliver the file.
+        MlsError: the disk has too little space.
+    """
+    failures = furthest = 0
+    while True:
         try:
-            with crew.get(session, url) as answer, part.open("wb") as file:
-                length = content_length(answer)
-                if answer.status_code != 200:
-                    raise Refused(f"answers {answer.status_code} {answer.reason}")
-                if is_web_page(answer) or length is None:
-                    raise Refused("answers with a web page or without a length instead of the file")
-                if length > LARGEST:
-                    raise Refused(f"announces {length / MB:,.0f} MB, and images have {LARGEST // MB} MB at most")
-                for content in body(answer):
-                    if crew.stop.is_set():
-                        raise Stopped
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                if file.tell() != length:
-                    raise Torn(f"broke off after {file.tell():,} bytes")
-            part.replace(target)
+            _read(workers, session, url, partial)
             return
-        except Torn:
+        except Torn as error:
+            failures = 1 if partial.held >= furthest + WORTH else failures + 1
+            furthest = max(furthest, partial.held)
             if failures > RETRIES:
-                part.unlink()
-                raise
-            crew.pause(failures)
-        except Refused:
-            part.unlink(missing_ok=True)
-            raise
+                raise Refused(f"{error}, {failures} times in a row") from error
+        workers.pause(failures)
+
+
+def _read(workers: Workers, session: requests.Session, url: str, partial: Partial) -> None:
+    """Ask once for what is missing, and append it.
+
+    Raises:
+        Refused: the answer can't be the file.
+        Torn: the answer broke off, or another one may be better.
+    """
+    if partial.held and not partial.continues(url):
+        partial.restart()
+    if partial.held == partial.total:
+        return  # all of it came before an interruption
+    headers = {"Range": f"bytes={partial.held}-"} if partial.held else {}
+    if partial.held and not partial.checked:
+        headers["If-Range"] = str(partial.validator)
+    with workers.get(session, url, headers) as answer:
+        if partial.held and answer.status_code in (206, 416):
+            _check_range(answer, partial)
+        elif answer.status_code == 200:
+            _begin(answer, url, partial)
+        else:
+            raise Refused(f"answers {answer.status_code} {answer.reason}")
+        expected = partial.size if partial.total is None else partial.total
+        require_space(partial.path.parent, (expected or 0) - partial.held, partial.target.name)
+        most = shutil.disk_usage(partial.path.parent).free if expected is None else expected
+        hidden = partial.small or expected is None
+        with (
+            Bar(partial.target.name, -(-(expected or 0) // MB), "MB", partial.held // MB, hidden) as bar,
+            partial.path.open("r+b", buffering=0) as file,
+        ):
+            file.seek(partial.held)
+            for content in workers.body(answer):
+                if partial.held + len(content) > most:
+                    raise Refused(f"sends more than {most:,} bytes")
+                partial.append(file, content)
+                advance_to(bar, partial.held // MB)
+            if expected not in (None, partial.held):
+                raise Torn(f"ended after {partial.held:,} bytes of {expected:,}")
+            advance_to(bar, -(-partial.held // MB))
+
+
+def _begin(answer: requests.Response, url: str, partial: Partial) -> None:
+    """Start over with an answer that holds the whole file, unless it can't be the right one."""
+    length: int | None = answer.raw.length_remaining
+    if partial.size is not None and length not in (None, partial.size):
+        raise Refused(f"offers {length:,} bytes instead of {partial.size:,}")
+    if partial.size is None and not partial.checked:
+        page = answer.headers.get("Content-Type", "").strip().lower().startswith("text/html")
+        if page and partial.target.suffix not in (".html", ".htm"):  # how servers say with 200 that a file is gone
+            raise Refused("answers with a web page instead of the file")
+        if length is None:
+            raise Refused("gives no length: a torn file could not be told from a whole one")
+    if partial.small and length is not None and length > LARGEST:
+        raise Refused(f"offers {length / MB:,.0f} MB, and a single image may have {LARGEST // MB} MB")
+    partial.restart(length, url, _validator(answer))
+
+
+def _check_range(answer: requests.Response, partial: Partial) -> None:
+    """Make sure that an answer continues ``partial``, before a byte of it is written."""
+    found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", answer.headers.get("Content-Range", "").strip())
+    start, total = (int(found[1]), int(found[2])) if found else (None, None)
+    changed = not partial.checked and _validator(answer) not in (None, partial.validator)
+    if changed or total != partial.total:
+        partial.restart()
+        raise Torn("has another file than before")
+    if start != partial.held:
+        raise Torn(f"answers with bytes from {start} on instead of from {partial.held} on")
+
+
+def _validator(answer: requests.Response) -> str | None:
+    """What changes when the file does: a strong ETag, else Last-Modified."""
+    etag = answer.headers.get("ETag", "")
+    return etag if etag.startswith('"') else answer.headers.get("Last-Modified")
 
 
 def mismatch(path: Path, size: int | None, checksum: str | None, poll: Poll = lambda: None) -> str | None:
-    """Why a file is not the published one, or None; what is None is not compared."""
+    """Say why a file is not the published one, or return None; a size or checksum of None is not compared."""
     held = path.stat().st_size
     if size is not None and held != size:
         return f"has {held:,} bytes instead of {size:,}"
@@ -229,31 +269,21 @@ def mismatch(path: Path, size: int | None, checksum: str | None, poll: Poll = la
         while content := file.read(16 * MB):
             poll()
             digest.update(content)
-            step = min(16, bar.total - bar.done)
-            bar.advance(step, step)
-    if digest.hexdigest() != expected.lower():
-        return f"has another content: its {algorithm} is {digest.hexdigest()} instead of {expected} ({held:,} bytes)"
-    return None
+            advance_to(bar, file.tell() // MB)
+    if digest.hexdigest() == expected.lower():
+        return None
+    return f"has other content: its {algorithm} is {digest.hexdigest()} instead of {expected} ({held:,} bytes)"
 
 
-def require_online(name: str, what: str, urls: Sequence[str], hint: str) -> None:
-    """Stop where ``MLS_OFFLINE`` forbids connections.
-
-    Raises:
-        MlsError: it does; says what is missing, where from and where to.
-    """
+def _require_online(name: str, what: str, urls: Sequence[str], hint: str) -> None:
+    """Stop if ``MLS_OFFLINE`` is set, saying what is missing, where it comes from and where it goes."""
     if os.environ.get("MLS_OFFLINE", "0") not in ("", "0"):
         raise MlsError(
             f"{name}: {what}, and MLS_OFFLINE is set, so nothing is downloaded. It comes from {' or '.join(urls)}. "
-            f"{sentence(hint)}Put it there by hand, name a copy that exists by `root:` in the dataset's entry, or run "
-            "without MLS_OFFLINE"
+            f"{sentence(hint)}Put it there by hand, set `root:` in the dataset's entry to a copy, or unset MLS_OFFLINE"
         )
 
 
-def _is_there(target: Path, size: int | None, checksum: str | None, poll: Poll) -> bool:
-    return target.is_file() and mismatch(target, size, checksum, poll) is None
-
-
 def sentence(text: str) -> str:
-    """A hint with a full stop and a space behind it; nothing where there is none."""
+    """Return a hint with a full stop and a space after it, or nothing if there is none."""
     return f"{text.rstrip('. ')}. " if text else ""

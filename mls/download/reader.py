@@ -1,8 +1,8 @@
-"""Read the files of a source, each hashed while it is read.
+"""Read the files of a source, hashing each one.
 
 reader = Reader(Path("data/coco"))
 content, sha256 = reader.read("annotations/instances_train2017.json")
-reader.digest()     # {"sha256": ..., "files": 1, "bytes": ...} over all that was read
+reader.digest()     # {"sha256": ..., "files": 1, "bytes": ...} over all files read so far
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mls.runtime.errors import MlsError
 
 
 def unsafe(name: str) -> str | None:
-    """Why a listed path can't be used, or None: it must stay below the source's root as written.
+    """Say why a listed path can't be used, or return None: it must stay below the source's root as written.
 
     Links below the root are followed: they are how a person puts a large folder elsewhere.
     """
     if not name or not name.isprintable():
         return "is empty or holds unprintable characters"
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if {"", ".", ".."} & set(name.split("/")):
         return "leaves the data set's folder, or is not in its plainest form (relative, without . and ..)"
     return None
 
@@ -48,38 +48,23 @@ class Reader:
         try:
             content = (self.root / name).read_bytes()
         except OSError as error:
-            raise self._unreadable(name, error) from error
+            raise MlsError(f"{self.root / name} can't be read ({error.strerror}); is the data set complete?") from error
         sha256 = hashlib.sha256(content).hexdigest()
         self._seen[name] = (len(content), sha256)
         return content, sha256
 
-    def hash(self, name: str) -> None:
-        """Count a file into the digest without keeping its content."""
-        try:
-            with (self.root / name).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                self._seen[name] = (file.tell(), sha256)
-        except OSError as error:
-            raise self._unreadable(name, error) from error
-
     def seen(self) -> dict[str, str]:
-        """The sha256 of all that was read, by name."""
+        """The sha256 of each file read so far, by name."""
         return {name: sha256 for name, (_, sha256) in self._seen.items()}
 
     def digest(self) -> dict[str, Any]:
-        """Return ``sha256``, ``files`` and ``bytes`` of all that was read.
+        """Return ``sha256``, ``files`` and ``bytes`` of all files read so far.
 
         The sha256 is over the sorted lines ``relative path NUL size NUL sha256 of content``.
         """
-        total = hashlib.sha256()
-        for name in sorted(self._seen):
-            size, sha256 = self._seen[name]
-            total.update(f"{name}\0{size}\0{sha256}\n".encode())
+        lines = (f"{name}\0{size}\0{sha256}\n" for name, (size, sha256) in sorted(self._seen.items()))
         return {
-            "sha256": total.hexdigest(),
+            "sha256": hashlib.sha256("".join(lines).encode()).hexdigest(),
             "files": len(self._seen),
             "bytes": sum(size for size, _ in self._seen.values()),
         }
-
-    def _unreadable(self, name: str, error: OSError) -> MlsError:
-        return MlsError(f"{self.root / name} can't be read ({error.strerror}); is the data set complete?")

@@ -1,10 +1,10 @@
-"""What every download is made of: a session that retries, reasons in words, threads that stop when told to.
+"""HTTP for downloads: a session that retries, threads that can be stopped, and reasons in plain words.
 
-    with Crew(4, work) as crew:     # four threads that call work(crew)
-        crew.wait(tick)             # tick() about five times a second; raises what a thread raised
+    workers = Workers()
+    workers.run(4, work, tick)      # four threads call work(workers); tick() runs about five times a second
 
-``requests`` and urllib3's ``Retry`` see to whatever goes wrong before a body begins (no connection, 429, 5xx,
-Retry-After); what goes wrong within one is `Torn`, and for the caller to mend.
+`requests` and urllib3's ``Retry`` handle all that goes wrong before a body begins (no connection, 429, 5xx,
+Retry-After). A body that breaks off raises `Torn`, and the caller resumes it.
 """
 
 from __future__ import annotations
@@ -14,52 +14,55 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 
 import requests
 from requests import exceptions
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError, IncompleteRead, NameResolutionError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 RETRIES = 3
-"""Times that one thing is tried again at one address."""
+"""Number of retries at one address."""
 BACKOFF_S = 1.0
-"""First pause between two tries, seconds; each next one is twice as long."""
+"""Pause before the first retry, seconds; doubled for each further one."""
 PATIENCE_S = 30
 """Longest pause, seconds, also where Retry-After asks for more."""
 TIMEOUT_S = (10.0, 30.0)
-"""For a connection, and between any two pieces of an answer; seconds."""
+"""For connecting, and for the next bytes of an answer; seconds."""
 CHUNK = 256 << 10
 """Bytes read at once."""
 TICK_S = 0.2
-BUSY = (429, 500, 502, 503, 504)
-"""Answers that may be others soon."""
+"""Interval of ``tick``, seconds."""
+STOP_S = 1.0
+"""How long stopped threads are waited for, seconds. They are daemons: one that still connects can't be woken."""
+
+Poll = Callable[[], None]
+"""Called about five times a second while waiting; what it raises (such as ``Interrupted``) stops everything."""
 
 
 class Refused(Exception):
-    """This address will not do; says why. Another may."""
+    """This address can't deliver the file, and says why; another one may."""
 
 
 class Torn(Exception):
-    """An answer that broke off, or was not what was asked for; says how. Trying again may help."""
+    """An answer broke off or was not what was asked for; asking again may help."""
 
 
 class Stopped(Exception):
-    """The crew was told to stop."""
+    """The workers were asked to stop."""
 
 
 def new_session() -> requests.Session:
-    """A session for one thread: verifies certificates, takes bytes as they lie on the server, retries."""
+    """Return a session for one thread: verifies certificates, retries, and asks for unencoded bytes."""
     retry = Retry(
         RETRIES,
-        status_forcelist=BUSY,
+        status_forcelist=(429, 500, 502, 503, 504),
         backoff_factor=BACKOFF_S,
         backoff_max=PATIENCE_S,
         retry_after_max=PATIENCE_S,
         raise_on_status=False,
     )
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line a retry; what matters is in our errors
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every retry; our errors say what matters
     session = requests.Session()
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -67,78 +70,70 @@ def new_session() -> requests.Session:
     return session
 
 
-class Crew:
-    """Daemon threads that one event stops: an exit never waits for a server that says nothing."""
+class Workers:
+    """Daemon threads that stop together, so that a caller can leave although a server says nothing."""
 
-    def __init__(self, count: int, work: Callable[[Crew], None]) -> None:
-        """Make (not yet start) ``count`` threads that call ``work(crew)``."""
+    def __init__(self) -> None:
         self.stop = threading.Event()
-        self._work = work
-        self._changed = threading.Event()
         self._errors: list[BaseException] = []
         self._answers: set[requests.Response] = set()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
 
-    def __enter__(self) -> Crew:
-        for thread in self._threads:
-            thread.start()
-        return self
+    def run(self, count: int, work: Callable[[Workers], None], tick: Poll) -> None:
+        """Call ``work(self)`` in ``count`` threads and return when all have ended.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop.set()
-        for answer in list(self._answers):  # wakes threads that wait for a body
-            with suppress(ValueError, RuntimeError, OSError):
-                answer.raw.shutdown()
-        until = time.monotonic() + TICK_S  # for all of them: who waits for an answer to begin can't be woken
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-    def wait(self, tick: Callable[[], None]) -> None:
-        """Return when all threads have ended; call ``tick`` meanwhile, and once after.
+        Args:
+            count: number of threads.
+            work: the whole work of one thread.
+            tick: called about five times a second, and once at the end.
 
         Raises:
-            BaseException: the first that a thread raised, or ``tick``.
+            BaseException: the first error of ``tick`` or a thread; the others are stopped.
         """
-        alive = True
-        while alive:
-            self._changed.wait(TICK_S)
-            self._changed.clear()
-            alive = any(thread.is_alive() for thread in self._threads)
-            tick()
-            if self._errors:
-                raise self._errors[0]
-
-    def _run(self) -> None:
+        threads = [threading.Thread(target=self._run, args=(work,), daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
         try:
-            self._work(self)
+            while not self._errors and (alive := [thread for thread in threads if thread.is_alive()]):
+                alive[0].join(TICK_S)
+                tick()
+            tick()
+        finally:
+            self.stop.set()
+            for answer in list(self._answers):  # wakes threads that wait for a body
+                with suppress(ValueError, RuntimeError, OSError):
+                    answer.raw.shutdown()
+            until = time.monotonic() + STOP_S
+            for thread in threads:
+                thread.join(max(0.0, until - time.monotonic()))
+        if self._errors:
+            raise self._errors[0]
+
+    def _run(self, work: Callable[[Workers], None]) -> None:
+        try:
+            work(self)
         except Stopped:
             pass
         except BaseException as error:
             self._errors.append(error)
             self.stop.set()
-        self._changed.set()
 
     def pause(self, failures: int) -> None:
-        """Wait before the next try, after so many failures in a row.
+        """Wait before the next attempt, longer after each failure in a row.
 
         Raises:
-            Stopped: it was told to stop.
+            Stopped: the workers were asked to stop.
         """
         if self.stop.wait(min(PATIENCE_S, BACKOFF_S * 2 ** (failures - 1))):
             raise Stopped
 
     @contextmanager
-    def get(
-        self, session: requests.Session, url: str, headers: dict[str, str] | None = None
-    ) -> Iterator[requests.Response]:
-        """Ask for ``url``; its body is not read yet.
+    def get(self, session: requests.Session, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """Ask for ``url`` and give its answer, whatever its status; the body is not read yet.
 
         Raises:
-            Refused: no answer, or one of 400 and above (but 416, which a range can mend).
-            Stopped: it was told to stop.
+            Refused: there is no answer.
+            Stopped: the workers were asked to stop.
         """
-        if self.stop.is_set():
-            raise Stopped
         try:
             answer = session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
         except exceptions.RequestException as error:
@@ -146,60 +141,36 @@ class Crew:
         with answer:
             self._answers.add(answer)
             try:
-                if self.stop.is_set():
+                if self.stop.is_set():  # `run` may have looked through the answers before this one was added
                     raise Stopped
-                if answer.status_code >= 400 and answer.status_code != 416:
-                    again = f", {RETRIES + 1} times" if answer.status_code in BUSY else ""
-                    raise Refused(f"answers {answer.status_code} {answer.reason}{again}")
                 yield answer
             finally:
                 self._answers.discard(answer)
 
+    def body(self, answer: requests.Response) -> Iterator[bytes]:
+        """Give an answer's bytes as sent: a ``.tgz`` marked ``Content-Encoding: gzip`` must not be decoded.
 
-def body(answer: requests.Response) -> Iterator[bytes]:
-    """An answer's bytes as they were sent, never decoded.
-
-    Raises:
-        Torn: it broke off.
-    """
-    try:
-        yield from answer.raw.stream(CHUNK, decode_content=False)
-    except (HTTPError, exceptions.RequestException) as error:
-        raise Torn(in_words(error)) from error
-
-
-def content_length(answer: requests.Response) -> int | None:
-    """Length of an answer's body as it is announced, bytes."""
-    text = answer.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
-
-
-def is_web_page(answer: requests.Response) -> bool:
-    """Whether an answer is HTML: what servers send with 200 to say that a file is not to be had."""
-    return answer.headers.get("Content-Type", "").strip().lower().startswith("text/html")
+        Raises:
+            Torn: the answer broke off.
+            Stopped: the workers were asked to stop.
+        """
+        try:
+            for content in answer.raw.stream(CHUNK, decode_content=False):
+                if self.stop.is_set():
+                    break
+                yield content
+        except (HTTPError, exceptions.RequestException) as error:
+            raise Torn(in_words(error)) from error
+        if self.stop.is_set():  # the shutdown may look like the end of a body without a length
+            raise Stopped
 
 
 def in_words(error: BaseException) -> str:
-    """Why a request failed, for people."""
-    chain: list[BaseException] = []
-    while error not in chain:
-        chain.append(error)
-        inner = getattr(error, "reason", None) or next((a for a in error.args if isinstance(a, BaseException)), None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__ or error
-    for one in chain:
-        if isinstance(one, exceptions.SSLError):
-            return (
-                f"its certificate can't be verified ({chain[-1]}); is the clock of this machine right, "
-                "and does a proxy need REQUESTS_CA_BUNDLE?"
-            )
-        if isinstance(one, NameResolutionError):
-            return "its name is not known; is there a network?"
-        if isinstance(one, IncompleteRead):
-            return f"broke off after {one.partial:,} bytes, {one.expected or 0:,} before the end"
-        if isinstance(one, exceptions.Timeout | ReadTimeoutError):
-            return f"said nothing for {TIMEOUT_S[1]:g} s (or {TIMEOUT_S[0]:g} s while connecting)"
-        if isinstance(one, exceptions.InvalidSchema | exceptions.InvalidURL | exceptions.MissingSchema):
-            return f"leads to an address that is not http or https ({one})"
-        if isinstance(one, exceptions.TooManyRedirects):
-            return "sends from one address to the next without end"
-    return f"can't be reached or broke off ({chain[-1] or type(chain[-1]).__name__})"
+    """Say why a request failed, in words for people."""
+    innermost = error
+    while cause := innermost.__cause__ or innermost.__context__:
+        innermost = cause
+    reason = str(innermost) or type(innermost).__name__
+    if isinstance(error, exceptions.SSLError):
+        return f"its certificate can't be verified ({reason}); check the clock and, behind a proxy, REQUESTS_CA_BUNDLE"
+    return f"can't be reached or broke off ({reason})"

@@ -112,8 +112,8 @@ def test_label_files_count_into_the_digest(root: Path) -> None:
     assert len(list(load_records(listing, reader, [], config, 2))) == 3
     for entry in listing.entries:
         assert entry.mask
-        pinned.hash(entry.name)
-        pinned.hash(entry.mask)
+        pinned.read(entry.name)
+        pinned.read(entry.mask)
     assert reader.digest() == pinned.digest() and reader.digest()["files"] == 8
 
 

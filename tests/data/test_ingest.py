@@ -51,7 +51,7 @@ def test_order_bytes_and_digest(root: Path, threads: int) -> None:
     assert [record.width for record in records] == [30 + i for i in range(COUNT)]
     hashed = Reader(root)
     for record in records:
-        hashed.hash(record.name)
+        hashed.read(record.name)
     assert reader.digest() == hashed.digest()
 
 

@@ -1,4 +1,4 @@
-"""A web server on this machine that behaves as badly as it is told to.
+"""A web server on this machine that misbehaves as its files say.
 
 with Server() as server:
     server.files["/a.zip"] = File(b"...", drop_after=1000, drops=1)
@@ -32,7 +32,7 @@ class File:
     times: int = FOREVER
     retry_after: str | None = None
     drop_after: int | None = None
-    """The connection ends after so many bytes of a body, ``drops`` times."""
+    """The connection ends after this many bytes of a body, ``drops`` times."""
     drops: int = FOREVER
     announce: int = 0
     """Added to the length that is announced."""
@@ -48,7 +48,7 @@ class File:
     stall: threading.Event | None = None
     """Sends nothing (after the headers) until it is set."""
     ranges_after: int = FOREVER
-    """So many range requests are answered; the next ones get 200 and all of it."""
+    """Number of range requests that are answered; the next ones get 200 and the whole file."""
     sent: int = 0
     """Bytes of bodies."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -123,14 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
         if file.encoding:
             headers["Content-Encoding"] = file.encoding
         if ranged and self.headers.get("If-Range") in (None, etag):
-            found = re.fullmatch(r"bytes=(\d+)-(\d+)", span or "")
+            found = re.fullmatch(r"bytes=(\d+)-", span or "")
             assert found, span
-            start, end = int(found[1]), min(int(found[2]), len(content) - 1)
+            start, end = int(found[1]), len(content) - 1
             if start >= len(content):
                 self._head(416, 0, {"Content-Range": f"bytes */{len(content)}"})
                 return
-            at = file.shift if start else 0
-            headers["Content-Range"] = f"bytes {start + at}-{end + at}/{len(content) + file.announce}"
+            headers["Content-Range"] = f"bytes {start + file.shift}-{end + file.shift}/{len(content) + file.announce}"
             content, status = content[start : end + 1], 206
         self._head(status, len(content) + file.announce if file.length else None, headers)
         if file.stall:

@@ -131,7 +131,7 @@ def test_another_published_checksum_is_another_file(server: Server, archives: li
     fetch_archives("voc", CONFIG, tmp_path)
     archives[2] = archive_of(server, "setid.mat", b"splits, mended", ("setid.mat",))
     assert not verified(CONFIG, tmp_path)
-    with pytest.raises(MlsError, match=r"setid.mat is not the published file: it has another content: its sha256"):
+    with pytest.raises(MlsError, match=r"setid.mat is not the published file: it has other content: its sha256"):
         fetch_archives("voc", CONFIG, tmp_path)
     (tmp_path / "setid.mat").unlink()
     fetch_archives("voc", CONFIG, tmp_path)
@@ -184,7 +184,7 @@ def test_a_wrong_archive_that_somebody_has_brought(archives: list[Archive], tmp_
     brought = tmp_path / place / "train.tar.gz"
     brought.parent.mkdir(exist_ok=True)
     brought.write_bytes(TRAIN[:-1] + b"?")
-    with pytest.raises(MlsError, match="is not the published file: it has another content") as caught:
+    with pytest.raises(MlsError, match="is not the published file: it has other content") as caught:
         fetch_archives("voc", CONFIG, tmp_path)
     assert str(brought) in str(caught.value)
     assert "Ask at the page." in str(caught.value)
@@ -194,7 +194,7 @@ def test_a_wrong_archive_that_somebody_has_brought(archives: list[Archive], tmp_
 
 def test_without_an_address_it_is_said_what_to_bring(archives: list[Archive], tmp_path: Path) -> None:
     archives[1:] = [replace(archive, urls=()) for archive in archives[1:]]
-    with pytest.raises(MlsError, match="has no public address") as caught:
+    with pytest.raises(MlsError, match="have no public address") as caught:
         fetch_archives("voc", CONFIG, tmp_path)
     for word in ("'voc'", "Ask at the page. ", "test.tgz, setid.mat", "VOCdevkit/VOC2007/test.txt", "`root:`"):
         assert word in str(caught.value)
@@ -209,7 +209,7 @@ def test_a_host_that_does_not_answer(server: Server, archives: list[Archive], tm
     server.files["/test.tgz"] = File(TEST)
     fetch_archives("voc", CONFIG, tmp_path)
     assert tree(tmp_path) == WHOLE
-    assert server.sent("/train.tar.gz") == len(TRAIN) + 1
+    assert server.sent("/train.tar.gz") == len(TRAIN)
 
 
 def test_offline(server: Server, archives: list[Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(
     server: Server, archives: list[Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = len(TRAIN) + len(TEST) + len(SPLITS) + max(len(TRAIN), len(TEST)) - 1
-    monkeypatch.setattr("mls.download.partial.shutil.disk_usage", lambda path: Usage(0, 0, room))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, room))
     with pytest.raises(MlsError, match="dataset voc needs"):
         fetch_archives("voc", CONFIG, tmp_path)
     assert not server.asked
@@ -264,7 +264,8 @@ def test_a_stop_comes_through(server: Server, archives: list[Archive], tmp_path:
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
-from mls.download import catalog, fetch
+from mls.config import catalog
+from mls.download import fetch
 from mls.config.catalog import Archive
 from mls.config.datasets import VocDataset
 file, url, size, checksum, gives, into = json.loads(sys.argv[1])
@@ -291,7 +292,7 @@ def test_killed_between_two_steps(server: Server, archives: list[Archive], tmp_p
     fetch_archives("voc", CONFIG, tmp_path)
     assert verified(CONFIG, tmp_path)
     assert tree(tmp_path) == {name: content for name, content in WHOLE.items() if content in (b"1", b"one")}
-    assert server.sent("/train.tar.gz") == len(TRAIN) + 1, "it was there already"
+    assert server.sent("/train.tar.gz") == len(TRAIN), "it was there already"
     assert not (tmp_path / ".mls/train.tar.gz").exists()
 
 
