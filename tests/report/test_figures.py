@@ -61,7 +61,7 @@ def test_all_figures_show_their_data(in_tmp: Path) -> None:
 def test_photos_are_never_drawn(in_tmp: Path) -> None:
     class Fake:
         path = Path("data")
-        seal = {"params": {"source": "folder"}, "files": {}}  # noqa: RUF012
+        manifest = {"params": {"source": "folder"}, "files": {}}  # noqa: RUF012
 
     Fake.path.mkdir()
     write_scenes(Fake.path)  # could be drawn, if only the source allowed it

@@ -12,10 +12,9 @@ from matplotlib.container import ErrorbarContainer
 
 from mls.config.load import ExperimentError
 from mls.data.image_store import ImageStore
-from mls.report.agreement_figures import draw_agreement
 from mls.report.class_figures import class_differences, draw_differences
-from mls.report.curves import draw_losses
-from mls.report.detection_figures import draw_detections
+from mls.report.curves import draw_agreement, draw_losses
+from mls.report.object_figures import draw_detections
 from tests.report.support import PREDICTIONS, small_plan, write_scenes
 
 

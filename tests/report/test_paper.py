@@ -1,4 +1,4 @@
-"""Numbers of the paper beside measured ones: right, told apart everywhere, and never counted as measured."""
+"""Numbers of the paper beside measured ones: right, distinguishable everywhere, and never counted as measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from mls.config.load import ExperimentError
 from mls.config.paper import FOLDER, TABLES, Beside, load_anchors, load_tables
 from mls.report.formats import to_csv, to_latex, to_markdown
-from mls.report.tables import FilledTable, fill, to_metrics
+from mls.report.tables import FilledTable, fill_table, to_metrics
 from tests.report.support import make_tables, small_plan, write_inputs
 
 COLUMNS = ("VOC07", "CUB200", "Flowers", "Cars", "Aircraft", "Indoor67", "Pets", "DTD")
@@ -27,7 +27,7 @@ def filled(paper: dict[str, Any] | None, **more: Any) -> FilledTable:
     found = {"random": 30.0, "moco-v2": 95.0, "mls": 40.0}
     rows = [{"label": row, "tasks": {"svm": [[f"p-{row}", f"t-{row}"]]}} for row in found]
     spec = {"columns": ["svm.mAP"], "rows": rows} | ({"paper": paper} if paper is not None else {}) | more
-    return fill("t5", spec, {f"t-{row}": {"mAP": value} for row, value in found.items()})
+    return fill_table("t5", spec, {f"t-{row}": {"mAP": value} for row, value in found.items()})
 
 
 def shown(text: str) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 
 from mls.config.paper import Beside
 from mls.pipeline.plan import Plan, plan_file
-from mls.report.build_tables import filled
-from mls.report.protocol import PAPER_TASKS, against_paper, remarks
+from mls.report.build_tables import fill_tables
+from mls.report.protocol import PAPER_TASKS, against_paper, pretraining_remarks
 from tests.report.support import small_plan
 
 ROOT = Path(__file__).parents[2]
@@ -119,10 +119,10 @@ def test_small_experiments_do_not() -> None:
     )
     assert found["main", "random", "detect.box_AP"].startswith("task on "), "random weights have no schedule"
     metrics: dict[str, Any] = {job.id: {"box_AP": 10.0} for job in plan.stage("transfer")}
-    (table,) = filled(plan, metrics)
+    (table,) = fill_tables(plan, metrics)
     assert set(table.against) == {("mls", "detect.box_AP"), ("random", "detect.box_AP")}
     one = plan.stage("transfer")[0].id
-    (table,) = filled(plan, metrics | {one: {"box_AP": None}})
+    (table,) = fill_tables(plan, metrics | {one: {"box_AP": None}})
     assert len(table.against) == 1, "nothing is said of a number that is not there"
 
 
@@ -141,14 +141,14 @@ def test_rows_of_another_schedule_resolution_or_subset_are_named() -> None:
         "deep": {"backbone": {"name": "resnet101"}},
     }
     plan = small_plan(datasets=data, runs=runs)
-    said = remarks(plan.loaded.experiment, plan.loaded.runs, list(runs))
+    said = pretraining_remarks(plan.loaded.experiment, plan.loaded.runs, list(runs))
     assert said == {
         "longer": "800 epochs instead of 400 epochs",
         "smaller": "32-px views instead of 224-px views",
         "fewer": "scenes, train 32, val 8, test 8, size 32 instead of scenes, train 64, val 8, test 8, size 32",
         "deep": "resnet101, imagenet stem instead of resnet50, imagenet stem",
     }
-    with_baseline = remarks(plan.loaded.experiment, plan.loaded.runs, list(runs), "longer")
+    with_baseline = pretraining_remarks(plan.loaded.experiment, plan.loaded.runs, list(runs), "longer")
     assert with_baseline["mls - longer"] == "400 epochs instead of 800 epochs"
     assert "longer - longer" not in with_baseline and "random - longer" not in with_baseline
 
