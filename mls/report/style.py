@@ -80,7 +80,7 @@ def panels(
     size: tuple[float, float],
     margin: tuple[float, float],
     least_width: float = 0.0,
-    **sharing: bool,
+    **sharing: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels in rows of ``across``; the last row may be shorter.
 
@@ -95,7 +95,7 @@ def panels(
     down = -(-count // across)
     width, height = size[0] * across + margin[0], size[1] * down + margin[1]
     figure = Figure(figsize=(max(width, least_width), height), layout="constrained")
-    all_axes = figure.subplots(down, across, squeeze=False, **sharing).ravel()  # type: ignore[arg-type]
+    all_axes = figure.subplots(down, across, squeeze=False, **sharing).ravel()
     for axes in all_axes[count:]:
         axes.remove()
     return figure, list(all_axes[:count])

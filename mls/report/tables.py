@@ -138,7 +138,7 @@ def bootstrap(metrics: Mapping[str, Any], metric: str) -> BootstrapInterval | No
     """The interval in a task's ``metrics.json``; only probes give any, and not for all metrics."""
     found = metrics.get("interval") or {}
     ends = found.get(metric)
-    return BootstrapInterval(*ends, found["level"], found["covers"]) if ends else None
+    return BootstrapInterval(ends[0], ends[1], found["level"], found["covers"]) if ends else None
 
 
 def fill_cell(pairs: Pairs, found: Mapping[str, float | None]) -> Filled:

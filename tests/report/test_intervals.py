@@ -71,7 +71,7 @@ def test_several_seeds_keep_their_t_interval() -> None:
     assert "[" not in to_markdown(table, "e") and "low" not in to_metrics(table)["mls"]["svm.mAP"]
 
 
-def test_the_one_value_that_is_left_of_two_seeds_has_none() -> None:
+def test_one_value_left_of_two_seeds_has_no_interval() -> None:
     table = filled({"mls": [probed(52.0, [50.0, 54.0]), probed(None, None)]})
     assert "| mls | 52.0 (1 of 2) | 2 seeds |" in lines(table)
 
@@ -112,7 +112,7 @@ def test_val_is_not_called_test() -> None:
     assert "52.0 [50.0, 54.0]" in text and "val sampling only" in text and "test sampling" not in text
 
 
-def test_a_difference_has_none() -> None:
+def test_a_difference_has_no_bootstrap_interval() -> None:
     table = filled(ONE | {"random": [probed(40.0, [39.0, 41.0])]}, baseline="random")
     assert "| mls - random | +12.0 | 1 |" in lines(table)
     assert "low" not in to_metrics(table)["mls - random"]["svm.mAP"]

@@ -113,7 +113,7 @@ def test_only_an_experiment_that_draws_has_another_id() -> None:
         (["mls", "mls"], "draw: 'mls' is named twice"),
     ],
 )
-def test_what_can_not_be_drawn_is_refused(draw: list[str], message: str) -> None:
+def test_undrawable_runs_are_refused(draw: list[str], message: str) -> None:
     with pytest.raises(ExperimentError) as error:
         small_plan(draw=draw)
     assert message in str(error.value)

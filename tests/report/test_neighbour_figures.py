@@ -77,7 +77,7 @@ def test_few_keys_are_drawn_and_none_is_an_error(
     assert shows(tmp_path / "one/fig4.png", QUERY) > shows(tmp_path / "one/fig4.png", ENTRY) / 2 > 100
 
 
-def test_what_trains_nothing_can_not_be_drawn(runs: dict[str, FinishedRun], tmp_path: Path) -> None:
+def test_a_method_without_training_cannot_be_drawn(runs: dict[str, FinishedRun], tmp_path: Path) -> None:
     plan = runs["mls"].plan
     (job,) = plan.find("pretrain", "random")
     with pytest.raises(MlsError, match=r"random:0 .*method 'none'.*can draw: moco-v2:0, mls:0"):

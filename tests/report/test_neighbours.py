@@ -99,7 +99,7 @@ def test_after_is_the_runs_end_with_one_more_batch(runs: dict[str, FinishedRun],
     assert scores.cosines_D["backbone"][scores.own] == pytest.approx(float(embedded.keys.g_NG[2] @ query_G), abs=1e-6)
 
 
-def test_of_more_keys_than_entries_the_query_keeps_its_own() -> None:
+def test_the_query_keeps_its_own_key_in_a_small_dictionary() -> None:
     config = Pretrain(batch_size=8, moco=Moco(queue_size=3))
     assert {sample_place(config, seed) for seed in range(40)} == {5, 6, 7}
     assert {sample_place(Pretrain(batch_size=4), seed) for seed in range(40)} == {0, 1, 2, 3}
@@ -154,7 +154,7 @@ def test_neighbours_are_the_nearest_of_brute_force(runs: dict[str, FinishedRun],
             assert 0 <= top < top + height <= down and 0 <= left < left + width <= across
 
 
-def test_entries_that_are_no_keys_are_never_neighbours(runs: dict[str, FinishedRun]) -> None:
+def test_random_entries_are_never_neighbours(runs: dict[str, FinishedRun]) -> None:
     run, method = runs["mls"], trained(runs["mls"])
     method.dictionary.row_D.fill_(RANDOM)
     method.dictionary.row_D[[4, 11]] = torch.tensor([2, 0])

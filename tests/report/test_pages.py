@@ -155,7 +155,7 @@ def test_the_artifacts_page_has_them_all_and_totals_that_add_up(plan: Plan) -> N
     assert environments[0][1].lines == [made["python"]] and f"torch {made['packages']['torch']}" in str(environments[0])
 
 
-def test_what_tables_do_not_need_may_be_missing_and_nothing_else(plan: Plan) -> None:
+def test_only_artifacts_that_tables_do_not_read_may_be_missing(plan: Plan) -> None:
     for job in (*plan.stage("features"), *plan.stage("data")):
         shutil.rmtree(job.path)
     totals, artifacts, _ = Pages(build_pages(plan) / "artifacts.html").tables
@@ -227,7 +227,7 @@ def test_code_tells_uncommitted_changes_and_does_without_git() -> None:
     ("seconds", "text"),
     [(0.0, "0 s"), (0.148, "0.15 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (8075, "2 h 14 min")],
 )
-def test_times_as_a_person_says_them(seconds: float, text: str) -> None:
+def test_times_are_readable(seconds: float, text: str) -> None:
     assert spent(seconds) == text
 
 

@@ -86,7 +86,7 @@ def test_the_tables_agree_with_one_another() -> None:
     assert {TABLES[table].rows[row].cells["APb"].percent for table, row in places} == {40.1}
 
 
-def test_what_looks_wrong_in_print_is_said() -> None:
+def test_implausible_numbers_of_the_paper_are_marked() -> None:
     doubtful = {
         (name, row, column)
         for name, table in TABLES.items()
@@ -249,7 +249,7 @@ def test_without_the_paper_nothing_of_it_is_printed() -> None:
     assert to_latex(table, "e").count("multicolumn") == 1
 
 
-def test_metrics_are_what_was_measured_alone() -> None:
+def test_metrics_hold_only_what_was_measured() -> None:
     assert to_metrics(filled(PAPER, baseline="mls")) == to_metrics(filled(None, baseline="mls"))
 
 
@@ -314,7 +314,7 @@ def test_a_compared_column_has_the_difference() -> None:
     assert float(line["mean"]) == pytest.approx(-45.8) and line["source"] == "difference"
 
 
-def test_another_protocol_is_marked_and_said() -> None:
+def test_another_protocol_is_marked_and_explained() -> None:
     other = replace(
         compared(), against={("mls", "svm.mAP"): "4 epochs instead of 400 epochs"}, remarks={"mls": "4 epochs"}
     )

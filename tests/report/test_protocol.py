@@ -86,7 +86,7 @@ def test_what_the_paper_states_of_a_row_is_compared(run: dict[str, Any], table: 
     assert found == "; ".join(text for text in (HELD_OUT, said) if text)
 
 
-def test_another_method_or_data_set_than_the_papers_is_said() -> None:
+def test_another_method_or_data_set_than_the_papers_is_named() -> None:
     plan = small_plan(
         datasets={"coco": {"source": "coco"}, "voc": {"source": "voc"}, "pets": {"source": "pets", "short_side": 64}},
         pretrain={"dataset": "coco", "epochs": 800},
@@ -109,7 +109,7 @@ def test_another_method_or_data_set_than_the_papers_is_said() -> None:
     assert said("sup", "5", "Supervised", "tuned.top1", "Pets") == "task on pets, short_side 64 instead of pets"
 
 
-def test_small_experiments_do_not() -> None:
+def test_small_experiments_do_not_follow_the_papers_protocols() -> None:
     paper = {"table": "2", "rows": {"mls": "MLS", "random": "Random"}, "columns": {"detect.box_AP": "APb"}}
     plan = small_plan(tables={"main": {"columns": ["detect.box_AP"], "paper": paper}})
     found = compared(plan)

@@ -108,7 +108,7 @@ def test_without_plot_ids_are_as_before() -> None:
         ({"rows": ["moco-v2", "k"]}, "needs at least two rows whose method reads mls.topk; they are: k"),
     ],
 )
-def test_what_can_not_be_plotted_is_refused(table: dict[str, Any], message: str) -> None:
+def test_unplottable_tables_are_refused(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError) as error:
         plan_of_sweep(**table)
     assert message in str(error.value)
