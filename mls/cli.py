@@ -164,23 +164,23 @@ def retry(args: argparse.Namespace) -> None:
 
 def publish(args: argparse.Namespace) -> None:
     """Make results/<experiment>/ show the experiment's tables."""
-    from mls.report.publish import publish as publish_tables
+    from mls.report.publish import publish_tables
 
     print(publish_tables(plan_here(args.experiment)))
 
 
 def show(args: argparse.Namespace) -> None:
     """Print the experiment's tables and where their files are."""
-    from mls.report.publish import show as show_tables
+    from mls.report.publish import show_tables
 
     print(show_tables(plan_here(args.experiment)))
 
 
 def report(args: argparse.Namespace) -> None:
     """Write the pages of the experiment's report, one file each, into report/; print the folder (all: make report)."""
-    from mls.report.pages import build
+    from mls.report.pages import build_pages
 
-    print(build(plan_here(args.experiment)))
+    print(build_pages(plan_here(args.experiment)))
 
 
 def score(args: argparse.Namespace) -> None:
@@ -239,7 +239,7 @@ def draw(args: argparse.Namespace) -> None:
         set_up("cpu", plan.loaded.experiment.execution.threads, seed=0)
         draw_job = partial(draw_neighbours, images=args.images, seed=args.seed)
     else:
-        from mls.report.detection_figures import draw_transfer
+        from mls.report.object_figures import draw_transfer
 
         draw_job = partial(draw_transfer, images=args.images)
     for job in jobs:

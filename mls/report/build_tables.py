@@ -5,7 +5,6 @@ mls tables scenes        # the experiment's name, or the artifact's id
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -15,11 +14,12 @@ from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import Context
 from mls.report.curves import merge
-from mls.report.figures import draw_figures, read_curves, run_order
+from mls.report.figures import draw_figures, of_stage, read_curves, run_order
 from mls.report.formats import to_csv, to_latex, to_markdown
-from mls.report.protocol import against_paper, remarks
-from mls.report.tables import FilledTable, fill, to_metrics
+from mls.report.protocol import against_paper, pretraining_remarks
+from mls.report.tables import FilledTable, fill_table, to_metrics
 from mls.runtime.errors import MlsError
+from mls.runtime.files import write_json
 
 TASK_STAGES = ("probe", "transfer")
 
@@ -28,38 +28,34 @@ def run(context: Context) -> None:
     """Write ``tables/``, ``figures/``, ``metrics.json``, ``provenance.json`` and ``curves.csv`` into the artifact.
 
     Raises:
-        MlsError: a cell's number can't be traced to the artifacts it is said to come from.
+        MlsError: a cell's number cannot be traced to the artifacts that it should come from.
     """
-    tasks = by_id(context.inputs, *TASK_STAGES)
-    metrics = {one: artifact.read_json("metrics.json") for one, artifact in tasks.items()}
+    params, tasks = context.job.params, of_stage(context.inputs, *TASK_STAGES)
     experiment = context.plan.loaded.experiment.experiment
-    for name, spec in context.job.params["tables"].items():
-        trace(name, spec, tasks, by_id(context.inputs, "pretrain"))
-    tables = filled(context.plan, metrics)
+    for name, spec in params["tables"].items():
+        trace(name, spec, tasks, of_stage(context.inputs, "pretrain"))
+    tables = fill_tables(context.plan, {one: task.read_json("metrics.json") for one, task in tasks.items()})
     folder = context.out / "tables"
     folder.mkdir()
     for table in tables:
         (folder / f"{table.name}.csv").write_text(to_csv(table), encoding="utf-8")
         (folder / f"{table.name}.md").write_text(to_markdown(table, experiment), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(to_latex(table, experiment), encoding="ascii")
-    numbers = {table.name: to_metrics(table) for table in tables}
-    sources = provenance(context.job, experiment, tables, tasks)
-    for file, content in (("metrics.json", numbers), ("provenance.json", sources)):
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        (context.out / file).write_text(text, encoding="utf-8")
+    write_json({table.name: to_metrics(table) for table in tables}, context.out / "metrics.json", indent=1)
+    write_json(cell_sources(context.job, experiment, tables, tasks), context.out / "provenance.json", indent=1)
     if curves := read_curves(context.inputs):
-        text = merge(curves, context.job.params["runs"], run_order(context.job.params))
+        text = merge(curves, params["runs"], run_order(params))
         (context.out / "curves.csv").write_text(text, encoding="utf-8")
-    if context.job.params.get("draw"):  # these figures alone compute with torch
+    if params.get("draw"):  # only these figures compute with torch, which takes seconds to import
         from mls.runtime.device import set_up
 
         set_up("cpu", context.execution.threads, seed=0)
-    drawn = draw_figures(context.job.params, context.inputs, tables, context.plan.jobs, context.out / "figures")
+    drawn = draw_figures(params, context.inputs, tables, context.plan.jobs, context.out / "figures")
     context.log(f"{len(tables)} tables, {len(drawn)} figures")
 
 
-def filled(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[FilledTable]:
-    """Every table of an experiment with its numbers, and with what in it follows another protocol.
+def fill_tables(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[FilledTable]:
+    """Every table of an experiment with its numbers, and with remarks on cells that follow another protocol.
 
     Args:
         plan: of the experiment.
@@ -69,52 +65,42 @@ def filled(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[FilledT
     tables = []
     for name in experiment.tables:
         spec = plan.tables.params["tables"][name]
-        table = fill(name, spec, metrics)
+        table = fill_table(name, spec, metrics)
         against = {}
         if beside := table.paper:
             for row, column in product(beside.claims, beside.columns):
                 compared = beside.columns[column] in beside.of(row) and table.cells[row][column].summary
                 if compared and (text := against_paper(experiment, runs[row], beside, row, column)):
                     against[row, column] = text
-        said = remarks(experiment, runs, list(table.cells), spec.get("baseline"))
-        tables.append(replace(table, remarks=said, against=against))
+        remarks = pretraining_remarks(experiment, runs, list(table.cells), spec.get("baseline"))
+        tables.append(replace(table, remarks=remarks, against=against))
     return tables
 
 
-def by_id(inputs: dict[str, Artifact], *stages: str) -> dict[str, Artifact]:
-    """The opened inputs of some stages, keyed by id alone."""
-    split = ((role.partition("/"), artifact) for role, artifact in inputs.items())
-    return {one: artifact for (stage, _, one), artifact in split if stage in stages}
-
-
 def trace(table: str, spec: dict[str, Any], tasks: dict[str, Artifact], pretrained: dict[str, Artifact]) -> None:
-    """Check that every cell's artifacts are there and that each task did read the backbone it is printed for.
+    """Check that every cell's artifacts are there and that each task read the backbone in whose row it is printed.
 
     Raises:
         MlsError: names the table, row, task and artifacts; a number without provenance is not printed.
     """
     for row in spec["rows"]:
         for task, pairs in row["tasks"].items():
+            where = f"table {table!r}, row {row['label']!r}, task {task!r}"
             for pretrain, one in pairs:
-                where = f"table {table!r}, row {row['label']!r}, task {task!r}"
                 if pretrain not in pretrained or one not in tasks:
-                    raise MlsError(
-                        f"{where}: pretrain {pretrain} or task {one} is not among the inputs; run mls tables again"
-                    )
+                    raise MlsError(f"{where}: pretrain {pretrain} or task {one} is missing; run mls tables again")
                 read = tasks[one].manifest["inputs"].get("pretrain")
                 if read != pretrain:
-                    path = tasks[one].path
-                    raise MlsError(
-                        f"{where}: {path} was made from pretrain {read}, not {pretrain}; remove and remake it"
-                    )
+                    made = f"{tasks[one].path} was made from pretrain {read}, not {pretrain}"
+                    raise MlsError(f"{where}: {made}; remove it and run again")
 
 
-def provenance(job: Job, experiment: str, tables: list[FilledTable], tasks: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Which artifacts each cell comes from, and every artifact this one stands on.
+def cell_sources(job: Job, experiment: str, tables: list[FilledTable], tasks: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The content of ``provenance.json``: the artifacts behind each cell, and all artifacts behind the tables.
 
     ``cells``: table -> row -> column -> pretrain id -> ids of its probe or transfer artifacts.
     ``artifacts``: stage -> ids; ``mls gc`` keeps what committed results name here. Features are named by the probes
-    that read them: tables need no features, so a clone can make them without.
+    that read them: tables do not read features, so a clone can make them without.
     """
     cells: dict[str, Any] = {}
     for table in tables:

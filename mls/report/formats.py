@@ -1,66 +1,63 @@
 """Print a filled table as CSV, Markdown and LaTeX.
 
-    print(to_markdown(fill("classification", spec, metrics), "scenes"))
+    print(to_markdown(fill_table("classification", spec, metrics), "scenes"))
 
-CSV keeps percents at full precision. What the others show, and how, is in ``mls.report.layout``.
+CSV keeps percents at full precision. ``mls.report.layout`` decides what the other formats show.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
-from mls.report.layout import DASH, LACKING, PAPER, Layout, Line, lay_out
+import pandas as pd
+
+from mls.report.layout import DASH, LACKING, PAPER, lay_out
 from mls.report.tables import FilledTable
 
 CSV_COLUMNS = ("row", "column", "mean", "half_width", "n", "of", "over", "values", "low", "high", "source", "protocol")
-MEASURED, DOUBTFUL, DECODED, DIFFERENCE = "measured", "paper?", "paper, decoded", "difference"
-"""What ``source`` may be, beside ``paper`` and ``not implemented``; ``paper?``: printed so in the paper, but
-implausible; decoded: read from a figure's vectors; difference: ours - the paper's."""
 
 # --------------------------------------------------------------------------------------------- CSV
 
 
 def to_csv(table: FilledTable) -> str:
-    """One line per cell, percents at full precision; undefined ones have empty numbers.
+    """One line per cell, percents at full precision; undefined cells have empty numbers.
 
-    ``low`` and ``high`` are there for a cell of one value that has an interval. After the measured cells come those of
-    the paper, with ``mean`` and ``source`` alone, and the differences from them; what it does not report has no line.
-    ``protocol`` says in what a row's pretraining differs from most rows', or a comparison from the paper's protocol.
+    A cell of one value with a bootstrap interval has ``low`` and ``high``. After the measured cells come the paper's,
+    with only ``mean`` and ``source``, and the differences from them; what the paper does not report has no line.
+    ``source`` is ``measured``, ``not implemented``, ``paper``, ``paper?`` (printed so, but implausible), ``paper,
+    decoded`` (read from the vectors of a figure) or ``difference`` (ours minus the paper's). ``protocol`` says how a
+    row's pretraining differs from that of most rows, or a comparison from the paper's protocol.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
+    # objects: in a column of floats, integers next to empty cells would become floats
+    lines = pd.DataFrame([*_measured_lines(table), *_paper_lines(table)], columns=CSV_COLUMNS, dtype=object)
+    return lines.to_csv(index=False, lineterminator="\n")
+
+
+def _measured_lines(table: FilledTable) -> Iterator[dict[str, Any]]:
     for row, cells in table.all_cells.items():
         for column, c in cells.items():
             line = {"row": row, "column": column, "n": 0, "of": c.of, "over": c.over}
-            line["source"] = MEASURED if c.implemented else LACKING
-            line["values"] = ";".join(map(repr, c.values))
-            if c.summary:
-                line |= {"mean": repr(c.summary.mean), "half_width": _exact(c.summary.half_width), "n": c.summary.n}
-            if c.interval:
-                line |= {"low": repr(c.interval.low), "high": repr(c.interval.high)}
-            writer.writerow(line | {"protocol": table.remarks.get(row, "")})
-    if table.paper:
-        beside = {row: table.paper.of(row) for row in table.cells}
-        for row, numbers in (beside | table.paper.further).items():
-            for column, number in numbers.items():
-                source = DOUBTFUL if number.doubt else DECODED if number.decoded else PAPER
-                line = {"row": row, "column": f"paper: {column}", "mean": repr(number.percent)}
-                writer.writerow(line | {"source": source})
-        for row, numbers in beside.items():
-            for column, theirs in table.paper.columns.items():
-                if theirs in numbers and (summary := table.cells[row][column].summary):
-                    line = {"row": row, "column": f"{column} - paper: {theirs}", "source": DIFFERENCE}
-                    line["mean"] = repr(summary.mean - numbers[theirs].percent)
-                    writer.writerow(line | {"protocol": table.against.get((row, column), "")})
-    return text.getvalue()
+            line |= {"source": "measured" if c.implemented else LACKING, "protocol": table.remarks.get(row, "")}
+            line |= {"values": ";".join(map(repr, c.values))} | (vars(c.summary) if c.summary else {})
+            yield line | ({"low": c.interval.low, "high": c.interval.high} if c.interval else {})
 
 
-def _exact(number: float | None) -> str:
-    return "" if number is None else repr(number)
+def _paper_lines(table: FilledTable) -> Iterator[dict[str, Any]]:
+    if table.paper is None:
+        return
+    beside = {row: table.paper.of(row) for row in table.cells}
+    for row, numbers in (beside | table.paper.further).items():
+        for column, number in numbers.items():
+            source = "paper?" if number.doubt else "paper, decoded" if number.decoded else PAPER
+            yield {"row": row, "column": f"paper: {column}", "mean": number.percent, "source": source}
+    for row, numbers in beside.items():
+        for column, theirs in table.paper.columns.items():
+            if theirs in numbers and (summary := table.cells[row][column].summary):
+                line = {"row": row, "column": f"{column} - paper: {theirs}", "source": "difference"}
+                line["protocol"] = table.against.get((row, column), "")
+                yield line | {"mean": summary.mean - numbers[theirs].percent}
 
 
 # ---------------------------------------------------------------------------------------- Markdown
@@ -69,30 +66,19 @@ def _exact(number: float | None) -> str:
 def to_markdown(table: FilledTable, experiment: str) -> str:
     """A heading, an aligned pipe table and notes on what ± and n mean."""
     layout = lay_out(table, experiment)
-    lines = [[_flat(group, name) for group, name in layout.header]]
+    rows = [[f"{group}: {name}" if PAPER in group else f"{group}.{name}".lstrip(".") for group, name in layout.header]]
     for line in layout.lines:
-        lines.append([_markdown(line.label), *(f"**{c.text}**" if c.best else c.text for c in line.cells)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [f"### {layout.title}", "", f"Experiment `{layout.experiment}`, percent.", "", _pipes(lines[0], widths)]
-    text.append("|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
-    text += [_pipes(line, widths) for line in lines[1:]]
-    text += ["", *(f"- {note}" for note in layout.notes)]
-    return "\n".join(text) + "\n"
-
-
-def _flat(group: str, name: str) -> str:
-    """A column's name in one line: ``linear.mAP``, ``paper: VOC07``."""
-    return f"{group}: {name}" if PAPER in group else f"{group}.{name}".lstrip(".")
-
-
-def _pipes(line: list[str], widths: list[int]) -> str:
-    first, rest = line[0].ljust(widths[0]), [text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True)]
-    return "| " + " | ".join([first, *rest]) + " |"
-
-
-def _markdown(label: str) -> str:
-    """Swept values may hold any character; these two would break the table."""
-    return label.replace("|", "\\|").replace("*", "\\*")
+        label = line.label.replace("|", "\\|").replace("*", "\\*")  # swept values may hold any character
+        rows.append([label, *(f"**{c.text}**" if c.best else c.text for c in line.cells)])
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    pipes = [
+        f"| {' | '.join([label.ljust(first), *(text.rjust(w) for text, w in zip(texts, widths, strict=True))])} |"
+        for label, *texts in rows
+    ]
+    pipes.insert(1, f"|{'|'.join(['-' * (first + 2), *('-' * (w + 1) + ':' for w in widths)])}|")
+    notes = [f"- {note}" for note in layout.notes]
+    head = [f"### {layout.title}", "", f"Experiment `{layout.experiment}`, percent.", ""]
+    return "\n".join([*head, *pipes, "", *notes]) + "\n"
 
 
 # ------------------------------------------------------------------------------------------- LaTeX
@@ -107,11 +93,11 @@ TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "±": r"$\pm$",
     DASH: "--",
 }
-"""What LaTeX would read as a command, or set as something else."""
+"""Characters that LaTeX would read as a command or typeset as something else."""
 
 
 def escape_tex(text: str) -> str:
-    """Plain text as LaTeX source, ASCII alone (other characters as their code, ``\\u00e9``)."""
+    """Plain text as ASCII LaTeX source; other characters become their code (``\\u00e9``)."""
     out = "".join(TEX.get(c, c) for c in text)
     return "".join(c if c.isascii() else TEX["\\"] + c.encode("ascii", "backslashreplace").decode()[1:] for c in out)
 
@@ -119,54 +105,32 @@ def escape_tex(text: str) -> str:
 def to_latex(table: FilledTable, experiment: str) -> str:
     """A floating booktabs table, one header row for tasks and one for metrics, ready for ``\\input``.
 
-    The paper's columns are groups of their own, behind ``n``.
+    The paper's columns are groups of their own, to the right of ``n``.
     """
     layout = lay_out(table, experiment)
     tops, rules, at = [], [], 1
     for group, columns in groupby(layout.header, lambda column: column[0]):
         span = len(list(columns))
-        tops.append(rf"\multicolumn{{{span}}}{{c}}{{{escape_tex(_group(group, table))}}}" if group else "")
-        tops += [""] * (span - 1) if not group else []
-        rules += [rf"\cmidrule(lr){{{at}-{at + span - 1}}}"] if group else []
+        if group:
+            number = f" ({table.paper.reported.title.split(':')[0]})" if group == PAPER and table.paper else ""
+            tops.append(rf"\multicolumn{{{span}}}{{c}}{{{escape_tex(group + number)}}}")
+            rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
+        else:
+            tops += [""] * span
         at += span
     names = ["$n$" if column == ("", "n") else escape_tex(column[1]) for column in layout.header]
-    beside = len(layout.header) - len(table.columns) - 2
+    body = []
+    for _, same_kind in groupby(layout.lines, lambda line: line.kind):
+        body.append(r"\midrule")
+        for line in same_kind:
+            cells = (rf"\textbf{{{escape_tex(c.text)}}}" if c.best else escape_tex(c.text) for c in line.cells)
+            body.append(_tex_line([escape_tex(line.label), *cells]))
     caption = escape_tex(" ".join([f"{layout.title} (experiment {experiment}), percent.", *layout.notes]))
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{tab:{table.name}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l{'r' * beside}}}",
-            r"\toprule",
-            _tex_line(tops),
-            " ".join(rules),
-            _tex_line(names),
-            *_tex_body(layout),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _group(group: str, table: FilledTable) -> str:
-    return f"{group} ({table.paper.reported.title.split(':')[0]})" if group == PAPER and table.paper else group
-
-
-def _tex_body(layout: Layout) -> Iterable[str]:
-    """The lines, a rule before each kind of them."""
-    for _, lines in groupby(layout.lines, lambda line: line.kind):
-        yield r"\midrule"
-        yield from map(_tex_row, lines)
-
-
-def _tex_row(line: Line) -> str:
-    cells = (rf"\textbf{{{escape_tex(c.text)}}}" if c.best else escape_tex(c.text) for c in line.cells)
-    return _tex_line([escape_tex(line.label), *cells])
+    beside = len(layout.header) - len(table.columns) - 2
+    top = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+    top += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l{'r' * beside}}}"]
+    head = [r"\toprule", _tex_line(tops), " ".join(rules), _tex_line(names)]
+    return "\n".join([*top, *head, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
 def _tex_line(cells: Iterable[str]) -> str:

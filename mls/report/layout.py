@@ -1,10 +1,11 @@
 """A filled table as headers, lines and notes, for whatever prints it.
 
-    layout = lay_out(fill("classification", spec, metrics), "scenes")
+    layout = lay_out(fill_table("classification", spec, metrics), "scenes")
 
-One decimal, percent. Numbers of the paper stand to the right of what was measured: its columns as they are, or, where
-the experiment says which measured column is which of them, each followed by the difference. Rows that the paper has
-alone are called ``<row> [paper]``. A letter in brackets marks what must not be compared without its note.
+Percents have one decimal. Numbers of the paper stand to the right of the measured ones: its columns as they are or,
+where the experiment says which measured column corresponds to which of them, each followed by the difference. Rows
+that only the paper has are called ``<row> [paper]``. A letter in brackets marks what must not be compared without
+reading its note.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ DASH = "–"  # noqa: RUF001 - an en dash, as typeset tables have it
 LACKING = "not implemented"
 PAPER, DIFFERENCE = "paper", "ours - paper"
 """Groups of the columns to the right of ``n``."""
+Kind = Literal["measured", "difference", "paper"]
+REASONS: dict[Kind, str] = {
+    "measured": "pretrained otherwise than most rows",
+    "difference": "of two unlike pretrainings",
+    "paper": "another protocol than the paper's",
+}
+"""Where a mark stands (at a row, at a difference of rows, at a difference from the paper) -> what it warns of."""
+Marks = dict[tuple[Kind, str], str]
+"""(key of `REASONS`, how the two differ) -> the letter of the mark."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +43,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Line:
-    """One line; ``cells`` are those right of the label."""
+    """One line of the table."""
 
     label: str
-    """As it is printed, with its mark."""
+    """As printed, with its mark."""
     row: str
-    """Of `FilledTable`, or of the paper."""
-    kind: Literal["measured", "difference", "paper"]
+    """Row of `FilledTable`, or of the paper."""
+    kind: Kind
     cells: list[Shown]
+    """Those to the right of the label."""
 
 
 @dataclass(frozen=True)
@@ -50,60 +61,49 @@ class Layout:
     title: str
     experiment: str
     header: list[tuple[str, str]]
-    """(group, name) of every column, the labels' first; a task and its metric, or `PAPER` and its column."""
+    """(group, name) of every column, starting with the labels': a task and its metric, or `PAPER` and its column."""
     lines: list[Line]
     notes: list[str]
 
 
 def lay_out(table: FilledTable, experiment: str) -> Layout:
-    """The lines of a table: measured, of the paper alone, differences from the baseline."""
+    """The lines of a table: measured rows, rows that only the paper has, differences from the baseline."""
     best, marks = table.best(), _marks(table)
-    header = [("", "run"), *((task, name) for task, name in (column.split(".", 1) for column in table.columns))]
-    header += [("", "n"), *_paper_columns(table)]
-    lines = []
-    for row, cells in table.cells.items():
-        shown = [Shown(_show(cell), (row, column) in best) for column, cell in cells.items()]
-        label = row + _mark(marks, "row", table.remarks.get(row))
-        lines.append(
-            Line(label, row, "measured", [*shown, *map(Shown, (_repeats(cells), *_beside(table, row, marks)))])
-        )
+
+    def line(row: str, kind: Kind) -> Line:
+        cells, sign = table.all_cells[row], "+" if kind == "difference" else ""
+        shown = [Shown(_cell_text(cell, sign), (row, column) in best) for column, cell in cells.items()]
+        beside = _beside(table, row, table.paper.of(row) if table.paper else {}, marks)
+        label = row + _mark(marks, kind, table.remarks.get(row))
+        return Line(label, row, kind, [*shown, Shown(_repeats(cells)), *map(Shown, beside)])
+
+    lines = [line(row, "measured") for row in table.cells]
     for row, numbers in table.paper.further.items() if table.paper else ():
-        texts = [DASH] * (len(table.columns) + 1) + [
-            _reported(numbers.get(column)) if group == PAPER else DASH for group, column in _paper_columns(table)
-        ]
+        texts = [DASH] * (len(table.columns) + 1) + _beside(table, row, numbers, marks)
         lines.append(Line(row, row, "paper", list(map(Shown, texts))))
-    for row, cells in table.differences.items():
-        texts = [*(_show(cell, sign="+") for cell in cells.values()), _repeats(cells), *_beside(table, row, marks)]
-        label = row + _mark(marks, "difference", table.remarks.get(row))
-        lines.append(Line(label, row, "difference", list(map(Shown, texts))))
-    said = (f"({at}): {WHY[why]}: {text}." for (why, text), at in marks.items())
-    return Layout(table.name, experiment, header, lines, [*_notes(table), *said])
-
-
-WHY = {
-    "row": "pretrained otherwise than most rows",
-    "difference": "of two unlike pretrainings",
-    "paper": "another protocol than the paper's",
-}
-"""What a mark is about."""
-Marks = dict[tuple[str, str], str]
-"""(key of `WHY`, in what it differs) -> the letter of the mark."""
+    lines += [line(row, "difference") for row in table.differences]
+    tasks = ((task, metric) for task, metric in (column.split(".", 1) for column in table.columns))
+    header = [("", "run"), *tasks, ("", "n"), *_paper_columns(table)]
+    remarks = (f"({letter}): {REASONS[kind]}: {text}." for (kind, text), letter in marks.items())
+    return Layout(table.name, experiment, header, lines, [*_notes(table), *remarks])
 
 
 def _marks(table: FilledTable) -> Marks:
-    """A letter for everything that has to be said of a row's pretraining or of a comparison with the paper."""
-    told = [("difference" if row in table.differences else "row", text) for row, text in table.remarks.items()]
-    told += [("paper", text) for text in table.against.values()]
-    return {what: ascii_lowercase[i % 26] * (i // 26 + 1) for i, what in enumerate(dict.fromkeys(told))}
+    """A letter for each remark about a row's pretraining or a comparison with the paper."""
+    remarks: list[tuple[Kind, str]] = [
+        ("difference" if row in table.differences else "measured", text) for row, text in table.remarks.items()
+    ]
+    remarks += [("paper", text) for text in table.against.values()]
+    return {remark: ascii_lowercase[i % 26] * (i // 26 + 1) for i, remark in enumerate(dict.fromkeys(remarks))}
 
 
-def _mark(marks: Marks, why: str, text: str | None) -> str:
-    """`` (a)``, or nothing where there is nothing to say."""
-    return f" ({marks[why, text]})" if text else ""
+def _mark(marks: Marks, kind: Kind, text: str | None) -> str:
+    """`` (a)``, or nothing if there is no remark."""
+    return f" ({marks[kind, text]})" if text else ""
 
 
-def _show(cell: Filled, sign: str = "") -> str:
-    """The mean and its interval, ± of several values or [] of one; with ``sign="+"``, as a difference."""
+def _cell_text(cell: Filled, sign: str) -> str:
+    """The mean and its interval, ± for several values or [] for one; with ``sign="+"``, as a difference."""
     if cell.summary is None:
         return DASH if cell.implemented else LACKING
     width = cell.summary.half_width
@@ -113,52 +113,44 @@ def _show(cell: Filled, sign: str = "") -> str:
 
 
 def _repeats(cells: Mapping[str, Filled]) -> str:
-    """``3 seeds``, or task by task where tasks differ: ``linear 1, detect 3 trials``."""
+    """``3 seeds``, or by task if tasks differ: ``linear 1, detect 3 trials``."""
     by_task = {
         column.split(".", 1)[0]: f"{c.of} {c.over}" if c.of > 1 else str(c.of)
         for column, c in cells.items()
         if c.implemented
     }
-    if len(set(by_task.values())) == 1:
-        return next(iter(by_task.values()))
-    return ", ".join(f"{task} {text}" for task, text in by_task.items())
+    texts = set(by_task.values())
+    return texts.pop() if len(texts) == 1 else ", ".join(f"{task} {text}" for task, text in by_task.items())
 
 
 def _paper_columns(table: FilledTable) -> list[tuple[str, str]]:
-    """(group, column of the paper) of what stands to the right: those that are compared first."""
+    """(group, column of the paper) to the right of ``n``; the compared ones come first."""
     if table.paper is None:
         return []
     compared = table.paper.columns.values()
-    others = [column for column in table.paper.reported.columns if column not in compared]
-    return [(group, column) for column in compared for group in (PAPER, DIFFERENCE)] + [
-        (PAPER, column) for column in others
-    ]
+    others = [(PAPER, column) for column in table.paper.reported.columns if column not in compared]
+    return [(group, column) for column in compared for group in (PAPER, DIFFERENCE)] + others
 
 
-def _reported(number: Number | None) -> str:
-    """A number of the paper, ``?`` behind an implausible one."""
-    return f"{number.percent:.1f}{'?' if number.doubt else ''}" if number else DASH
-
-
-def _beside(table: FilledTable, row: str, marks: Marks) -> list[str]:
-    """The paper's cells of a measured row, and what ours is more; none in a table without the paper."""
-    if table.paper is None:
-        return []
-    numbers, ours = table.paper.of(row), {theirs: column for column, theirs in table.paper.columns.items()}
+def _beside(table: FilledTable, row: str, numbers: Mapping[str, Number], marks: Marks) -> list[str]:
+    """The paper's cells of a row, and ours minus the paper's; empty in a table without the paper."""
+    ours = {theirs: column for column, theirs in table.paper.columns.items()} if table.paper else {}
     texts = []
     for group, column in _paper_columns(table):
         number = numbers.get(column)
-        if group == PAPER or number is None:
-            texts.append(_reported(number))
-            continue
-        summary = table.cells[row][ours[column]].summary
-        mark = _mark(marks, "paper", table.against.get((row, ours[column])))
-        texts.append(f"{summary.mean - number.percent:+.1f}{'?' if number.doubt else ''}{mark}" if summary else DASH)
+        text = f"{number.percent:.1f}" if number else DASH
+        if group == DIFFERENCE:
+            summary = table.cells[row][ours[column]].summary if row in table.cells else None
+            text = f"{summary.mean - number.percent:+.1f}" if number and summary else DASH
+        if number and text != DASH:
+            text += "?" if number.doubt else ""  # the printed number is implausible
+            text += _mark(marks, "paper", table.against.get((row, ours[column]))) if group == DIFFERENCE else ""
+        texts.append(text)
     return texts
 
 
 def _notes(table: FilledTable) -> Iterator[str]:
-    """What a reader needs for this table, and nothing about what it does not show."""
+    """What a reader must know to read this table; nothing about what it does not show."""
     measured = [c for row in table.cells.values() for c in row.values() if c.implemented]
     cells = [c for row in table.all_cells.values() for c in row.values() if c.implemented]
     sampled = sorted({(c.interval.level, c.interval.covers) for c in measured if c.interval})
@@ -193,7 +185,7 @@ def _notes(table: FilledTable) -> Iterator[str]:
 
 
 def _paper_notes(paper: Beside) -> Iterator[str]:
-    """Where the paper's numbers come from, and what can be compared with them."""
+    """Where the paper's numbers come from, and what may be compared with them."""
     reported, shown = paper.reported, list(paper.shown)
     yield (
         f"paper: numbers of the paper ({SOURCE}, {reported.title}; {reported.pretraining}), not measured here"

@@ -3,22 +3,22 @@
     mls draw mls                          # the run `mls` of params.yaml, into drawn/<id>/
     mls draw mls:1 -e experiments/scenes-3seeds.yaml -o figures --images 4 --seed 2
 
-- ``fig3.png``, ``fig3.pdf``: cosines of one train image's query view and all entries of Q_g and Q_z,
+- ``fig3.png``, ``fig3.pdf``: cosines of one train image's query view with all entries of Q_g and Q_z,
   before and after training; ``fig3.json``: their mean, standard deviation and so on, to compare.
 - ``fig4.png``, ``fig4.pdf``: crops of images that pretraining never saw, and the crops whose keys are
   their nearest entries in Q_g.
 
-What exactly is computed: ``mls.report.neighbours``. Files are the same bytes for the same artifact and
-arguments (at equal threads). Of photos these pictures are for the eyes of who holds the photos.
+``mls.report.neighbours`` says exactly what is computed. The same artifact and arguments give the same bytes (with the
+same number of threads). Pictures of photos may only be shown to people who have the photos.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -33,54 +33,50 @@ from matplotlib.ticker import StrMethodFormatter
 from mls.config.methods import TRAINED
 from mls.data.image_store import ImageStore
 from mls.methods.method import Method
-from mls.pipeline.artifact import Artifact, open_artifact
+from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job, Plan
-from mls.pipeline.runner import open_inputs
-from mls.report.neighbours import (
-    BINS,
-    NEIGHBOURS,
-    Query,
-    Scores,
-    first_pair,
-    initial,
-    nearest,
-    sample_place,
-    sample_queries,
-    score,
-    summary,
-    topk_of,
-    trained,
-)
-from mls.report.style import PALETTE, plain_style, save
-from mls.runtime.errors import DamagedArtifact, MlsError
-from mls.runtime.locks import say
+from mls.report import neighbours
+from mls.report.drawing import open_drawable, warn_of_photos
+from mls.report.style import PALETTE, panels, plain_style, save
+from mls.runtime.errors import MlsError
+from mls.runtime.files import write_json
 
-SPACES = {"backbone": "backbone, g·Q_g", "mlp": "MLP, z·Q_z"}
-COLOURS = {"backbone": PALETTE[0], "mlp": PALETTE[1]}
-DARK = {"backbone": "#003f66", "mlp": "#7a5200"}
-"""The same hues for thin lines and text."""
-HATCH = {"backbone": "", "mlp": "////"}
-"""LateStep apart without colours too."""
-FILL = 0.35
-"""Opacity of a histogram: the one behind shows."""
-LEAST = 0.6
-"""Where the axis of counts begins: below 1, so that a single entry is seen."""
+
+class Space(NamedTuple):
+    """How one of the two spaces is drawn."""
+
+    title: str
+    colour: str
+    dark: str
+    """The same hue for thin lines and text."""
+    hatch: str
+    """Distinguishes the spaces without colours."""
+
+
+SPACES = {
+    "backbone": Space("backbone, g·Q_g", PALETTE[0], "#003f66", ""),
+    "mlp": Space("MLP, z·Q_z", PALETTE[1], "#7a5200", "////"),
+}
+OPACITY = 0.35
+"""Of a histogram, so that the one behind it shows."""
+LEAST_COUNT = 0.6
+"""Where the axis of counts begins: below 1, so that a single entry is visible."""
 QUERY, ENTRY = PALETTE[3], PALETTE[7]
-"""The paper's red and yellow, in tones that any kind of colour vision tells apart."""
-LINE = 28
-"""Characters that fit under a picture."""
-NAMES = 2
-"""Class names written out under a picture; of more only the number."""
+"""The paper's red and yellow, in tones that any kind of colour vision distinguishes."""
+CAPTION_WIDTH = 28
+"""Characters that fit under an image."""
+NAMED_CLASSES = 2
+"""Class names written out under an image; the rest are counted."""
 
 
 def draw_neighbours(plan: Plan, job: Job, out: Path, images: int = 6, seed: int = 0) -> list[Path]:
-    """Draw both figures of a finished pretraining; the caller's RNG is undisturbed.
+    """Draw both figures of a finished pretraining; the caller's RNG is left as it was.
 
     Args:
-        plan: that plans the job.
+        plan: the job's plan.
         job: a pretraining by a method that trains.
         out: folder for the files; made if needed.
-        images: queries in Fig. 4; fewer where the data set has fewer.
+        images: queries in Fig. 4; fewer if the data set has fewer.
         seed: decides which images are queries, and their crops.
 
     Returns:
@@ -90,30 +86,17 @@ def draw_neighbours(plan: Plan, job: Job, out: Path, images: int = 6, seed: int 
         MlsError: the method keeps no dictionary, the dictionary is empty, or an artifact is missing or
             damaged; says what to do.
     """
-    name = plan.name(job)
-    if images < 1 or seed < 0:
-        raise MlsError(f"--images must be at least 1 and --seed at least 0, not {images} and {seed}")
-    if job.config.method not in TRAINED:
-        can = [plan.labels[one.id][0] for one in plan.stage("pretrain") if one.config.method in TRAINED]
-        raise MlsError(
-            f"{name} has method {job.config.method!r}, which trains nothing and keeps no dictionary to draw; "
-            f"{plan.loaded.path} can draw: {', '.join(can) or 'none of its runs'}"
-        )
-    try:
-        after = finished(job, open_artifact(job.path), name)
-    except DamagedArtifact as error:
-        make = f"mls pretrain {plan.labels[job.id][0]} -e {plan.loaded.path}"
-        raise MlsError(f"{name} can't be drawn: {error}. The command that makes it: {make}") from error
-    data = open_inputs(plan, job)["data"]
+    problem = f"has method {job.config.method!r}, which trains nothing and keeps no dictionary to draw"
+    read = partial(finished, job, name=plan.name(job))
+    after, data = open_drawable(plan, job, read, lambda config: config.method in TRAINED, problem, images, seed)
     store = ImageStore(data.path)
     with plain_style():
-        figure, told = scores_figure(job, after, store, seed)
-        save(figure, out / "fig3")
-        save(queries_figure(job, after, store, images, seed), out / "fig4")
-    (out / "fig3.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if data.manifest["params"].get("source") != "scenes":
-        say(f"{out}/fig4.* show photos of the data set; don't publish them without the photos' licences")
-    return [out / file for file in ("fig3.png", "fig3.pdf", "fig3.json", "fig4.png", "fig4.pdf")]
+        figure, numbers = scores_figure(job, after, store, seed)
+        files = [*save(figure, out / "fig3"), out / "fig3.json"]
+        files += save(queries_figure(job, after, store, images, seed), out / "fig4")
+    write_json(numbers, out / "fig3.json", indent=1)
+    warn_of_photos(data, f"{out}/fig4.*")
+    return files
 
 
 def finished(job: Job, artifact: Artifact, name: str) -> Method[Any]:
@@ -122,13 +105,13 @@ def finished(job: Job, artifact: Artifact, name: str) -> Method[Any]:
     Args:
         job: a pretraining by a method that trains.
         artifact: what it made.
-        name: what a person calls it.
+        name: how messages call it.
 
     Raises:
-        DamagedArtifact: its checkpoint can't be read, or is not of these params.
+        DamagedArtifact: its checkpoint cannot be read, or does not fit its params.
         MlsError: its dictionary holds no key.
     """
-    after = trained(job.config, artifact)
+    after = neighbours.final_state(job.config, artifact)
     if not after.dictionary.known_D.any():
         raise MlsError(
             f"{name} ended with a dictionary without keys: every step was skipped as not finite "
@@ -140,53 +123,48 @@ def finished(job: Job, artifact: Artifact, name: str) -> Method[Any]:
 # -------------------------------------------------------------------------------------------- Fig. 3
 
 
-def scores_figure(job: Job, after: Method[Any], store: ImageStore, seed: int = 0) -> tuple[Figure, dict[str, object]]:
-    """Fig. 3 of a pretraining, and its numbers; the caller's RNG is undisturbed.
+def scores_figure(job: Job, after: Method[Any], store: ImageStore, seed: int = 0) -> tuple[Figure, dict[str, Any]]:
+    """Fig. 3 of a pretraining, and the content of ``fig3.json``; the caller's RNG is left as it was.
 
     Args:
         job: the pretraining.
         after: the state it ended with; see `finished`.
-        store: what it was trained on.
+        store: its training images.
         seed: decides which image of the first batch is the query.
     """
-    pair, place = first_pair(store, job.config, job.seed), sample_place(job.config, seed)
-    scores = {"before": score(initial(job.config, job.seed), pair, place), "after": score(after, pair, place)}
-    row, topk = int(pair.row_B[place]), topk_of(job.config)
-    about = {"pretrain": job.id, "seed": seed, "query": {"row": row, "name": store.name(row)}}
-    return draw_scores(scores, topk, job.config.epochs), about | numbers(scores, topk)
-
-
-def numbers(scores: Mapping[str, Scores], topk: int) -> dict[str, object]:
-    """What ``fig3.json`` holds of the scores; ``counts`` are those of `BINS`."""
-    told: dict[str, object] = {
+    pair, place = neighbours.first_pair(store, job.config, job.seed), neighbours.sample_place(job.config, seed)
+    states = {"before": neighbours.initial_state(job.config, job.seed), "after": after}
+    scores = {name: neighbours.score_query(state, pair, place) for name, state in states.items()}
+    row, topk = int(pair.row_B[place]), neighbours.topk_of(job.config)
+    numbers: dict[str, Any] = {
+        "pretrain": job.id,
+        "seed": seed,
+        "query": {"row": row, "name": store.name(row)},
         "topk": topk,
         "entries": len(scores["after"].known_D),
-        "bins": [-1.0, 1.0, len(BINS) - 1],
+        "bins": [-1.0, 1.0, len(neighbours.BINS) - 1],  # of the ``counts``
     }
-    for state, one in scores.items():
-        told[state] = {
-            "known": int(one.known_D.sum()),
-            "backbone": summary(one.backbone_D, topk, one.own),
-            "mlp": summary(one.mlp_D, topk, one.own),
-        }
-    return told
+    for name, one in scores.items():
+        by_space = {space: neighbours.summary(cosine_D, topk, one.own) for space, cosine_D in one.cosines_D.items()}
+        numbers[name] = {"known": int(one.known_D.sum()), **by_space}
+    return draw_scores(scores, topk, job.config.epochs), numbers
 
 
-def draw_scores(scores: Mapping[str, Scores], topk: int, epochs: int) -> Figure:
-    """Two panels, before and after; in each the histograms of both spaces, counts on a logarithmic scale.
+def draw_scores(scores: Mapping[str, neighbours.QueryScores], topk: int, epochs: int) -> Figure:
+    """A panel per state, with the histograms of both spaces, counts on a logarithmic scale.
 
     Args:
         scores: ``before`` and ``after``.
         topk: k of the cut-off that is marked.
         epochs: of the training, for the title.
     """
-    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
-    both = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure, both = panels(2, 2, (4.1, 4.2), (0, 0), sharex=True, sharey=True)
     titles = {"before": "before training", "after": f"after {epochs} epoch{'s' if epochs > 1 else ''}"}
-    cosines = np.concatenate([v for one in scores.values() for v in (one.backbone_D, one.mlp_D)])
-    highest = max(np.histogram(v, BINS)[0].max() for one in scores.values() for v in (one.backbone_D, one.mlp_D))
-    top = LEAST * (highest / LEAST) ** 1.25  # the upper fifth is for mean and deviation
-    both[0].set(yscale="log", ylim=(LEAST, top), xlim=(cosines.min() - 0.06, cosines.max() + 0.06))
+    all_cosines = [cosine_D for one in scores.values() for cosine_D in one.cosines_D.values()]
+    cosines = np.concatenate(all_cosines)
+    highest = max(np.histogram(cosine_D, neighbours.BINS)[0].max() for cosine_D in all_cosines)
+    top = LEAST_COUNT * (highest / LEAST_COUNT) ** 1.25  # the upper fifth is for mean and deviation
+    both[0].set(yscale="log", ylim=(LEAST_COUNT, top), xlim=(cosines.min() - 0.06, cosines.max() + 0.06))
     both[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     both[0].set_ylabel("entries")
     for axes, (state, one) in zip(both, scores.items(), strict=True):
@@ -194,10 +172,11 @@ def draw_scores(scores: Mapping[str, Scores], topk: int, epochs: int) -> Figure:
         axes.set_title(f"{titles[state]}\n{keys}", pad=30)
         axes.set_xlabel("cosine with a dictionary entry")
         axes.grid(True, color="0.92")
-        for lane, (space, cosine_D) in enumerate({"backbone": one.backbone_D, "mlp": one.mlp_D}.items()):
-            draw_histogram(axes, summary(cosine_D, topk, one.own), space, lane)
+        for lane, (space, cosine_D) in enumerate(one.cosines_D.items()):
+            draw_histogram(axes, neighbours.summary(cosine_D, topk, one.own), SPACES[space], lane)
     handles: list[Artist] = [
-        Patch(facecolor=to_rgba(COLOURS[s], FILL), edgecolor=DARK[s], hatch=HATCH[s], label=SPACES[s]) for s in SPACES
+        Patch(facecolor=to_rgba(s.colour, OPACITY), edgecolor=s.dark, hatch=s.hatch, label=s.title)
+        for s in SPACES.values()
     ]
     handles += [
         Line2D([], [], color="0.25", marker="o", markersize=4, label="mean ± standard deviation"),
@@ -208,52 +187,53 @@ def draw_scores(scores: Mapping[str, Scores], topk: int, epochs: int) -> Figure:
     return figure
 
 
-def draw_histogram(axes: Axes, told: Mapping[str, Any], space: str, lane: int) -> None:
+def draw_histogram(axes: Axes, numbers: Mapping[str, Any], space: Space, lane: int) -> None:
     """One histogram with its cut-off and own key; mean and deviation above it, the numbers above the panel."""
-    dark, across = DARK[space], axes.get_xaxis_transform()
-    height = 0.96 - 0.06 * lane
-    axes.stairs(told["counts"], BINS, baseline=0.1, fill=True, color=COLOURS[space], alpha=FILL, linewidth=0)
-    axes.stairs(told["counts"], BINS, baseline=0.1, color=dark, linewidth=1.0, hatch=HATCH[space])
-    axes.plot([told["cut_off"]] * 2, [0, 0.85], transform=across, color=dark, linestyle="--", linewidth=1.2)
-    axes.errorbar(
-        told["mean"], height, xerr=told["std"], transform=across, color=dark, fmt="o", markersize=4, capsize=2.5
+    across = axes.get_xaxis_transform()
+    axes.stairs(
+        numbers["counts"], neighbours.BINS, baseline=0.1, fill=True, color=space.colour, alpha=OPACITY, linewidth=0
     )
-    axes.plot(told["own_key"], 0.025, "v", transform=across, color=dark, markersize=7, markeredgecolor="white")
-    text = f"{SPACES[space]}: {told['mean']:.3f} ± {told['std']:.3f}, cut-off {told['cut_off']:.3f}"
+    axes.stairs(numbers["counts"], neighbours.BINS, baseline=0.1, color=space.dark, linewidth=1.0, hatch=space.hatch)
+    style: dict[str, Any] = {"transform": across, "color": space.dark}
+    axes.plot([numbers["cut_off"]] * 2, [0, 0.85], linestyle="--", linewidth=1.2, **style)
+    axes.errorbar(numbers["mean"], 0.96 - 0.06 * lane, xerr=numbers["std"], fmt="o", markersize=4, capsize=2.5, **style)
+    axes.plot(numbers["own_key"], 0.025, "v", markersize=7, markeredgecolor="white", **style)
+    text = f"{space.title}: {numbers['mean']:.3f} ± {numbers['std']:.3f}, cut-off {numbers['cut_off']:.3f}"
     place = (0.5, 1.075 - 0.06 * lane)
-    axes.text(*place, text, transform=axes.transAxes, color=dark, ha="center", va="bottom", fontsize=8)
+    axes.text(*place, text, transform=axes.transAxes, color=space.dark, ha="center", va="bottom", fontsize=8)
 
 
 # -------------------------------------------------------------------------------------------- Fig. 4
 
 
 def queries_figure(job: Job, after: Method[Any], store: ImageStore, images: int = 6, seed: int = 0) -> Figure:
-    """Fig. 4 of a pretraining; arguments as `scores_figure` and `draw_neighbours` have them."""
-    return draw_queries(store, nearest(after, store, *sample_queries(store, images, seed, job.config.augment.scale)))
+    """Fig. 4 of a pretraining; arguments as for `scores_figure` and `draw_neighbours`."""
+    chosen = neighbours.sample_queries(store, images, seed, job.config.augment.scale)
+    return draw_queries(store, neighbours.nearest_entries(after, store, *chosen))
 
 
-def draw_queries(store: ImageStore, queries: Sequence[Query]) -> Figure:
+def draw_queries(store: ImageStore, queries: Sequence[neighbours.Query]) -> Figure:
     """One row per query: its image and crop, then its nearest entries' images and crops, nearest first."""
     labelled = bool(store.labels(range(len(store))).any())
-    shape = (len(queries), 1 + NEIGHBOURS)
-    figure = Figure(figsize=(1.55 * shape[1], 1.85 * shape[0] + 0.3), layout="constrained")
-    grid = figure.subplots(*shape, squeeze=False)
-    for axes in grid.ravel():
+    across = 1 + neighbours.NEAREST_ENTRIES
+    figure, all_axes = panels(len(queries) * across, across, (1.55, 1.85), (0, 0.3))
+    for axes in all_axes:
         axes.axis("off")
-    for axes, title in zip(grid[0], ("query", "nearest", "2nd", "3rd", "4th"), strict=True):
+    for axes, title in zip(all_axes, ("query", "nearest", "2nd", "3rd", "4th"), strict=False):
         axes.set_title(title)
-    for line, query in zip(grid, queries, strict=True):
-        draw_crop(line[0], store, query.row, query.box, QUERY, listed(query.classes) if labelled else "")
-        for axes, one in zip(line[1:], query.neighbours, strict=False):
+    for i, query in enumerate(queries):
+        first, *others = all_axes[i * across : (i + 1) * across]
+        draw_crop_outline(first, store, query.row, query.box, QUERY, listed(query.classes) if labelled else "")
+        for axes, one in zip(others, query.neighbours, strict=False):
             shared = f"shared: {listed(one.shared)}" if one.shared else "no class shared"
-            draw_crop(axes, store, one.row, one.box, ENTRY, f"{one.cosine:.2f}" + f"\n{shared}" * labelled)
+            draw_crop_outline(axes, store, one.row, one.box, ENTRY, f"{one.cosine:.2f}" + f"\n{shared}" * labelled)
     return figure
 
 
-def draw_crop(
+def draw_crop_outline(
     axes: Axes, store: ImageStore, row: int, box: tuple[int, int, int, int], colour: str, caption: str
 ) -> None:
-    """One image, a crop's outline on it, words under it."""
+    """One image, a crop's outline on it, a caption under it."""
     axes.axis("on")
     axes.set(xticks=[], yticks=[], anchor="N")
     axes.spines[:].set_visible(False)
@@ -262,10 +242,10 @@ def draw_crop(
     frame = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.8)
     frame.set(path_effects=[withStroke(linewidth=3.4, foreground="black")], clip_on=False)
     axes.add_patch(frame)
-    axes.set_xlabel("\n".join(fill(line, LINE) for line in caption.split("\n")), fontsize=7, labelpad=3)
+    axes.set_xlabel("\n".join(fill(line, CAPTION_WIDTH) for line in caption.split("\n")), fontsize=7, labelpad=3)
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names, and how many more."""
-    more = len(names) - NAMES
-    return (", ".join(names[:NAMES]) + (f" +{more}" if more > 0 else "")) or "no class"
+    """Some names, and how many more there are."""
+    more = len(names) - NAMED_CLASSES
+    return (", ".join(names[:NAMED_CLASSES]) + (f" +{more}" if more > 0 else "")) or "no class"

@@ -1,19 +1,21 @@
-"""HTML pages of tables that sort and filter, each complete in one file: no network, no other file.
+"""HTML pages of tables that sort and filter, each in one file that needs neither the network nor other files.
 
     write_page(Path("provenance.html"), "Provenance", "Where the numbers come from.", [sheet])
 
-Everything is escaped by the template: labels and paths may hold any character.
+The template escapes everything: labels and paths may hold any character.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-ENVIRONMENT = Environment(
+TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -28,7 +30,7 @@ class Column:
 
     name: str
     group: str = ""
-    """What stands above it; neighbours of one group share it."""
+    """Heading above it, shared by neighbours of one group."""
     number: bool = False
     """Aligned to the right, and sorted by `Value.key` instead of by text."""
 
@@ -39,7 +41,7 @@ class Value:
 
     text: str
     key: float | None = None
-    """What a column of numbers is sorted by; without it the cell comes last."""
+    """Sorts a column of numbers; cells without it come last."""
     below: str = ""
     """A second, smaller line."""
     title: str = ""
@@ -50,14 +52,14 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One line of a sheet."""
 
     values: list[Value]
     kind: str = ""
     """CSS class."""
     name: str = ""
-    """What `Value.link` refers to; several rows may share it."""
+    """Target of `Value.link`; several rows may share it."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +68,29 @@ class Sheet:
 
     title: str
     columns: list[Column]
-    rows: list[Row]
+    rows: list[SheetRow]
     notes: list[str] = field(default_factory=list)
     dense: bool = False
     """Smaller, for many columns."""
 
     def groups(self) -> list[tuple[str, int]]:
-        """What stands above the columns, with how many columns each spans; empty where no column has a group."""
-        found: list[tuple[str, int]] = []
-        for column in self.columns:
-            if found and found[-1][0] == column.group:
-                found[-1] = (column.group, found[-1][1] + 1)
-            else:
-                found.append((column.group, 1))
+        """Headings above the columns, with the number of columns that each spans; empty if no column has a group."""
+        found = [(group, len(list(own))) for group, own in groupby(self.columns, lambda column: column.group)]
         return found if any(group for group, _ in found) else []
 
 
 def write_page(path: Path, title: str, lead: str, sheets: Sequence[Sheet]) -> None:
     """Write a page of sheets; ``lead`` is the sentence under its title."""
-    text = ENVIRONMENT.get_template("page.html").render(title=title, lead=lead, sheets=sheets)
-    path.write_text(text, encoding="utf-8")
+    render("page.html", path, title=title, lead=lead, sheets=sheets)
+
+
+def render(template: str, path: Path, **content: Any) -> None:
+    """Write a page from one of the templates; a variable that is not given is an error."""
+    path.write_text(TEMPLATES.get_template(template).render(**content), encoding="utf-8")
 
 
 def spent(seconds: float) -> str:
-    """A time as a person says it: ``0.15 s``, ``42 s``, ``3 min 05 s``, ``2 h 14 min``."""
+    """A readable time: ``0.15 s``, ``42 s``, ``3 min 05 s``, ``2 h 14 min``."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,9 +1,9 @@
-"""Which protocol a row or a task follows, and in what it differs from the other rows' or from the paper's.
+"""The protocol of a row or a task, and how it differs from the other rows' or from the paper's.
 
-    remarks(experiment, runs, ["moco-v2", "mls", "mls-800"])      # {"mls-800": "800 epochs instead of 400 epochs"}
-    against_paper(experiment, runs["mls"], beside, "mls", "detect.box_AP")   # "" where it is the paper's protocol
+    pretraining_remarks(experiment, runs, ["moco-v2", "mls", "mls-800"])     # {"mls-800": "800 epochs instead of ..."}
+    against_paper(experiment, runs["mls"], beside, "mls", "detect.box_AP")   # "" if it is the paper's protocol
 
-A table never mixes protocols unseen: whatever is said here is printed as a mark and a note.
+A table never mixes protocols silently: every remark is printed as a mark and a note.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from mls.config.transfers import Detectron2Detector, SemanticTransfer
 
 
 def described(dataset: Dataset) -> str:
-    """A data set in words: its source and every key that is not at its default (of scenes all that matter)."""
-    told = identity_params(dataset)
-    words = [str(told.pop("source")), *(f"{key} {value}" for key, value in told.items() if key != "seed")]
-    return ", ".join(words)
+    """A data set in words: its source and every key that is not at its default, except the seed of scenes."""
+    params = identity_params(dataset)
+    return ", ".join([str(params.pop("source")), *(f"{key} {value}" for key, value in params.items() if key != "seed")])
 
 
 _FPN = Detectron2Detector(kind="instance", backend="detectron2", dataset="coco")
@@ -47,39 +46,25 @@ PAPER_TASKS: dict[str, BaseModel] = {
         train_sizes=[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
     ),
 }
-"""Table of the paper -> how it trains and tests; experiments/paper-*.yaml say the same. Of Table 5 it states little
+"""Table of the paper -> how it trains and tests, as in experiments/paper-*.yaml. For Table 5 the paper states little
 more than 120 epochs of fine-tuning."""
 TUNING_EPOCHS = 120
-"""Of the sets of top-1 in Table 5."""
-IMAGES = {
+"""For the top-1 data sets of Table 5."""
+TASK_IMAGES = {
     "3": "cityscapes",
     "4": described(VocDataset(source="voc", train_sets=["2007/trainval", "2012/trainval"], test_sets=["2007/test"])),
 }
-"""Table -> its task's images, in words; of the other transfers COCO, whole."""
-TUNED_ON = {
-    "VOC07": "voc",
-    "CUB200": "cub200",
-    "Flowers": "flowers102",
-    "Cars": "cars",
-    "Aircraft": "aircraft",
-    "Indoor67": "indoor67",
-    "Pets": "pets",
-    "DTD": "dtd",
+"""Table -> its task's images, in words; all of COCO for the other transfers."""
+TUNED_ON = {"VOC07": "voc", "Flowers": "flowers102"} | {
+    column: column.lower() for column in ("CUB200", "Cars", "Aircraft", "Indoor67", "Pets", "DTD")
 }
 """Column of Table 5 -> source of its images."""
-
-METHODS = {
-    "Random": "none",
-    "Supervised": "imagenet",
-    "Baseline": "moco",
-    "MoCo-v2": "moco",
-    "BYOL": "byol",
-    "DenseCL": "densecl",
-}
-"""Row of the paper -> method here; of the ablations' others and of ``MLS, 800 epochs`` mls."""
+METHOD_OF_ROW = {"Random": "none", "Supervised": "imagenet", "BYOL": "byol", "DenseCL": "densecl"}
+METHOD_OF_ROW |= dict.fromkeys(("Baseline", "MoCo-v2"), "moco")
+"""Row of the paper -> method here; ``MLS, 800 epochs`` and the other rows of the ablations are mls."""
 STATED = ("optimizer.lr", "optimizer.weight_decay", *(f"moco.{k}" for k in Moco.model_fields if k != "bn_splits"))
-"""Keys of ``pretrain`` whose values the paper states for MLS and its own baseline, and all of ``mls``; the schema's
-defaults are those values. Of its other rows, copied or trained by others' recipes, it states none."""
+"""Keys of ``pretrain`` whose values the paper states for MLS and its own baseline, in addition to all of ``mls``; they
+are the schema's defaults. It states none for its other rows, which are copied or trained by others' recipes."""
 ABLATED: dict[str, dict[str, tuple[str, Any]]] = {
     "6": {"+kNN": ("mls.terms", "knn"), "+BCE-pos": ("mls.terms", "bce_pos")},
     "7": {"Q_g only": ("mls.logit_space", "backbone"), "Q_z only": ("mls.label_space", "projection")},
@@ -88,20 +73,11 @@ ABLATED: dict[str, dict[str, tuple[str, Any]]] = {
         for table, key in (("8", "mls.topk"), ("5a", "moco.queue_size"), ("5b", "mls.weight"))
     },
 }
-"""Table -> row -> the key that it ablates, and its value there."""
-
-Facts = dict[str, str]
+"""Table -> row -> the key that it ablates, and its value in that row."""
 
 
-def tested_on(dataset: Dataset) -> str:
-    """`described`, less how much of train is val: tasks train on both in the end."""
-    fields = type(dataset).model_fields
-    whole = {"val_share": fields["val_share"].default} if "val_share" in fields else {}
-    return described(dataset.model_copy(update=whole))
-
-
-def pretraining(run: Pretrain, datasets: Mapping[str, Dataset]) -> Facts:
-    """What decides whether two pretrainings can be compared: schedule, resolution, subset, network."""
+def pretraining_facts(run: Pretrain, datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """What decides whether two pretrainings can be compared: network, data, schedule, resolution."""
     net = run.backbone
     facts = {"backbone": net.name + f" x {net.width:g}" * (net.width != 1) + f", {net.stem} stem"}
     if run.method in TRAINED:
@@ -110,80 +86,93 @@ def pretraining(run: Pretrain, datasets: Mapping[str, Dataset]) -> Facts:
     return facts
 
 
-def differences(facts: Facts, usual: Facts) -> str:
-    """``800 epochs instead of 400 epochs``; facts that only one of them has are none."""
-    told = (f"{facts[key]} instead of {usual[key]}" for key in facts if key in usual and facts[key] != usual[key])
-    return "; ".join(told)
+def changes(ours: Mapping[str, Any], theirs: Mapping[str, Any], named: bool = False) -> list[str]:
+    """``800 epochs instead of 400 epochs`` for each key that both have with different values.
+
+    Args:
+        ours: key -> value.
+        theirs: key -> value of what is compared with.
+        named: begin with the key: ``mls.topk 5 instead of 20``.
+    """
+    return [
+        f"{key} " * named + f"{ours[key]} instead of {theirs[key]}"
+        for key in ours
+        if key in theirs and ours[key] != theirs[key]
+    ]
 
 
-def remarks(
+def pretraining_remarks(
     experiment: Experiment, runs: Mapping[str, Pretrain], rows: Sequence[str], baseline: str | None = None
 ) -> dict[str, str]:
-    """The rows whose pretraining is not that of most rows, and in what it differs.
+    """Row whose pretraining differs from that of most rows -> how it differs.
 
-    With a baseline also the differences ``<row> - <baseline>`` that are of two unlike pretrainings.
+    With a baseline also the differences ``<row> - <baseline>`` of two pretrainings that differ.
     """
-    all_facts = {row: pretraining(runs[row], experiment.datasets) for row in rows}
+    all_facts = {row: pretraining_facts(runs[row], experiment.datasets) for row in rows}
     keys = dict.fromkeys(key for facts in all_facts.values() for key in facts)
     usual = {key: Counter(f[key] for f in all_facts.values() if key in f).most_common(1)[0][0] for key in keys}
     compared = [(row, row, usual) for row in rows]
     if baseline is not None:
         compared += [(f"{row} - {baseline}", row, all_facts[baseline]) for row in rows if row != baseline]
-    return {name: text for name, row, against in compared if (text := differences(all_facts[row], against))}
+    return {name: "; ".join(found) for name, row, theirs in compared if (found := changes(all_facts[row], theirs))}
 
 
 # --------------------------------------------------------------------------------- against the paper
 
 
 def against_paper(experiment: Experiment, run: Pretrain, beside: Beside, row: str, column: str) -> str:
-    """In what a cell differs from the protocol of the paper's cell beside it; empty where in nothing that it states.
+    """How a cell's protocol differs from that of the paper's cell beside it; empty if nothing the paper states differs.
 
     Args:
         experiment: of the table.
-        run: that the cell's row is of.
+        run: of the cell's row.
         beside: the paper's table.
         row: that claims one of its rows.
         column: ``<task>.<metric>``, that claims one of its columns.
     """
-    told = _pretraining_against(experiment, run, beside.table, beside.claims[row])
     config: Any = {**experiment.probe, **experiment.transfer}[column.split(".", 1)[0]]
-    told += _task_against(config, beside.table, beside.columns[column], experiment.datasets[config.dataset])
-    return "; ".join(told)
+    pretraining = _pretraining_against(experiment, run, beside.table, beside.claims[row])
+    task = _task_against(config, beside.table, beside.columns[column], experiment.datasets[config.dataset])
+    return "; ".join(pretraining + task)
 
 
 def _pretraining_against(experiment: Experiment, run: Pretrain, table: str, name: str) -> list[str]:
-    of_mls = table in ABLATED or name.startswith("MLS")
-    method = METHODS.get(name, "mls" if of_mls else name)
+    is_mls = table in ABLATED or name.startswith("MLS")
+    method = METHOD_OF_ROW.get(name, "mls" if is_mls else name)
     if run.method != method:
         return [f"method {run.method} instead of {method}"]
+    # the schema's defaults are the paper's values
     paper = Pretrain(dataset="coco", epochs=TABLES[table].rows[name].epochs or run.epochs)
     coco = CocoDataset(source="coco")
-    facts = pretraining(run, experiment.datasets)
-    told = [text] if (text := differences(facts, pretraining(paper, {"coco": coco}))) else []
+    facts = pretraining_facts(run, experiment.datasets)
+    found = changes(facts, pretraining_facts(paper, {"coco": coco}))
     if run.method == "imagenet" and run.imagenet != paper.imagenet:
-        told.append(f"{run.imagenet.weights} instead of {paper.imagenet.weights}")
+        found.append(f"{run.imagenet.weights} instead of {paper.imagenet.weights}")
     if facts.get("data") == described(coco):
-        told.append(f"pretrained on COCO's train images less {100 * coco.val_share:g} %")
-    if method in ("mls", "moco") and (of_mls or name == "Baseline"):
+        found.append(f"pretrained on COCO's train images less {100 * coco.val_share:g} %")
+    if method in ("mls", "moco") and (is_mls or name == "Baseline"):
         keys = [*STATED, *(f"mls.{key}" for key in Mls.model_fields if method == "mls")]
-        theirs = {key: attrgetter(key)(paper) for key in keys}
+        ours, theirs = ({key: attrgetter(key)(one) for key in keys} for one in (run, paper))
         if name in (ablated := ABLATED.get(table, {})):
             theirs |= dict([ablated[name]])
-        ours = {key: attrgetter(key)(run) for key in keys}
-        told += [f"{key} {ours[key]} instead of {theirs[key]}" for key in keys if ours[key] != theirs[key]]
-    return told
+        found += changes(ours, theirs, named=True)
+    return found
 
 
 def _task_against(config: Any, table: str, column: str, dataset: Dataset) -> list[str]:
-    images, theirs = tested_on(dataset), TUNED_ON[column] if table == "5" else IMAGES.get(table, "coco")
-    told = [f"task on {images} instead of {theirs}"] if images != theirs else []
+    # tasks train on val too in the end, so its share does not matter
+    fields = type(dataset).model_fields
+    share = {"val_share": fields["val_share"].default} if "val_share" in fields else {}
+    images = described(dataset.model_copy(update=share))
+    theirs = TUNED_ON[column] if table == "5" else TASK_IMAGES.get(table, "coco")
+    found = [f"task on {images} instead of {theirs}"] if images != theirs else []
     if table == "5":
         if config.kind != "finetune":
-            return [*told, f"{config.kind} instead of finetune"]
+            return [*found, f"{config.kind} instead of finetune"]
         other = column != "VOC07" and config.epochs != TUNING_EPOCHS
-        return told + [f"{config.epochs} epochs of fine-tuning instead of {TUNING_EPOCHS}"] * other
+        return found + [f"{config.epochs} epochs of fine-tuning instead of {TUNING_EPOCHS}"] * other
     asked, given = (identity_params(one, defaults=True) for one in (PAPER_TASKS[table], config))
-    for key in ("kind", "backend", "architecture"):
+    for key in ("kind", "backend", "architecture"):  # if one of them differs, the other keys mean something else
         if given.get(key) != asked.get(key):
-            return [*told, f"{key} {given.get(key, 'none')} instead of {asked.get(key, 'none')}"]
-    return told + [f"{key} {given[key]} instead of {asked[key]}" for key in asked if given[key] != asked[key]]
+            return [*found, f"{key} {given.get(key, 'none')} instead of {asked.get(key, 'none')}"]
+    return found + changes({key: given[key] for key in asked}, asked, named=True)

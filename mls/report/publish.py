@@ -2,8 +2,8 @@
 
     mls publish -e params.yaml
 
-The folder is a view of one tables artifact: ``.published-<id>`` says of which. It is built aside and
-swapped in by renames, so that a marker only ever stands in a complete folder, whatever is killed when.
+The folder shows one tables artifact; ``.published-<id>`` says which. It is built in a staging folder and swapped in by
+renames, so that a marker is always in a complete folder, even if a publisher is killed.
 """
 
 from __future__ import annotations
@@ -19,52 +19,51 @@ from mls.runtime.files import sync
 from mls.runtime.locks import locked
 
 RESULTS = Path("results")
-FILES = ("metrics.json", "provenance.json", "curves.csv")
-FOLDERS = ("tables", "figures")
+PUBLISHED = ("metrics.json", "provenance.json", "curves.csv", "tables", "figures")
+"""Files and folders of a tables artifact that are published."""
 
 
-def marker(plan: Plan, results: Path = RESULTS) -> Path:
-    """The file whose presence says that the plan's tables are published."""
-    return results / plan.loaded.experiment.experiment / f".published-{plan.tables.id}"
+def marker(plan: Plan) -> Path:
+    """The file whose existence says that the plan's tables are published."""
+    return RESULTS / plan.loaded.experiment.experiment / f".published-{plan.tables.id}"
 
 
-def publish(plan: Plan, results: Path = RESULTS) -> Path:
+def publish_tables(plan: Plan) -> Path:
     """Make ``results/<experiment>/`` a copy of the plan's tables artifact; return the folder.
 
-    What was in the folder before, other markers included, is gone afterwards. Between the two
-    renames the folder is absent for an instant; a publisher killed there leaves the old folder
-    aside, and the next one removes it and puts the new one in place.
+    Everything that was in the folder, including other markers, is removed. Between the two renames the folder is
+    absent for an instant; a publisher killed there leaves the old folder under another name, and the next publisher
+    removes it.
 
     Raises:
         DamagedArtifact: the tables artifact is missing or was changed.
     """
     artifact = open_artifact(plan.tables.path, deep=True)
     name = plan.loaded.experiment.experiment
-    target = results / name
-    aside, before = (results / f".{name}.{os.getpid()}{end}" for end in (".tmp", ".before.tmp"))
-    results.mkdir(parents=True, exist_ok=True)
+    target = RESULTS / name
+    staging, before = (RESULTS / f".{name}.{os.getpid()}{end}" for end in (".tmp", ".before.tmp"))
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with locked(ARTIFACTS / f".publish-{name}.lock", f"results of {name}"):
-        sweep(results, name)
-        fill(aside, artifact, marker(plan).name, f"{name} {plan.tables.id}\n")
+        remove_leftovers(name)
+        copy_published(staging, artifact)
+        write_synced(staging / marker(plan).name, f"{name} {plan.tables.id}\n".encode())
+        sync(staging)
         if target.exists():
             target.rename(before)
-        aside.rename(target)
-        sync(results)
-        sweep(results, name)
+        staging.rename(target)
+        sync(RESULTS)
+        remove_leftovers(name)
     return target
 
 
-def fill(aside: Path, artifact: Artifact, marker_name: str, line: str) -> None:
-    """Copy what is published, make it durable, then write the marker."""
+def copy_published(staging: Path, artifact: Artifact) -> None:
+    """Copy what is published, durably: the marker, written later, must not reach the disk first."""
     for file in sorted(artifact.manifest["files"]):
-        if file in FILES or file.split("/", 1)[0] in FOLDERS:
-            (aside / file).parent.mkdir(parents=True, exist_ok=True)
-            write_synced(aside / file, artifact.file(file).read_bytes())
-    for folder in (*(aside / name for name in FOLDERS), aside):
-        if folder.is_dir():
-            sync(folder)
-    write_synced(aside / marker_name, line.encode())
-    sync(aside)
+        if file.split("/", 1)[0] in PUBLISHED:
+            (staging / file).parent.mkdir(parents=True, exist_ok=True)
+            write_synced(staging / file, artifact.file(file).read_bytes())
+    for folder in (*filter(Path.is_dir, staging.iterdir()), staging):
+        sync(folder)
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -75,19 +74,19 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sweep(results: Path, name: str) -> None:
-    """Remove what publishers of this experiment left aside; the lock says that none is alive.
+def remove_leftovers(name: str) -> None:
+    """Remove what killed publishers of this experiment left; the caller's lock says that no other one is alive.
 
     Markers go first: a folder that is half removed must not look published.
     """
-    for left in sorted(results.iterdir()):
+    for left in sorted(RESULTS.iterdir()):
         if re.fullmatch(rf"\.{re.escape(name)}\.\d+(\.before)?\.tmp", left.name):
             for old in left.glob(".published-*"):
                 old.unlink()
             shutil.rmtree(left)
 
 
-def show(plan: Plan, results: Path = RESULTS) -> str:
+def show_tables(plan: Plan) -> str:
     """The Markdown of all tables of the plan's tables artifact, and where the files are.
 
     Raises:
@@ -96,4 +95,4 @@ def show(plan: Plan, results: Path = RESULTS) -> str:
     artifact = open_artifact(plan.tables.path)
     experiment = plan.loaded.experiment
     tables = [artifact.file(f"tables/{name}.md").read_text(encoding="utf-8") for name in experiment.tables]
-    return "\n".join([*tables, f"Tables and figures: {results / experiment.experiment}/"])
+    return "\n".join([*tables, f"Tables and figures: {RESULTS / experiment.experiment}/"])

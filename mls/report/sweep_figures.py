@@ -13,27 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from mls.config.paper import SOURCE, Beside
-from mls.report.style import PALETTE, legend_below
+from mls.report.style import PALETTE, error_bars, legend_below, panels
 from mls.report.tables import Filled, FilledTable
 
-ACROSS = 3
-WIDTH = 3.4
-"""Of a panel, inches."""
+PANEL_WIDTH = 3.4
+"""Inches."""
 OCTAVES = 4
-"""An axis whose greatest value is so many times the least is logarithmic."""
+"""The axis is logarithmic if the greatest value is at least this many times the least."""
 
 
 def draw_sweep(
     table: FilledTable, plot: Mapping[str, Any], baseline: str | None, beside: Beside | None
 ) -> Figure | None:
-    """A panel per column: means with 95 % t-intervals, and a line at the baseline's; None if nothing was measured.
+    """A panel per column: means with 95 % t-intervals, and the baseline's mean as a line; None if nothing was measured.
 
     Args:
         table: with its numbers.
-        plot: ``key``, the parameter, and ``x``, row -> its value; rows that are not there are no points.
-        baseline: row whose mean is a line across; None without.
+        plot: ``key``, the parameter, and ``x``, row -> its value; other rows are not plotted.
+        baseline: row whose mean is drawn as a horizontal line; None without.
         beside: the paper's table; if it is a sweep, its points are drawn too: in the panel of the column that is
-            compared with them, else in a panel of their own.
+            compared with them, otherwise in their own panel.
     """
     compared = beside.columns if beside else {}
     alone = next(iter(beside.reported.columns)) if beside and beside.points() and not compared else None
@@ -41,74 +40,62 @@ def draw_sweep(
     columns = [c for c in table.columns if any(table.cells[row][c].summary for row, _ in points)]
     if not columns:
         return None
-    panels = len(columns) + (alone is not None)
-    across = min(ACROSS, panels)
-    down = -(-panels // across)
-    figure = Figure(figsize=(max(WIDTH * across, 4.6), 2.7 * down + 0.6), layout="constrained")
-    all_axes = figure.subplots(down, across, squeeze=False).ravel()
+    count = len(columns) + (alone is not None)
+    figure, all_axes = panels(count, min(3, count), (PANEL_WIDTH, 2.7), (0, 0.6), 4.6)
     entries: dict[str, Any] = {}
     for axes, column in zip(all_axes, columns, strict=False):
         drawn = [(x, cell) for row, x in points if (cell := table.cells[row][column]).summary]
         entries.setdefault("mean", draw_points(axes, drawn))
-        level = table.cells[baseline][column].summary if baseline is not None else None
-        if level is not None:
+        if baseline is not None and (level := table.cells[baseline][column].summary):
             line = axes.axhline(level.mean, color="0.25", linestyle="--", linewidth=0.9)
             entries.setdefault(f"{baseline}, mean", line)
-        axes.set(ylabel=f"{column}, %", xlabel=plot["key"])
         theirs = beside.points(compared[column]) if beside and column in compared else {}
         if theirs:
-            entries["the paper"] = draw_papers(axes, theirs)
-        scale_x(axes, sorted({*(x for _, x in points), *theirs}))
+            entries["the paper"] = draw_paper_points(axes, theirs)
+        finish_panel(axes, column, plot["key"], {*(x for _, x in points), *theirs})
     if beside and alone:
-        axes = all_axes[len(columns)]
-        entries["the paper"] = draw_papers(axes, beside.points(alone))
-        axes.set(ylabel=f"{alone}, %", xlabel=plot["key"])
-        axes.set_title(f"{SOURCE}: other data and scale", fontsize=8)
-        scale_x(axes, sorted(beside.points(alone)))
-    for axes in all_axes[panels:]:
-        axes.remove()
-    for axes in all_axes[:panels]:
-        axes.grid(True, color="0.92")
-    legend_below(figure, entries, bars_of(table.cells[row][c] for row, _ in points for c in columns))
+        theirs = beside.points(alone)
+        entries["the paper"] = draw_paper_points(all_axes[-1], theirs)
+        all_axes[-1].set_title(f"{SOURCE}: other data and scale", fontsize=8)
+        finish_panel(all_axes[-1], alone, plot["key"], theirs)
+    legend_below(figure, entries, explain_bars(table.cells[row][c] for row, _ in points for c in columns))
     return figure
 
 
 def draw_points(axes: Axes, drawn: Sequence[tuple[float, Filled]]) -> Any:
-    """Points at the means, joined, with the intervals of those that have one; return the line."""
-    xs, ys = [x for x, _ in drawn], [cell.summary.mean for _, cell in drawn if cell.summary]
-    (line,) = axes.plot(xs, ys, "o-", color=PALETTE[0], markersize=5, linewidth=1.0)
-    several = [(x, s.mean, s.half_width) for x, cell in drawn if (s := cell.summary) and s.half_width is not None]
-    if several:
-        x, y, widths = zip(*several, strict=True)
-        axes.errorbar(x, y, yerr=widths, fmt="none", ecolor=PALETTE[0], elinewidth=1.2, capsize=3.5)
+    """Points at the means, joined, with their intervals; return the line."""
+    xs, summaries = [x for x, _ in drawn], [cell.summary for _, cell in drawn if cell.summary]
+    (line,) = axes.plot(xs, [s.mean for s in summaries], "o-", color=PALETTE[0], markersize=5, linewidth=1.0)
+    error_bars(axes, xs, summaries, "y", ecolor=PALETTE[0], elinewidth=1.2, capsize=3.5)
     return line
 
 
-def draw_papers(axes: Axes, points: Mapping[float, float]) -> Any:
+def draw_paper_points(axes: Axes, points: Mapping[float, float]) -> Any:
     """The paper's points, joined; return the line."""
     xs = sorted(points)
     (line,) = axes.plot(xs, [points[x] for x in xs], "s:", color=PALETTE[3], markersize=5, linewidth=1.0)
     return line
 
 
-def scale_x(axes: Axes, xs: Sequence[float]) -> None:
-    """Mark the values themselves on a logarithmic axis where they are far apart."""
-    if min(xs) <= 0 or max(xs) / min(xs) < OCTAVES:
-        axes.margins(x=0.08)
-        return
-    axes.set_xscale("log", base=2)
+def finish_panel(axes: Axes, column: str, key: str, values: Iterable[float]) -> None:
+    """Name the axes; if the values are far apart, make the x axis logarithmic with a tick at each value."""
+    xs = sorted(values)
+    axes.set(ylabel=f"{column}, %", xlabel=key)
     axes.margins(x=0.08)
-    labels = [f"{x:g}" if isinstance(x, float) else str(x) for x in xs]
-    crowded = len(xs) * max(map(len, labels)) * 0.075 > WIDTH - 0.9
-    axes.set_xticks(xs, labels, rotation=45 if crowded else 0, fontsize=8)
-    axes.xaxis.set_minor_locator(NullLocator())
+    if min(xs) > 0 and max(xs) / min(xs) >= OCTAVES:
+        axes.set_xscale("log", base=2)
+        labels = [f"{x:g}" if isinstance(x, float) else str(x) for x in xs]
+        crowded = len(xs) * max(map(len, labels)) * 0.075 > PANEL_WIDTH - 0.9
+        axes.set_xticks(xs, labels, rotation=45 if crowded else 0, fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(True, color="0.92")
 
 
-def bars_of(cells: Iterable[Filled]) -> str:
-    """What the bars are, for the legend: of how many seeds or trials, and why a point has none."""
-    shown = [cell for cell in cells if cell.summary]
-    several = sorted({(cell.summary.n, cell.over) for cell in shown if cell.summary and cell.summary.n > 1})
-    single = any(cell.summary and cell.summary.n == 1 for cell in shown)
-    over = " or ".join(f"{n} {what}" for n, what in several)
-    said = [f"bars: 95 % t-interval over {over}"] if several else []
-    return "; ".join(said + ["a point without a bar: n = 1" if several else "n = 1: no error bars"] * single)
+def explain_bars(cells: Iterable[Filled]) -> str:
+    """What the bars are, for the legend: over how many seeds or trials, and why a point has none."""
+    counts = {(cell.summary.n, cell.over) for cell in cells if cell.summary}
+    several = " or ".join(f"{n} {what}" for n, what in sorted(counts) if n > 1)
+    notes = [f"bars: 95 % t-interval over {several}"] if several else []
+    if any(n == 1 for n, _ in counts):
+        notes.append("a point without a bar: n = 1" if several else "n = 1: no error bars")
+    return "; ".join(notes)

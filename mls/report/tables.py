@@ -1,24 +1,27 @@
 """Fill the cells of a table from the metrics of its artifacts; ``mls.report.formats`` prints it.
 
-    table = fill("classification", spec, metrics)      # spec: from the plan's tables job
+    table = fill_table("classification", spec, metrics)      # spec: from the plan's tables job
     print(to_markdown(table, "scenes"))
 
-Metrics are percents, and higher is better for every one of them.
+Metrics are percents, and higher is better for all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from mls.config.paper import Beside
-from mls.report.statistics import Summary, mean, summarise
+from mls.report.statistics import Summary, exact_mean, mean_with_interval
+
+Pairs = tuple[tuple[str, str], ...]
+"""(pretrain id, task id) of each value behind a cell."""
 
 
-class Interval(NamedTuple):
-    """Bootstrap interval of one value over the images it was judged by; it does not cover how pretrainings vary."""
+class BootstrapInterval(NamedTuple):
+    """Bootstrap interval of one value over its test images; it does not cover how pretrainings vary."""
 
     low: float
     high: float
@@ -36,23 +39,26 @@ class Filled:
     over: str
     """What was averaged: ``seeds`` or ``trials``."""
     units: tuple[float | None, ...]
-    """One per seed (the mean of its trials) or per trial, in the plan's order; None for one that gave no value."""
-    sources: tuple[tuple[str, str], ...]
-    """The (pretrain id, task id) pairs behind the number."""
-    interval: Interval | None = None
-    """Of a cell of one value whose task has one."""
+    """One per seed (the mean of its trials) or per trial, in the plan's order; None where there is no value."""
+    sources: Pairs
+    interval: BootstrapInterval | None = None
+    """Only for a cell of one value."""
     implemented: bool = True
-    """False: of a task of the paper that nothing here runs."""
+    """False for a task of the paper that this project cannot run."""
 
     @property
     def of(self) -> int:
-        """How many seeds (or trials) the plan has; more than ``summary.n`` where some gave no value."""
+        """Number of planned seeds (or trials); more than ``summary.n`` where some gave no value."""
         return len(self.units)
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The units that gave one."""
+        """The units that gave a value."""
         return tuple(unit for unit in self.units if unit is not None)
+
+
+Rows = dict[str, dict[str, Filled]]
+"""Row -> column (or class) -> cell."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +67,23 @@ class FilledTable:
 
     name: str
     columns: list[str]
-    cells: dict[str, dict[str, Filled]]
-    differences: dict[str, dict[str, Filled]]
-    """Rows ``<row> - <baseline>``, paired by seed; none without a baseline."""
+    cells: Rows
+    differences: Rows
+    """Rows ``<row> - <baseline>``, paired by seed; empty without a baseline."""
     paper: Beside | None
     """Numbers of the paper to print beside them."""
     remarks: Mapping[str, str] = field(default_factory=dict)
-    """Rows whose pretraining is not that of most rows -> in what it differs (``mls.report.protocol``)."""
+    """Row whose pretraining differs from that of most rows -> how it differs (``mls.report.protocol``)."""
     against: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(row, column) that are compared with the paper, but are of another protocol -> in what it differs."""
+    """(row, column) compared with the paper under another protocol -> how the protocol differs."""
 
     @property
-    def all_cells(self) -> dict[str, dict[str, Filled]]:
+    def all_cells(self) -> Rows:
         """Rows and differences."""
         return self.cells | self.differences
 
     def best(self) -> set[tuple[str, str]]:
-        """(row, column) of the greatest unrounded mean of each column that has at least two."""
+        """(row, column) of the greatest unrounded mean in each column that has at least two."""
         found = set()
         for column in self.columns:
             means = {row: s.mean for row, cells in self.cells.items() if (s := cells[column].summary)}
@@ -89,60 +95,57 @@ class FilledTable:
 # ------------------------------------------------------------------------------------------ filling
 
 
-def fill(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> FilledTable:
+def fill_table(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> FilledTable:
     """Average the metrics of every cell.
 
     Args:
         name: of the table.
         spec: ``{"columns": [...], "rows": [{"label", "tasks": {task: [[pretrain id, task id], ...]}}]}``, and
-            ``"baseline"``, the label of a row, ``"paper"``, ``{"table", "rows": {row: row of the paper}, "columns":
-            {column: column of the paper}}``, and ``"not_implemented"``, further columns, where there are any.
+            optionally ``"baseline"``, the label of a row; ``"paper"``, ``{"table", "rows": {row: row of the paper},
+            "columns": {column: column of the paper}}``; and ``"not_implemented"``, additional columns.
         metrics: task id -> content of its ``metrics.json``.
     """
-    cells: dict[str, dict[str, Filled]] = {}
     lacking = {c: Filled(None, "seeds", (), (), implemented=False) for c in spec.get("not_implemented", [])}
+    cells: Rows = {}
     for row in spec["rows"]:
-        cells[row["label"]] = {}
+        own = cells[row["label"]] = {}
         for column in spec["columns"]:
             task, metric = column.split(".", 1)
-            pairs = tuple(dict.fromkeys((pretrain, one) for pretrain, one in row["tasks"][task]))
+            pairs = distinct(row["tasks"][task])
             cell = fill_cell(pairs, {one: metrics[one].get(metric) for _, one in pairs})
             if len(pairs) == 1 and cell.summary:
                 cell = replace(cell, interval=bootstrap(metrics[pairs[0][1]], metric))
-            cells[row["label"]][column] = cell
-        cells[row["label"]] |= lacking
+            own[column] = cell
+        own |= lacking
     baseline = spec.get("baseline")
-    differences = {
-        f"{row} - {baseline}": {
-            column: subtract(cell, cells[baseline][column]) if cell.implemented else cell
-            for column, cell in own.items()
-        }
-        for row, own in cells.items()
-        if baseline is not None and row != baseline
-    }
+    differences = {f"{row} - {baseline}": own for row, own in subtract_row(cells, baseline).items()}
     paper = None
-    if beside := spec.get("paper"):  # in the table's order: that of mappings is no part of the tables' id
-        rows, columns = beside.get("rows", {}), beside.get("columns", {})
-        paper = Beside(
-            beside["table"],
-            {row: rows[row] for row in cells if row in rows},
-            {column: columns[column] for column in spec["columns"] if column in columns},
+    if beside := spec.get("paper"):  # in the table's order: the id does not cover the order of mappings
+        claims, columns = (
+            {key: chosen[key] for key in order if key in chosen}
+            for chosen, order in ((beside.get("rows", {}), cells), (beside.get("columns", {}), spec["columns"]))
         )
+        paper = Beside(beside["table"], claims, columns)
     return FilledTable(name, [*spec["columns"], *lacking], cells, differences, paper)
 
 
-def bootstrap(metrics: Mapping[str, Any], metric: str) -> Interval | None:
-    """The interval that a task gives for one of its metrics; only probes give any, and not for all metrics."""
+def distinct(pairs: list[list[str]]) -> Pairs:
+    """(pretrain id, task id) of a row, once each: runs that do not depend on the seed are repeated in the plan."""
+    return tuple(dict.fromkeys((pretrain, one) for pretrain, one in pairs))
+
+
+def bootstrap(metrics: Mapping[str, Any], metric: str) -> BootstrapInterval | None:
+    """The interval in a task's ``metrics.json``; only probes give any, and not for all metrics."""
     found = metrics.get("interval") or {}
     ends = found.get(metric)
-    return Interval(ends[0], ends[1], found["level"], found["covers"]) if ends else None
+    return BootstrapInterval(ends[0], ends[1], found["level"], found["covers"]) if ends else None
 
 
-def fill_cell(pairs: tuple[tuple[str, str], ...], found: Mapping[str, float | None]) -> Filled:
+def fill_cell(pairs: Pairs, found: Mapping[str, float | None]) -> Filled:
     """Average over trials, then over seeds; with one seed, over its trials.
 
-    A seed of which any trial gave no value is left out whole: the mean of its other trials would
-    not be comparable with the mean of another seed's.
+    A seed with a missing trial is left out completely: the mean of its other trials is not comparable with the mean
+    of another seed.
 
     Args:
         pairs: distinct (pretrain id, task id); runs that do not depend on the seed appear once.
@@ -153,43 +156,55 @@ def fill_cell(pairs: tuple[tuple[str, str], ...], found: Mapping[str, float | No
         value = found[task]
         trials.setdefault(pretrain, []).append(value if value is not None and math.isfinite(value) else None)
     if len(trials) > 1:
-        over = "seeds"
-        units = [mean([v for v in t if v is not None]) if None not in t else None for t in trials.values()]
-    else:
-        units = next(iter(trials.values()))
-        over = "trials" if len(units) > 1 else "seeds"
-    return summarised(over, tuple(units), pairs)
+        return summarised_cell("seeds", tuple(map(mean_if_complete, trials.values())), pairs)
+    (units,) = trials.values()
+    return summarised_cell("trials" if len(units) > 1 else "seeds", tuple(units), pairs)
 
 
-def summarised(over: str, units: tuple[float | None, ...], sources: tuple[tuple[str, str], ...]) -> Filled:
-    """A cell with the mean and interval of what its units gave."""
+def mean_if_complete(units: Iterable[float | None]) -> float | None:
+    """The mean, or None if a value is missing."""
+    values = list(units)
+    return None if None in values else exact_mean([v for v in values if v is not None])
+
+
+def summarised_cell(over: str, units: tuple[float | None, ...], sources: Pairs) -> Filled:
+    """A cell with the mean and the interval of the units that gave a value."""
     values = [unit for unit in units if unit is not None]
-    return Filled(summarise(values) if values else None, over, units, sources)
+    return Filled(mean_with_interval(values) if values else None, over, units, sources)
+
+
+def subtract_row(cells: Rows, baseline: str | None) -> Rows:
+    """Every other row minus the row ``baseline``; nothing without a baseline."""
+    return {
+        row: {key: subtract(cell, cells[baseline][key]) for key, cell in own.items()}
+        for row, own in cells.items()
+        if baseline is not None and row != baseline
+    }
 
 
 def subtract(cell: Filled, baseline: Filled) -> Filled:
     """Difference of two cells, seed by seed, so that what a seed does to both cancels out.
 
-    A seed that lacks a value in either is left out. Cells of unequally many seeds (weights that were given have one)
-    have no pairs: their difference has no units.
+    A seed without a value in either cell is left out. Cells with different numbers of seeds (given weights have one)
+    cannot be paired: their difference has no units.
     """
+    if not cell.implemented:
+        return cell
     ours, theirs = by_seed(cell), by_seed(baseline)
     pairs = zip(ours, theirs, strict=True) if len(ours) == len(theirs) else ()
     units = tuple(None if a is None or b is None else a - b for a, b in pairs)
-    return summarised("seeds", units, cell.sources + baseline.sources)
+    return summarised_cell("seeds", units, cell.sources + baseline.sources)
 
 
 def by_seed(cell: Filled) -> tuple[float | None, ...]:
-    """A cell's units; of one seed with several trials, their mean."""
-    if cell.over == "seeds":
-        return cell.units
-    return (mean(cell.values) if None not in cell.units else None,)
+    """A cell's units; for one seed with several trials, their mean."""
+    return cell.units if cell.over == "seeds" else (mean_if_complete(cell.units),)
 
 
 def to_metrics(table: FilledTable) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """``{row: {column: {"mean", "half_width", "n"}}}``, for ``dvc metrics``: what was measured, and that alone.
+    """``{row: {column: {"mean", "half_width", "n"}}}``, for ``dvc metrics``: only what was measured.
 
-    A cell that has an interval of its one value has its ends too, ``low`` and ``high``; undefined cells are left out.
+    A cell with a bootstrap interval also has its ends, ``low`` and ``high``; undefined cells are left out.
     """
     return {
         row: {

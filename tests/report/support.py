@@ -104,7 +104,7 @@ def make_tables(plan: Plan) -> Path:
 
 
 @dataclass
-class Trained:
+class FinishedRun:
     """A finished pretraining, and how it began."""
 
     plan: Plan
@@ -116,7 +116,7 @@ class Trained:
 
 
 @contextmanager
-def finished_runs(folder: Path) -> Iterator[dict[str, Trained]]:
+def finished_runs(folder: Path) -> Iterator[dict[str, FinishedRun]]:
     """Pretrain `mls` and `moco-v2` of the small experiment in a folder, and stay in it."""
     plan = plan_of(small())
     threads, made = torch.get_num_threads(), {}
@@ -128,7 +128,7 @@ def finished_runs(folder: Path) -> Iterator[dict[str, Trained]]:
             with patch.context() as inner:
                 initial, first = watch(inner)
                 run_stage(plan, job, mls.train.pretrain.run)
-            made[name] = Trained(plan, job, initial, first[0])
+            made[name] = FinishedRun(plan, job, initial, first[0])
         yield made
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mls.report.curves import MECHANISM, POINTS, draw_mechanism, merge
-from mls.report.publish import publish
+from mls.report.publish import publish_tables
 from mls.report.style import plain_style
 from tests.report.support import make_tables, small_plan, write_inputs
 
@@ -41,7 +41,7 @@ def test_the_published_folder_holds_the_curves_of_every_trained_run(
     plan = small_plan(seeds=[0, 1])
     write_inputs(plan, lambda label: {"mAP": 50.0, "box_AP": 10.0})
     make_tables(plan)
-    rows = list(csv.DictReader(io.StringIO((publish(plan) / "curves.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((publish_tables(plan) / "curves.csv").read_text())))
     assert [(r["run"], r["seed"]) for r in rows] == [("mls", "0")] * 40 + [("mls", "1")] * 40, "random has no curve"
     assert (rows[0]["step"], rows[0]["info_nce"]) == ("0", "8") and rows[40]["step"] == "1"
 

@@ -73,7 +73,7 @@ def test_without_a_baseline_nothing_is_subtracted(in_tmp: Path) -> None:
     assert " - " not in text.split("\n- ")[0] and "paired" not in text
 
 
-def test_what_has_no_pairs_has_no_difference() -> None:
+def test_different_numbers_of_seeds_give_no_difference() -> None:
     seeds = fill_cell((("p0", "a"), ("p1", "b")), {"a": 1.0, "b": 2.0})
     given = fill_cell((("w", "c"),), {"c": 1.0})
     assert subtract(seeds, given).units == (), "two seeds against one"
@@ -89,7 +89,7 @@ def test_trials_of_one_seed_are_one_pair_of_means() -> None:
     assert subtract(lacking, one).units == (None,)
 
 
-def test_unequally_many_seeds_are_said_to_be_no_pairs(in_tmp: Path) -> None:
+def test_different_numbers_of_seeds_are_explained(in_tmp: Path) -> None:
     path = made({**SEEDS}, runs=RUNS | {"given": {"method": "imagenet"}})
     text = (path / "tables" / "main.md").read_text()
     assert "| given - moco-v2 | – | 0 |" in [" ".join(line.split()) for line in text.splitlines()]  # noqa: RUF001

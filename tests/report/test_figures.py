@@ -61,7 +61,7 @@ def test_all_figures_show_their_data(in_tmp: Path) -> None:
 def test_photos_are_never_drawn(in_tmp: Path) -> None:
     class Fake:
         path = Path("data")
-        seal = {"params": {"source": "folder"}, "files": {}}  # noqa: RUF012
+        manifest = {"params": {"source": "folder"}, "files": {}}  # noqa: RUF012
 
     Fake.path.mkdir()
     write_scenes(Fake.path)  # could be drawn, if only the source allowed it
@@ -167,7 +167,7 @@ def test_another_process_and_matplotlibrc_give_the_same_bytes(tmp_path: Path) ->
         assert (tmp_path / f"here.{end}").read_bytes() == (tmp_path / f"there.{end}").read_bytes()
 
 
-def test_two_makings_are_equal_byte_for_byte(in_tmp: Path) -> None:
+def test_making_figures_again_gives_the_same_bytes(in_tmp: Path) -> None:
     plan = small_plan(seeds=[0, 1])
     write_inputs(plan, lambda label: {"mAP": 50.0, "box_AP": 10.0, "per_class": {"disc": 40.0, "star": 60.0}})
     path = make_tables(plan)

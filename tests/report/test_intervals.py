@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mls.report.formats import to_csv, to_latex, to_markdown
-from mls.report.tables import FilledTable, Interval, bootstrap, fill, to_metrics
+from mls.report.tables import BootstrapInterval, FilledTable, bootstrap, fill_table, to_metrics
 
 
 def probed(value: float | None, ends: list[float] | None, metric: str = "mAP", covers: str = "test") -> dict[str, Any]:
@@ -26,7 +26,7 @@ def filled(seeds: dict[str, list[dict[str, Any]]], column: str = "svm.mAP", **mo
         pairs = [[f"p-{row}{i}", f"t-{row}{i}"] for i in range(len(found))]
         rows.append({"label": row, "tasks": {column.split(".")[0]: pairs}})
         metrics |= {task: one for (_, task), one in zip(pairs, found, strict=True)}
-    return fill("main", {"columns": [column], "rows": rows} | more, metrics)
+    return fill_table("main", {"columns": [column], "rows": rows} | more, metrics)
 
 
 ONE = {"mls": [probed(52.04, [50.6, 53.25])]}
@@ -71,7 +71,7 @@ def test_several_seeds_keep_their_t_interval() -> None:
     assert "[" not in to_markdown(table, "e") and "low" not in to_metrics(table)["mls"]["svm.mAP"]
 
 
-def test_the_one_value_that_is_left_of_two_seeds_has_none() -> None:
+def test_one_value_left_of_two_seeds_has_no_interval() -> None:
     table = filled({"mls": [probed(52.0, [50.0, 54.0]), probed(None, None)]})
     assert "| mls | 52.0 (1 of 2) | 2 seeds |" in lines(table)
 
@@ -112,7 +112,7 @@ def test_val_is_not_called_test() -> None:
     assert "52.0 [50.0, 54.0]" in text and "val sampling only" in text and "test sampling" not in text
 
 
-def test_a_difference_has_none() -> None:
+def test_a_difference_has_no_bootstrap_interval() -> None:
     table = filled(ONE | {"random": [probed(40.0, [39.0, 41.0])]}, baseline="random")
     assert "| mls - random | +12.0 | 1 |" in lines(table)
     assert "low" not in to_metrics(table)["mls - random"]["svm.mAP"]
@@ -120,5 +120,5 @@ def test_a_difference_has_none() -> None:
 
 def test_a_metric_called_like_a_description_is_not_taken_for_ends() -> None:
     metrics = probed(52.0, [50.0, 54.0])
-    assert bootstrap(metrics, "mAP") == Interval(50.0, 54.0, 0.95, "test sampling only")
+    assert bootstrap(metrics, "mAP") == BootstrapInterval(50.0, 54.0, 0.95, "test sampling only")
     assert bootstrap(metrics, "mAP_11") is None

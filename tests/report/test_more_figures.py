@@ -12,10 +12,9 @@ from matplotlib.container import ErrorbarContainer
 
 from mls.config.load import ExperimentError
 from mls.data.image_store import ImageStore
-from mls.report.agreement_figures import draw_agreement
 from mls.report.class_figures import class_differences, draw_differences
-from mls.report.curves import draw_losses
-from mls.report.detection_figures import draw_detections
+from mls.report.curves import draw_agreement, draw_losses
+from mls.report.object_figures import draw_detections
 from tests.report.support import PREDICTIONS, small_plan, write_scenes
 
 
@@ -114,7 +113,7 @@ def test_only_an_experiment_that_draws_has_another_id() -> None:
         (["mls", "mls"], "draw: 'mls' is named twice"),
     ],
 )
-def test_what_can_not_be_drawn_is_refused(draw: list[str], message: str) -> None:
+def test_undrawable_runs_are_refused(draw: list[str], message: str) -> None:
     with pytest.raises(ExperimentError) as error:
         small_plan(draw=draw)
     assert message in str(error.value)

@@ -17,17 +17,17 @@ from mls import cli
 from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import open_inputs
-from mls.report import neighbour_figures
+from mls.report import drawing, neighbours
 from mls.report.neighbour_figures import ENTRY, QUERY, draw_neighbours, listed
-from mls.report.neighbours import initial
+from mls.report.neighbours import initial_state
 from mls.runtime.errors import MlsError
-from tests.report.support import Trained, finished_runs
+from tests.report.support import FinishedRun, finished_runs
 
 FILES = ["fig3.png", "fig3.pdf", "fig3.json", "fig4.png", "fig4.pdf"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Trained]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FinishedRun]]:
     with finished_runs(tmp_path_factory.mktemp("figures")) as made:
         yield made
 
@@ -39,7 +39,7 @@ def shows(path: Path, colour: str) -> int:
 
 
 @pytest.mark.parametrize(("name", "topk"), [("mls", 3), ("moco-v2", 20)])
-def test_files_are_a_function_of_the_id_and_arguments(runs: dict[str, Trained], name: str, topk: int) -> None:
+def test_files_are_a_function_of_the_id_and_arguments(runs: dict[str, FinishedRun], name: str, topk: int) -> None:
     run = runs[name]
     out = Path(f"first-{name}")
     assert draw_neighbours(run.plan, run.job, out, images=2) == [out / file for file in FILES]
@@ -52,22 +52,22 @@ def test_files_are_a_function_of_the_id_and_arguments(runs: dict[str, Trained], 
     assert Path(f"other-{name}/fig4.png").read_bytes() != (out / "fig4.png").read_bytes()
 
     text = (out / "fig3.json").read_text()
-    told = json.loads(text)
-    assert text == json.dumps(told, indent=1, sort_keys=True) + "\n"
-    assert told["pretrain"] == run.job.id and told["topk"] == topk and told["entries"] == 20
-    assert told["before"]["known"] == 8 and told["after"]["known"] == 20
+    numbers = json.loads(text)
+    assert text == json.dumps(numbers, indent=1, sort_keys=True) + "\n"
+    assert numbers["pretrain"] == run.job.id and numbers["topk"] == topk and numbers["entries"] == 20
+    assert numbers["before"]["known"] == 8 and numbers["after"]["known"] == 20
     for panel in ("before", "after"):
-        assert sum(told[panel]["backbone"]["counts"]) == sum(told[panel]["mlp"]["counts"]) == 20
+        assert sum(numbers[panel]["backbone"]["counts"]) == sum(numbers[panel]["mlp"]["counts"]) == 20
     assert shows(out / "fig4.png", QUERY) > 500 and shows(out / "fig4.png", ENTRY) > 2000
     assert (out / "fig3.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_few_keys_are_drawn_and_none_is_an_error(
-    runs: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, FinishedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs["mls"]
-    state = initial(run.job.config, 0)
-    monkeypatch.setattr(neighbour_figures, "trained", lambda config, artifact: state)
+    state = initial_state(run.job.config, 0)
+    monkeypatch.setattr(neighbours, "final_state", lambda config, artifact: state)
     with pytest.raises(MlsError, match=r"dictionary without keys.*lower pretrain\.optimizer\.lr"):
         draw_neighbours(run.plan, run.job, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -77,7 +77,7 @@ def test_few_keys_are_drawn_and_none_is_an_error(
     assert shows(tmp_path / "one/fig4.png", QUERY) > shows(tmp_path / "one/fig4.png", ENTRY) / 2 > 100
 
 
-def test_what_trains_nothing_can_not_be_drawn(runs: dict[str, Trained], tmp_path: Path) -> None:
+def test_a_method_without_training_cannot_be_drawn(runs: dict[str, FinishedRun], tmp_path: Path) -> None:
     plan = runs["mls"].plan
     (job,) = plan.find("pretrain", "random")
     with pytest.raises(MlsError, match=r"random:0 .*method 'none'.*can draw: moco-v2:0, mls:0"):
@@ -85,7 +85,7 @@ def test_what_trains_nothing_can_not_be_drawn(runs: dict[str, Trained], tmp_path
 
 
 def test_missing_and_damaged_artifacts_name_the_command(
-    runs: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, FinishedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, job = runs["mls"].plan, runs["mls"].job
     shutil.copytree("artifacts", tmp_path / "artifacts")
@@ -114,7 +114,7 @@ def test_missing_and_damaged_artifacts_name_the_command(
 
 @pytest.mark.parametrize(("source", "lines"), [("scenes", 0), ("folder", 1)])
 def test_pictures_of_photos_come_with_a_warning(
-    runs: dict[str, Trained],
+    runs: dict[str, FinishedRun],
     source: str,
     lines: int,
     tmp_path: Path,
@@ -125,13 +125,13 @@ def test_pictures_of_photos_come_with_a_warning(
         data = open_inputs(plan, job)["data"]
         return {"data": Artifact(data.path, {**data.manifest, "params": {"source": source}})}
 
-    monkeypatch.setattr(neighbour_figures, "open_inputs", opened)
+    monkeypatch.setattr(drawing, "open_inputs", opened)
     draw_neighbours(runs["mls"].plan, runs["mls"].job, tmp_path, images=1)
     assert capsys.readouterr().err.count("show photos of the data set; don't publish them") == lines
 
 
 def test_the_command_prints_its_files(
-    runs: dict[str, Trained], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, FinishedRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = runs["mls"].job
     plan = runs["mls"].plan

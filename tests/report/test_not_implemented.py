@@ -6,7 +6,7 @@ import csv
 import io
 
 from mls.report.formats import to_csv, to_latex, to_markdown
-from mls.report.tables import FilledTable, fill, to_metrics
+from mls.report.tables import FilledTable, fill_table, to_metrics
 
 SPEC = {
     "columns": ["psp.mIoU"],
@@ -18,7 +18,7 @@ METRICS = {f"{one}-{t}": {"mIoU": 60.0 + 5 * (one == "mls") + t} for one in ("mo
 
 
 def table() -> FilledTable:
-    return fill("table3", SPEC, METRICS)
+    return fill_table("table3", SPEC, METRICS)
 
 
 def test_markdown() -> None:

@@ -1,4 +1,4 @@
-"""The report's pages, without a browser: complete, true to the seals, safe for any label."""
+"""The report's pages, without a browser: complete, true to the manifests, safe for any label."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from jinja2 import Environment
 
 from mls.pipeline.plan import Plan
-from mls.report.graph import direct
-from mls.report.origin import code
-from mls.report.page import Column, Row, Sheet, Value, spent, write_page
-from mls.report.pages import build, folder, table_page
-from mls.report.tables import fill
+from mls.report.graph import direct_inputs
+from mls.report.origin import code_version
+from mls.report.page import Column, Sheet, SheetRow, Value, spent, write_page
+from mls.report.pages import build_pages, report_folder, table_page
+from mls.report.tables import fill_table
 from mls.runtime.errors import DamagedArtifact
 from tests.report.support import make_tables, small_plan, write_inputs
 
@@ -93,14 +93,14 @@ def plan(in_tmp: Path) -> Plan:
     return plan
 
 
-def seals(plan: Plan) -> dict[str, dict[str, Any]]:
+def manifests(plan: Plan) -> dict[str, dict[str, Any]]:
     found = {job.id: json.loads((job.path / "artifact.json").read_text()) for job in plan.jobs.values()}
     assert len(found) == len(plan.jobs)
     return found
 
 
 def test_every_cell_has_a_line_for_each_pair_of_artifacts_behind_it(plan: Plan) -> None:
-    rows = Pages(build(plan) / "provenance.html").tables[0]
+    rows = Pages(build_pages(plan) / "provenance.html").tables[0]
     found = [(*(row[i].lines[0] for i in (0, 1, 2)), row[4].lines[1], row[6].lines[1]) for row in rows]
     cells = json.loads((plan.tables.path / "provenance.json").read_text())["cells"]
     wanted = {
@@ -116,7 +116,7 @@ def test_every_cell_has_a_line_for_each_pair_of_artifacts_behind_it(plan: Plan) 
 
 
 def test_a_tables_numbers_sort_by_their_means_and_lead_to_their_lines(plan: Plan) -> None:
-    page = Pages(build(plan) / "tables" / "main.html")
+    page = Pages(build_pages(plan) / "tables" / "main.html")
     numbers, sources = page.tables
     assert {len(row) for row in numbers} == {page.heads[1]} and {len(row) for row in sources} == {page.heads[2]}
     means = json.loads((plan.tables.path / "metrics.json").read_text())["main"]
@@ -127,11 +127,13 @@ def test_a_tables_numbers_sort_by_their_means_and_lead_to_their_lines(plan: Plan
             assert lines and {(line[0].lines[0], line[1].lines[0]) for line in lines} == {(row.lines[0], column)}
 
 
-def test_lines_tell_the_pairs_own_value_and_the_seals_times(plan: Plan) -> None:
-    sealed = seals(plan)
-    for _, _, column, value, pretrain, first, task, second, *_ in Pages(build(plan) / "provenance.html").tables[0]:
+def test_lines_tell_the_pairs_own_value_and_the_manifests_times(plan: Plan) -> None:
+    recorded = manifests(plan)
+    for _, _, column, value, pretrain, first, task, second, *_ in Pages(build_pages(plan) / "provenance.html").tables[
+        0
+    ]:
         for artifact, took in ((pretrain, first), (task, second)):
-            made = sealed[artifact.lines[1]]["made"]
+            made = recorded[artifact.lines[1]]["made"]
             assert took.key == made["wall_s"]
             assert took.lines == [spent(made["wall_s"]), made["started"][:16].replace("T", " ")]
         own = metrics(plan.labels[task.lines[1]][0])[column.lines[0].split(".")[1]]
@@ -139,37 +141,37 @@ def test_lines_tell_the_pairs_own_value_and_the_seals_times(plan: Plan) -> None:
 
 
 def test_the_artifacts_page_has_them_all_and_totals_that_add_up(plan: Plan) -> None:
-    sealed = seals(plan)
-    totals, artifacts, environments = Pages(build(plan) / "artifacts.html").tables
-    assert {row[1].lines[1]: row[2].key for row in artifacts} == {i: s["made"]["wall_s"] for i, s in sealed.items()}
-    sizes = {i: sum(file["size"] for file in seal["files"].values()) for i, seal in sealed.items()}
+    recorded = manifests(plan)
+    totals, artifacts, environments = Pages(build_pages(plan) / "artifacts.html").tables
+    assert {row[1].lines[1]: row[2].key for row in artifacts} == {i: s["made"]["wall_s"] for i, s in recorded.items()}
+    sizes = {i: sum(file["size"] for file in manifest["files"].values()) for i, manifest in recorded.items()}
     assert {row[1].lines[1]: row[3].key for row in artifacts} == sizes
     *stages, everything = totals
     assert [row[0].lines[0] for row in totals] == ["data", "pretrain", "features", "probe", "transfer", "tables", "all"]
     for i in (1, 2, 3, 4):
         assert sum(row[i].key or 0 for row in stages) == pytest.approx(everything[i].key)
     assert everything[1].key == len(plan.jobs)
-    made = sealed[plan.tables.id]["made"]
+    made = recorded[plan.tables.id]["made"]
     assert environments[0][1].lines == [made["python"]] and f"torch {made['packages']['torch']}" in str(environments[0])
 
 
-def test_what_tables_do_not_need_may_be_missing_and_nothing_else(plan: Plan) -> None:
+def test_only_artifacts_that_tables_do_not_read_may_be_missing(plan: Plan) -> None:
     for job in (*plan.stage("features"), *plan.stage("data")):
         shutil.rmtree(job.path)
-    totals, artifacts, _ = Pages(build(plan) / "artifacts.html").tables
+    totals, artifacts, _ = Pages(build_pages(plan) / "artifacts.html").tables
     missing = [row for row in artifacts if row[2].key is None]
     assert {row[0].lines[0] for row in missing} == {"data", "features"}
     assert [row[2].key for row in totals[:3]] == [0, len(plan.stage("pretrain")), 0]
-    assert "not here" in (folder(plan) / "graph.html").read_text()
+    assert "not here" in (report_folder(plan) / "graph.html").read_text()
     shutil.rmtree(plan.stage("probe")[0].path)
     with pytest.raises(DamagedArtifact, match="is missing; make it with snakemake, or fetch it: dvc pull"):
-        build(plan)
+        build_pages(plan)
 
 
 def test_pages_are_complete_in_themselves_and_building_again_leaves_no_old_ones(plan: Plan) -> None:
-    (folder(plan) / "tables").mkdir(parents=True)
-    (folder(plan) / "tables" / "old.html").touch()
-    out = build(plan)
+    (report_folder(plan) / "tables").mkdir(parents=True)
+    (report_folder(plan) / "tables" / "old.html").touch()
+    out = build_pages(plan)
     figures = {path.name for path in (plan.tables.path / "figures").glob("*.png")}
     assert figures and {path.name for path in (out / "figures").iterdir()} == figures
     pages = sorted(str(path.relative_to(out)) for path in out.rglob("*.html"))
@@ -190,12 +192,15 @@ def test_any_label_is_shown_as_it_is(in_tmp: Path) -> None:
     label = """<script>alert("1")</script> & 'x' {{ 1 }} </td>"""
     pairs: dict[str, Any] = {"linear": [["p", "t"]]}
     spec = {"columns": ["linear.mAP"], "rows": [{"label": label, "tasks": pairs}]}
-    table = fill("main", spec, {"t": {"mAP": 50.0}})
+    table = fill_table("main", spec, {"t": {"mAP": 50.0}})
     title, lead, sheets = table_page(table, label, [])
     plain = Path("plain.html")
-    write_page(plain, "title", "lead", [Sheet("", [Column("run")], [Row([Value("x")])])])
+    write_page(plain, "title", "lead", [Sheet("", [Column("run")], [SheetRow([Value("x")])])])
     write_page(
-        Path("page.html"), title, lead, [*sheets, Sheet(label, [Column(label)], [Row([Value(label, title=label)])])]
+        Path("page.html"),
+        title,
+        lead,
+        [*sheets, Sheet(label, [Column(label)], [SheetRow([Value(label, title=label)])])],
     )
     page = Pages(Path("page.html"))
     assert page.tables[0][0][0].lines == [label] and page.tables[2][0][0].lines == [label]
@@ -203,26 +208,26 @@ def test_any_label_is_shown_as_it_is(in_tmp: Path) -> None:
 
 
 def test_the_graph_has_every_artifact_and_no_shortcuts(plan: Plan) -> None:
-    text = (build(plan) / "graph.html").read_text(encoding="utf-8")
+    text = (build_pages(plan) / "graph.html").read_text(encoding="utf-8")
     assert text.count("<rect") == len(plan.jobs) and all(one in text for one in plan.jobs)
     (probe,) = plan.find("probe", "linear/mls:0")
-    assert [job.stage for job in direct(plan, probe)] == ["features"]
-    assert {job.stage for job in direct(plan, plan.tables)} == {"probe", "transfer"}
-    assert text.count("<path") == sum(len(direct(plan, job)) for job in plan.jobs.values())
+    assert [job.stage for job in direct_inputs(plan, probe)] == ["features"]
+    assert {job.stage for job in direct_inputs(plan, plan.tables)} == {"probe", "transfer"}
+    assert text.count("<path") == sum(len(direct_inputs(plan, job)) for job in plan.jobs.values())
 
 
 def test_code_tells_uncommitted_changes_and_does_without_git() -> None:
     made: dict[str, Any] = {"revision": "a" * 40, "dirty": False, "digest": "d"}
-    assert code({"code": made}) == "a" * 10
-    assert code({"code": {**made, "dirty": True}}) == "a" * 10 + "+"
-    assert code({"code": {**made, "revision": None}}) == "digest d"
+    assert code_version({"code": made}) == "a" * 10
+    assert code_version({"code": {**made, "dirty": True}}) == "a" * 10 + "+"
+    assert code_version({"code": {**made, "revision": None}}) == "digest d"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.0, "0 s"), (0.148, "0.15 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (8075, "2 h 14 min")],
 )
-def test_times_as_a_person_says_them(seconds: float, text: str) -> None:
+def test_times_are_readable(seconds: float, text: str) -> None:
     assert spent(seconds) == text
 
 

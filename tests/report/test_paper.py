@@ -1,4 +1,4 @@
-"""Numbers of the paper beside measured ones: right, told apart everywhere, and never counted as measured."""
+"""Numbers of the paper beside measured ones: right, distinguishable everywhere, and never counted as measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from mls.config.load import ExperimentError
 from mls.config.paper import FOLDER, TABLES, Beside, load_anchors, load_tables
 from mls.report.formats import to_csv, to_latex, to_markdown
-from mls.report.tables import FilledTable, fill, to_metrics
+from mls.report.tables import FilledTable, fill_table, to_metrics
 from tests.report.support import make_tables, small_plan, write_inputs
 
 COLUMNS = ("VOC07", "CUB200", "Flowers", "Cars", "Aircraft", "Indoor67", "Pets", "DTD")
@@ -27,7 +27,7 @@ def filled(paper: dict[str, Any] | None, **more: Any) -> FilledTable:
     found = {"random": 30.0, "moco-v2": 95.0, "mls": 40.0}
     rows = [{"label": row, "tasks": {"svm": [[f"p-{row}", f"t-{row}"]]}} for row in found]
     spec = {"columns": ["svm.mAP"], "rows": rows} | ({"paper": paper} if paper is not None else {}) | more
-    return fill("t5", spec, {f"t-{row}": {"mAP": value} for row, value in found.items()})
+    return fill_table("t5", spec, {f"t-{row}": {"mAP": value} for row, value in found.items()})
 
 
 def shown(text: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_the_tables_agree_with_one_another() -> None:
     assert {TABLES[table].rows[row].cells["APb"].percent for table, row in places} == {40.1}
 
 
-def test_what_looks_wrong_in_print_is_said() -> None:
+def test_implausible_numbers_of_the_paper_are_marked() -> None:
     doubtful = {
         (name, row, column)
         for name, table in TABLES.items()
@@ -249,7 +249,7 @@ def test_without_the_paper_nothing_of_it_is_printed() -> None:
     assert to_latex(table, "e").count("multicolumn") == 1
 
 
-def test_metrics_are_what_was_measured_alone() -> None:
+def test_metrics_hold_only_what_was_measured() -> None:
     assert to_metrics(filled(PAPER, baseline="mls")) == to_metrics(filled(None, baseline="mls"))
 
 
@@ -314,7 +314,7 @@ def test_a_compared_column_has_the_difference() -> None:
     assert float(line["mean"]) == pytest.approx(-45.8) and line["source"] == "difference"
 
 
-def test_another_protocol_is_marked_and_said() -> None:
+def test_another_protocol_is_marked_and_explained() -> None:
     other = replace(
         compared(), against={("mls", "svm.mAP"): "4 epochs instead of 400 epochs"}, remarks={"mls": "4 epochs"}
     )

@@ -9,8 +9,8 @@ import pytest
 
 from mls.config.paper import Beside
 from mls.pipeline.plan import Plan, plan_file
-from mls.report.build_tables import filled
-from mls.report.protocol import PAPER_TASKS, against_paper, remarks
+from mls.report.build_tables import fill_tables
+from mls.report.protocol import PAPER_TASKS, against_paper, pretraining_remarks
 from tests.report.support import small_plan
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_what_the_paper_states_of_a_row_is_compared(run: dict[str, Any], table: 
     assert found == "; ".join(text for text in (HELD_OUT, said) if text)
 
 
-def test_another_method_or_data_set_than_the_papers_is_said() -> None:
+def test_another_method_or_data_set_than_the_papers_is_named() -> None:
     plan = small_plan(
         datasets={"coco": {"source": "coco"}, "voc": {"source": "voc"}, "pets": {"source": "pets", "short_side": 64}},
         pretrain={"dataset": "coco", "epochs": 800},
@@ -109,7 +109,7 @@ def test_another_method_or_data_set_than_the_papers_is_said() -> None:
     assert said("sup", "5", "Supervised", "tuned.top1", "Pets") == "task on pets, short_side 64 instead of pets"
 
 
-def test_small_experiments_do_not() -> None:
+def test_small_experiments_do_not_follow_the_papers_protocols() -> None:
     paper = {"table": "2", "rows": {"mls": "MLS", "random": "Random"}, "columns": {"detect.box_AP": "APb"}}
     plan = small_plan(tables={"main": {"columns": ["detect.box_AP"], "paper": paper}})
     found = compared(plan)
@@ -119,10 +119,10 @@ def test_small_experiments_do_not() -> None:
     )
     assert found["main", "random", "detect.box_AP"].startswith("task on "), "random weights have no schedule"
     metrics: dict[str, Any] = {job.id: {"box_AP": 10.0} for job in plan.stage("transfer")}
-    (table,) = filled(plan, metrics)
+    (table,) = fill_tables(plan, metrics)
     assert set(table.against) == {("mls", "detect.box_AP"), ("random", "detect.box_AP")}
     one = plan.stage("transfer")[0].id
-    (table,) = filled(plan, metrics | {one: {"box_AP": None}})
+    (table,) = fill_tables(plan, metrics | {one: {"box_AP": None}})
     assert len(table.against) == 1, "nothing is said of a number that is not there"
 
 
@@ -141,14 +141,14 @@ def test_rows_of_another_schedule_resolution_or_subset_are_named() -> None:
         "deep": {"backbone": {"name": "resnet101"}},
     }
     plan = small_plan(datasets=data, runs=runs)
-    said = remarks(plan.loaded.experiment, plan.loaded.runs, list(runs))
+    said = pretraining_remarks(plan.loaded.experiment, plan.loaded.runs, list(runs))
     assert said == {
         "longer": "800 epochs instead of 400 epochs",
         "smaller": "32-px views instead of 224-px views",
         "fewer": "scenes, train 32, val 8, test 8, size 32 instead of scenes, train 64, val 8, test 8, size 32",
         "deep": "resnet101, imagenet stem instead of resnet50, imagenet stem",
     }
-    with_baseline = remarks(plan.loaded.experiment, plan.loaded.runs, list(runs), "longer")
+    with_baseline = pretraining_remarks(plan.loaded.experiment, plan.loaded.runs, list(runs), "longer")
     assert with_baseline["mls - longer"] == "400 epochs instead of 800 epochs"
     assert "longer - longer" not in with_baseline and "random - longer" not in with_baseline
 

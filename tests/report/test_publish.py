@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mls.pipeline.plan import Plan
-from mls.report.publish import marker, publish, show
+from mls.report.publish import marker, publish_tables, show_tables
 from mls.runtime.errors import DamagedArtifact
 from tests.report.support import make_tables, small_plan, write_inputs
 
@@ -29,33 +29,33 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_publishes_a_copy_and_a_marker(in_tmp: Path) -> None:
     plan = made()
-    folder = publish(plan)
+    folder = publish_tables(plan)
     assert folder == Path("results/tiny")
     wanted = content(plan.tables.path)
     del wanted["artifact.json"], wanted["params.json"]
     assert content(folder) == {**wanted, f".published-{plan.tables.id}": f"tiny {plan.tables.id}\n".encode()}
     before = content(folder)
-    assert content(publish(plan)) == before
+    assert content(publish_tables(plan)) == before
     assert [p.name for p in Path("results").iterdir()] == ["tiny"]
 
 
 def test_replaces_an_older_view_and_its_marker(in_tmp: Path) -> None:
     old = made()
-    publish(old)
+    publish_tables(old)
     new = made(runs={"random": {"method": "none"}, "other": {}})
-    folder = publish(new)
+    folder = publish_tables(new)
     assert new.tables.id != old.tables.id
     assert [p.name for p in folder.glob(".published-*")] == [f".published-{new.tables.id}"]
-    publish(old)  # back to old params: nothing is made, only published again
+    publish_tables(old)  # back to old params: nothing is made, only published again
     assert [p.name for p in folder.glob(".published-*")] == [f".published-{old.tables.id}"]
 
 
 def test_fills_the_folder_that_snakemake_made(in_tmp: Path) -> None:
     plan = made()
-    publish(plan)
+    publish_tables(plan)
     marker(plan).unlink()
     (Path("results/tiny/tables/main.md")).write_text("stale")
-    publish(plan)
+    publish_tables(plan)
     assert marker(plan).exists()
     assert "stale" not in Path("results/tiny/tables/main.md").read_text()
 
@@ -71,7 +71,7 @@ def test_sweeps_leftovers_of_this_experiment_only(in_tmp: Path) -> None:
     for folder in (*mine, *others):
         (folder / "tables").mkdir(parents=True)
         (folder / ".published-0123456789").write_text("half")
-    publish(plan)
+    publish_tables(plan)
     assert not any(folder.exists() for folder in mine)
     assert all(folder.exists() for folder in others)
     assert [p.name for p in Path("results/tiny").glob(".published-*")] == [f".published-{plan.tables.id}"]
@@ -92,7 +92,7 @@ def publish_and_die(plan: Plan, at: int) -> int:
 
         sys.addaudithook(die)
         try:
-            publish(plan)
+            publish_tables(plan)
         finally:
             os._exit(0)
     return os.waitpid(child, 0)[1]
@@ -100,13 +100,13 @@ def publish_and_die(plan: Plan, at: int) -> int:
 
 def test_killed_before_any_file_operation_a_marker_means_a_whole_folder(in_tmp: Path) -> None:
     plan = made()
-    whole = content(publish(plan))
+    whole = content(publish_tables(plan))
     statuses: list[int] = []
     while not statuses or statuses[-1] == signal.SIGKILL:
         statuses.append(publish_and_die(plan, len(statuses) + 1))
         for published in Path("results").glob("tiny/.published-*"):
             assert content(published.parent) == whole
-        for published in Path("results").glob(".tiny.*/.published-*"):  # aside, but whole all the same
+        for published in Path("results").glob(".tiny.*/.published-*"):  # in staging, but complete
             assert content(published.parent) == whole
     assert statuses[-1] == 0 and len(statuses) > 30
     assert content(Path("results/tiny")) == whole
@@ -118,12 +118,12 @@ def test_refuses_a_changed_artifact(in_tmp: Path) -> None:
     file = plan.tables.path / "tables" / "main.md"
     file.write_text(file.read_text().replace("5", "6"))  # the same size
     with pytest.raises(DamagedArtifact, match=r"tables/main\.md"):
-        publish(plan)
+        publish_tables(plan)
     assert not Path("results").exists()
 
 
 def test_show_prints_every_table_and_where_files_are(in_tmp: Path) -> None:
     plan = made()
-    text = show(plan)
+    text = show_tables(plan)
     assert (plan.tables.path / "tables" / "main.md").read_text() in text
     assert text.splitlines()[-1] == "Tables and figures: results/tiny/"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mls.config.load import ExperimentError
 from mls.pipeline.plan import Plan
-from mls.report.build_tables import filled
+from mls.report.build_tables import fill_tables
 from mls.report.sweep_figures import draw_sweep
 from tests.report.support import make_tables, small_plan, write_inputs
 
@@ -38,7 +38,7 @@ def drawn(plan: Plan) -> Figure:
         row = "k[topk=20]" if row == "k" else row
         value = 50.0 + ROWS.index(row) + (int(seed) - 0.5) * (len(plan.loaded.experiment.seeds) > 1)
         metrics[job.id] = {"mAP": value, "box_AP": value}
-    (table,) = filled(plan, metrics)
+    (table,) = fill_tables(plan, metrics)
     spec = plan.tables.params["tables"]["t8"]
     figure = draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
     assert figure
@@ -108,7 +108,7 @@ def test_without_plot_ids_are_as_before() -> None:
         ({"rows": ["moco-v2", "k"]}, "needs at least two rows whose method reads mls.topk; found: k"),
     ],
 )
-def test_what_can_not_be_plotted_is_refused(table: dict[str, Any], message: str) -> None:
+def test_unplottable_tables_are_refused(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError) as error:
         plan_of_sweep(**table)
     assert message in str(error.value)

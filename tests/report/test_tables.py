@@ -180,10 +180,10 @@ def test_provenance_names_every_artifact(in_tmp: Path) -> None:
 def test_a_number_from_another_backbone_is_not_printed(in_tmp: Path) -> None:
     plan = small_plan()
     write_inputs(plan, lambda label: {"mAP": 50.0, "box_AP": 10.0})
-    seal = plan.find("probe", "linear/mls:0")[0].path / MANIFEST
-    content = json.loads(seal.read_text())
+    manifest = plan.find("probe", "linear/mls:0")[0].path / MANIFEST
+    content = json.loads(manifest.read_text())
     content["inputs"]["pretrain"] = "0123456789"
-    seal.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content))
     with pytest.raises(MlsError, match=r"row 'mls', task 'linear'.*0123456789"):
         make_tables(plan)
     assert not plan.tables.path.exists()
