@@ -87,7 +87,7 @@ def pin(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Report what finished data sets hold; exit with 1 where something contradicts."""
-    from mls.data.check import check as check_data
+    from mls.data.check import check_artifact
     from mls.data.check_text import print_report
     from mls.pipeline.artifact import open_artifact, state
 
@@ -96,7 +96,7 @@ def check(args: argparse.Namespace) -> None:
         for job in plan.find("data", name):
             if state(job.path) == "missing":
                 raise MlsError(f"{plan.name(job)} is not made yet; run: mls data {name} -e {args.experiment}")
-            report = check_data(open_artifact(job.path).path, name)
+            report = check_artifact(open_artifact(job.path).path, name)
             print_report(report)
             wrong += [name] if report.contradictions else []
     if wrong:

@@ -1,1 +1,1 @@
-"""From a source to a verified store of images, and from the store to batches of views."""
+"""From a source to a verified image store, and from the store to batches of views."""

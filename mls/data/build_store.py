@@ -2,7 +2,7 @@
 
     run_stage(plan, plan.find("data", "scenes")[0], mls.data.build_store.run)     # `mls data scenes`
 
-There is nothing to resume: interrupted, it starts again.
+The stage saves no state: after an interruption it starts again.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def run(context: Context) -> None:
         if isinstance(context.job.config, ScenesDataset):
             _generate(context, context.job.config, guard)
         else:
-            _take_in(context, context.job.config, guard)
+            _ingest(context, context.job.config, guard)
 
 
 def _generate(context: Context, config: ScenesDataset, guard: InterruptGuard) -> None:
     records = scenes.records(config)
     if config.format == "raw":
         from mls.data.decode import prove  # these import torch, which drawing does without
-        from mls.data.shrink import prepare
+        from mls.data.shrink import transcode
 
-        records = (prepare(record, prove(record.data, record.name), None, "raw") for record in records)
+        records = (transcode(record, prove(record.data, record.name), None, "raw") for record in records)
     watched = _watched(records, guard, context.label, config.train + config.val + config.test)
     write_store(context.out, watched, scenes.CLASSES, True, [], config.format)
 
 
-def _take_in(context: Context, config: LocalDataset, guard: InterruptGuard) -> None:
-    # Names of equal data sets share an id, hence their content: the folder of any of them will do.
+def _ingest(context: Context, config: LocalDataset, guard: InterruptGuard) -> None:
+    # Equal data sets share an id, hence their content: the folder of any of their names will do.
     names = context.plan.labels[context.job.id]
     digest: str = context.job.params["digest"]
 
@@ -52,7 +52,7 @@ def _take_in(context: Context, config: LocalDataset, guard: InterruptGuard) -> N
 
     reader = sources.open_reader(names, config, poll)
     listing = sources.read_listing(config, reader, poll)
-    sources.check_known(names, config, reader, listing, digest)
+    sources.check_origin(names, config, reader, listing, digest)
     excluded: list[dict[str, str]] = []
     records = ingest.load_records(listing, reader, excluded, config, context.execution.threads)
     watched = _watched(records, guard, context.label, len(listing.entries))
@@ -63,7 +63,7 @@ def _take_in(context: Context, config: LocalDataset, guard: InterruptGuard) -> N
 
 
 def _watched(records: Iterable[Record], guard: InterruptGuard, label: str, total: int) -> Iterator[Record]:
-    """Pass records on, showing progress and stopping where a signal asks for it."""
+    """Pass records on, show progress, and stop between two records after a signal."""
     with Bar(f"data {label}", total) as bar:
         for record in records:
             guard.stop_if_asked(lambda: None)

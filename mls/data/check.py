@@ -1,26 +1,26 @@
 """What a finished data artifact holds, and what in it contradicts itself: ``mls data check NAME``.
 
-    report = check(Path("artifacts/photos/3f2a91c4d0"), "coco")
+    report = check_artifact(Path("artifacts/photos/3f2a91c4d0"), "coco")
     report.contradictions      # [Finding(what="boxes reaching over the image's edge ...", count=2, ...)]
 
 Only the artifact is read, and nothing is changed. Images are not decoded again: the data stage has decoded each,
-and ``mls verify`` proves that the bytes are still those. Annotations are read line by line, as the store writes them,
-so memory grows with the index (and 8 bytes an annotation), not with the masks.
+and ``mls verify`` proves that the bytes have not changed. Annotations are read line by line, as the store writes them,
+so memory grows with the index (and 8 bytes per annotation), not with the masks.
 
-A finding **contradicts** where no correct data set can have it:
+A finding **contradicts** if no correct data set can have it:
 
 - a test image whose content is also in another split; equal content with different classes;
-- an annotation of an image or class that is not there, or made for an image of another size;
+- an annotation of an image or class that is not there, or made for an image of a different size;
 - a box that reaches over the edge by more than ``BOX_SLACK`` pixels;
 - a mask that can't be decoded, or is empty although its box is larger than ``SLACK`` both ways, or that does not meet
   its box at all;
-- an image whose classes are not those of its annotations (less difficult ones), in a set that has annotations;
-- a mask of a whole image that can't be decoded, is of another size, or shows a class that the image's labels lack
+- an image whose classes are not those of its annotations (without difficult ones), in a set that has annotations;
+- a mask of a whole image that can't be decoded, is of a different size, or shows a class that the image's labels lack
   (these masks are decoded, one at a time).
 
-All else is a note: classes without a positive, duplicates within train and val, images left out, boxes of no width or
-height, boxes a little over the edge, objects without a mask, masks that differ from their box by more than ``SLACK``
-pixels (official COCO has all of these), labelled images without a mask where others have one.
+Everything else is a note: classes without a positive, duplicates within train and val, images left out, boxes of no
+width or height, boxes a little over the edge, objects without a mask, masks that differ from their box by more than
+``SLACK`` pixels (official COCO has all of these), labelled images without a mask if others have one.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.data.image_store import INDEX, LABELLED, LABELS, MASKS, SPLITS, ImageStore
-from mls.data.validator import EXAMPLES, Counts, Finding, MaskJudge, Validator
+from mls.data.image_store import INDEX, LABELLED, LABELS, SPLITS, ImageStore
+from mls.data.validator import EXAMPLES, Counts, Finding, MaskValidator, Validator
 from mls.runtime.errors import DamagedArtifact, MlsError
 from mls.runtime.progress import Bar
 
@@ -53,18 +54,18 @@ class Report:
     images_S: Counts
     """Images of each split."""
     positives_SC: Counts
-    """Images of each split that have each class."""
+    """Images of each split with each class."""
     instances_SC: Counts
     """Annotations of each split and class, crowds and difficult ones included."""
     sizes_23: NDArray[np.float64]
-    """Least, median and greatest width, then height, pixels."""
+    """Smallest, median and largest width, then height, pixels."""
     bytes_3: Counts
-    """Least and greatest bytes of an image, and bytes of all."""
+    """Bytes of the smallest and the largest image, and of all."""
     excluded: list[dict[str, str]]
     """``{"name", "reason"}`` of each image left out when the artifact was made."""
     crowds: int
     difficult: int | None
-    """None where annotations have no such field."""
+    """None if annotations have no such field."""
     masks: int
     """Masks of whole images."""
     ignored: float
@@ -83,7 +84,7 @@ class Report:
         return [finding for finding in self.findings if not finding.contradicts]
 
 
-def check(path: Path, name: str) -> Report:
+def check_artifact(path: Path, name: str) -> Report:
     """Read a data artifact and compare its parts with one another; shows progress over annotations.
 
     Args:
@@ -96,47 +97,45 @@ def check(path: Path, name: str) -> Report:
     """
     index = pq.read_table(path / "index.parquet", schema=INDEX)
     names: list[str] = index["name"].to_pylist()
+    if not names:
+        raise MlsError(f"{path} holds no image; were all left out? See excluded.json there")
     split_N = np.array([SPLITS.index(split) for split in index["split"].to_pylist()], dtype=np.int64)
     sizes_N2 = np.stack([index["width"].to_numpy(), index["height"].to_numpy()], axis=1)
     lengths_N = index["length"].to_numpy()
+    store = ImageStore(path)
     labels = pq.read_table(path / "labels.parquet", schema=LABELS)["classes"].combine_chunks()
-    rows = np.repeat(np.arange(len(names)), labels.value_lengths().to_numpy())
-    classes: list[str] = json.loads((path / "classes.json").read_text(encoding="utf-8"))["classes"]
-    if not names:
-        raise MlsError(f"{path} holds no image; were all left out? See excluded.json there")
-    shape = (len(SPLITS), len(classes))
-    positives_SC = np.zeros(shape, dtype=np.int64)
-    np.add.at(positives_SC, (split_N[rows], labels.flatten().to_numpy()), 1)
-    key_M = rows * len(classes) + labels.flatten().to_numpy()  # one number an image and class
+    row_M = np.repeat(np.arange(len(names)), labels.value_lengths().to_numpy())
+    key_M = row_M * len(store.classes) + labels.flatten().to_numpy()  # one number for an image and a class
 
-    found = Validator(classes, names, sizes_N2)
+    found = Validator(store.classes, names, sizes_N2)
     with Bar(f"check {name}", len(names)) as bar:
         for item in _items(path / "annotations.json"):
-            if "image_id" not in item:
-                found.add_image(item)
-                continue
-            found.add(item)
-            if bar.done <= found.row < len(names):
-                bar.advance(found.row - bar.done, found.row - bar.done)
-        if found.keys:
-            bar.advance(len(names) - bar.done, len(names) - bar.done)
-    instances_SC = np.zeros(shape, dtype=np.int64)
-    keys = np.array(found.keys, dtype=np.int64)
-    np.add.at(instances_SC, (split_N[keys // len(classes)], keys % len(classes)), 1)
+            row = item.get("image_id", len(names))  # images follow after all annotations
+            if bar.done < row <= len(names):
+                bar.advance(row - bar.done, row - bar.done)
+            (found.add if "image_id" in item else found.add_image)(item)
+    positives_SC = _per_split(key_M, split_N, len(store.classes))
     findings = [*found.findings(), found.against_labels(key_M)]
-    findings += _duplicates(index["sha256"].to_pylist(), names, split_N, key_M, len(classes))
-    findings += _without_positives(positives_SC, classes)
-    masks = MaskJudge(ImageStore(path))
-    if (path / "masks.parquet").exists():
-        findings += _judge_masks(path, name, masks, np.flatnonzero(split_N < len(LABELLED)))
+    findings += _duplicates(index["sha256"].to_pylist(), names, split_N, labels)
+    findings += _without_positives(positives_SC, store.classes)
+    masks = MaskValidator(store)
+    if store.has_masks:
+        with Bar(f"check {name}: masks", len(store.mask_rows)) as bar:
+            for row in store.mask_rows.tolist():
+                masks.add(row)
+                bar.advance(1, 1)
+        without = Finding("labelled images without a mask", False)
+        for row in np.setdiff1d(np.flatnonzero(split_N < len(LABELLED)), store.mask_rows):
+            without.add(names[row])
+        findings += [*masks.findings(), without]
     excluded: list[dict[str, str]] = json.loads((path / "excluded.json").read_text(encoding="utf-8"))
     return Report(
         name=name,
         path=path,
-        classes=classes,
+        classes=store.classes,
         images_S=np.bincount(split_N, minlength=len(SPLITS)),
         positives_SC=positives_SC,
-        instances_SC=instances_SC,
+        instances_SC=_per_split(np.array(found.keys, dtype=np.int64), split_N, len(store.classes)),
         sizes_23=np.stack([sizes_N2.min(0), np.median(sizes_N2, 0), sizes_N2.max(0)], axis=1),
         bytes_3=np.array([lengths_N.min(), lengths_N.max(), lengths_N.sum()]),
         excluded=excluded,
@@ -148,23 +147,28 @@ def check(path: Path, name: str) -> Report:
     )
 
 
+def _per_split(key_M: Counts, split_N: Counts, classes: int) -> Counts:
+    """Count keys (image * classes + class) by split and class."""
+    places = split_N[key_M // classes] * classes + key_M % classes
+    return np.bincount(places, minlength=len(SPLITS) * classes).reshape(len(SPLITS), classes)
+
+
 def _items(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield annotations, then images, one at a time: the store writes each on a line of its own."""
+    """Yield annotations, then images, one at a time: the store writes each on its own line."""
     brackets = ('{"annotations": [\n', "],\n", '"images": [\n', "]}\n")
     number, line = 0, ""
     with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line in brackets or line.startswith('"categories": '):
-                continue
-            try:
-                yield json.loads(line.rstrip(",\n"))
-            except ValueError as error:
-                raise DamagedArtifact(f"{file}, line {number}: {error}; remove the artifact, make it again") from error
+        try:
+            for number, line in enumerate(lines, 1):  # noqa: B007 - the errors name the line
+                if line not in brackets and not line.startswith('"categories": '):
+                    yield json.loads(line.rstrip(",\n"))
+        except ValueError as error:
+            raise DamagedArtifact(f"{file}, line {number}: {error}; remove the artifact and make it again") from error
     if line != brackets[-1]:
-        raise DamagedArtifact(f"{file} is cut short after line {number}; remove the artifact, make it again")
+        raise DamagedArtifact(f"{file} is cut short after line {number}; remove the artifact and make it again")
 
 
-def _duplicates(digests: list[str], names: list[str], split_N: Counts, key_M: Counts, classes: int) -> list[Finding]:
+def _duplicates(digests: list[str], names: list[str], split_N: Counts, labels: pa.ListArray) -> list[Finding]:
     """Compare contents by sha256: within a split, between splits, and the classes of equal ones."""
     rows_of = defaultdict(list)
     for row, digest in enumerate(digests):
@@ -187,33 +191,15 @@ def _duplicates(digests: list[str], names: list[str], split_N: Counts, key_M: Co
         for (a, b), finding in across.items():
             for row in of_split[b] if of_split[a] else []:
                 finding.add(f"{names[row]} = {names[of_split[a][0]]}")
-        if len({tuple(_keys_of(key_M, row, classes)) for row in rows if split_N[row] < len(LABELLED)}) > 1:
+        if len({tuple(labels[row].as_py()) for row in rows if split_N[row] < len(LABELLED)}) > 1:
             labelled.add(" = ".join(names[row] for row in rows[:EXAMPLES]))
     return [*across.values(), labelled, *within]
 
 
-def _judge_masks(path: Path, name: str, masks: MaskJudge, labelled: Counts) -> list[Finding]:
-    """Validator all masks of whole images, and count labelled images without one."""
-    rows = pq.read_table(path / "masks.parquet", schema=MASKS)["image"].to_numpy()
-    with Bar(f"check {name}: masks", len(rows)) as bar:
-        for row in rows.tolist():
-            masks.add(row)
-            bar.advance(1, 1)
-    without = Finding("labelled images without a mask", False)
-    for row in np.setdiff1d(labelled, rows):
-        without.add(masks.store.name(int(row)))
-    return [*masks.findings(), without]
-
-
-def _keys_of(key_M: Counts, row: int, classes: int) -> Counts:
-    """Classes of one image, from the ascending list of all."""
-    first, last = np.searchsorted(key_M, [row * classes, (row + 1) * classes])
-    return key_M[first:last] - row * classes
-
-
 def _without_positives(positives_SC: Counts, classes: list[str]) -> list[Finding]:
+    """Find the classes of which a split has no image; unlabeled images have no classes."""
     findings = [Finding(f"classes without an image in {split}", False) for split in LABELLED]
-    for finding, positives_C in zip(findings, positives_SC, strict=False):  # unlabeled images have none, as they should
+    for finding, positives_C in zip(findings, positives_SC, strict=False):
         for number in np.flatnonzero(positives_C == 0):
             finding.add(classes[number])
     return findings

@@ -2,8 +2,8 @@
 
     listing = read_listing(CityscapesDataset(source="cityscapes", root="/data/cityscapes"), Reader(Path(...)))
 
-Its download needs an account: unpack ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip`` into one folder.
-Of official train, a seeded share becomes val; official val, which papers report, becomes test. The official test set
+The download needs an account: unpack ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip`` into one folder.
+A seeded share of official train becomes val; official val, which papers report, becomes test. The official test set
 has no public labels and is not read.
 """
 
@@ -13,7 +13,7 @@ import re
 
 from mls.config.datasets import CityscapesDataset
 from mls.data.image_store import IGNORE
-from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.data.listing import Entry, Listing, with_val
 from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
 
@@ -41,7 +41,7 @@ IDS = {
 """The 19 classes that are evaluated, in the order of their official train ids, and their label ids
 [cityscapesscripts/helpers/labels.py]."""
 LABEL_IDS = range(34)
-"""All that a label file may hold; those of no class (unlabeled, ego vehicle, parking, caravan, ...) are ignored."""
+"""All values of a label file; those of no class (unlabeled, ego vehicle, parking, caravan, ...) are ignored."""
 IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
@@ -52,18 +52,17 @@ def read_listing(config: CityscapesDataset, reader: Reader) -> Listing:
         MlsError: names a folder without images, a file of another name, an image without labels, or labels without
             an image.
     """
-    train, test = (_frames(reader, split) for split in ("train", "val"))
-    if len(train) < 2:
-        raise MlsError(f"{reader.root / 'leftImg8bit/train'}: train needs two images (one becomes val)")
-    chosen = hold_out(len(train), config.val_share, config.seed)
-    entries = [_entry("train", frame, "val" if i in chosen else "train") for i, frame in enumerate(train)]
-    entries += [_entry("val", frame, "test") for frame in test]
+    entries = []
+    for folder, split in (("train", "train"), ("val", "test")):
+        for frame in _frames(reader, folder):
+            image, labels = f"leftImg8bit/{folder}/{frame}{IMAGE}", f"gtFine/{folder}/{frame}{LABELS}"
+            entries.append(Entry(image, split, [], [], mask=labels))
     values = dict.fromkeys(LABEL_IDS, IGNORE) | {value: i for i, value in enumerate(IDS.values())}
-    return Listing(list(IDS), True, in_order(entries), values)
+    return Listing(list(IDS), True, with_val(entries, config, reader), values)
 
 
 def _frames(reader: Reader, split: str) -> list[str]:
-    """``<city>/<city>_<sequence>_<frame>`` of each image, sorted."""
+    """Return ``<city>/<city>_<sequence>_<frame>`` of each image, sorted."""
     images, labels = (_found(reader, split, *kind) for kind in (("leftImg8bit", IMAGE), ("gtFine", LABELS)))
     if not images:
         raise MlsError(
@@ -82,17 +81,11 @@ def _frames(reader: Reader, split: str) -> list[str]:
 
 
 def _found(reader: Reader, split: str, folder: str, ending: str) -> set[str]:
-    """Files of one kind, as in `_frames`."""
-    place = reader.root / folder / split
+    """Return the frames, as in `_frames`, that have a file of one kind."""
     frames = set()
-    for file in place.glob(f"*/*{ending}"):
+    for file in (reader.root / folder / split).glob(f"*/*{ending}"):
         city, name = file.parent.name, file.name.removesuffix(ending)
         if not re.fullmatch(rf"{re.escape(city)}_\d+_\d+", name) or not city.isprintable():
             raise MlsError(f"{file} is not named <city>_<sequence>_<frame>{ending}, after its folder")
         frames.add(f"{city}/{name}")
     return frames
-
-
-def _entry(folder: str, frame: str, split: str) -> Entry:
-    image, labels = f"leftImg8bit/{folder}/{frame}{IMAGE}", f"gtFine/{folder}/{frame}{LABELS}"
-    return Entry(image, split, [], [], mask=labels)

@@ -2,7 +2,7 @@
 
     listing = read_listing(CocoDataset(source="coco"), Reader(Path("data/coco")))
 
-Everything is kept, crowds (``iscrowd``) included; what contradicts itself stops with the file and
+Every object is kept, crowds (``iscrowd``) included. A file that contradicts itself is an error that names the file and
 the id.
 """
 
@@ -15,27 +15,21 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mls.config.datasets import CocoDataset, CocoSubset
-from mls.data.listing import Entry, Listing, hold_out, in_order
+from mls.data.listing import BOX_SLACK, Entry, Listing, overhang, with_val
 from mls.download.reader import Reader, unsafe
+from mls.pipeline.plan import read_ids
 from mls.runtime.errors import MlsError
 
-BOX_SLACK = 2.0
-"""Pixels by which a box may reach over the image's edge: boxes are rounded, polygons are drawn by hand."""
-
 KEPT = ("area", "bbox", "iscrowd", "segmentation")
+"""Fields of an annotation that the store keeps as they are."""
 
 
-def read_listing(config: CocoDataset, reader: Reader, ids: list[int] | None = None) -> Listing:
+def read_listing(config: CocoDataset, reader: Reader) -> Listing:
     """Read and check both annotation files.
 
-    Classes are all categories of the train file, by ascending id. Of train, a seeded share
-    (a permutation of the sorted image ids) becomes val; ``test_split`` becomes test. An image's
-    annotations stay in the order of their ids. Images of a subset need not be there yet.
-
-    Args:
-        config: the dataset's entry.
-        reader: reads below its root.
-        ids: the images of ``subset.ids``.
+    Classes are all categories of the train file, by ascending id. A seeded share of train (a permutation of the sorted
+    image ids) becomes val; ``test_split`` becomes test. An image's annotations stay in the order of their ids. Images
+    of a subset need not be there yet.
 
     Raises:
         MlsError: names the file, the id and the value.
@@ -43,34 +37,27 @@ def read_listing(config: CocoDataset, reader: Reader, ids: list[int] | None = No
     train, test = (_Instances(reader, split) for split in (config.train_split, config.test_split))
     for key, name in test.categories.items():
         if train.categories.get(key) != name:
-            test.wrong(f"category {key} ({name!r}) is {train.categories.get(key)!r} in {train.file}")
+            test.fail(f"category {key} ({name!r}) is {train.categories.get(key)!r} in {train.file}")
     if config.subset:
-        _choose(config.subset, ids, train, test)
+        _choose(config.subset, train, test)
     else:
         train.check_files()
         test.check_files()
     numbers = {key: i for i, key in enumerate(sorted(train.categories))}
-    if len(train.images) < 2 or not test.images:
-        raise MlsError(f"{reader.root}: train needs two images (one becomes val) and test one")
-    chosen = hold_out(len(train.images), config.val_share, config.seed)
-    entries = [
-        train.entry(key, "val" if i in chosen else "train", numbers) for i, key in enumerate(sorted(train.images))
-    ]
+    entries = [train.entry(key, "train", numbers) for key in sorted(train.images)]
     entries += [test.entry(key, "test", numbers) for key in test.images]
     if config.unlabeled:
         unlabeled = _Images(reader, "unlabeled2017", "image_info_unlabeled2017")
         unlabeled.check_files()
-        entries += [
-            Entry(name, "unlabeled", [], [], (width, height)) for name, width, height in unlabeled.images.values()
-        ]
-    return Listing([train.categories[key] for key in numbers], True, in_order(entries))
+        entries += [Entry(name, "unlabeled", [], [], (w, h)) for name, w, h in unlabeled.images.values()]
+    return Listing([train.categories[key] for key in numbers], True, with_val(entries, config, reader))
 
 
-def _choose(subset: CocoSubset, ids: list[int] | None, train: _Instances, test: _Instances) -> None:
-    """Keep of both splits what a subset asks for."""
-    if ids is not None:
-        absent = [key for key in ids if key not in train.images and key not in test.images]
-        if absent:
+def _choose(subset: CocoSubset, train: _Instances, test: _Instances) -> None:
+    """Keep only the images of a subset."""
+    if subset.ids is not None:
+        ids = read_ids(subset.ids)
+        if absent := [key for key in ids if key not in train.images and key not in test.images]:
             raise MlsError(
                 f"{subset.ids}: {len(absent)} ids are neither in {train.file} nor in {test.file}: "
                 f"{', '.join(map(str, absent[:5]))}"
@@ -81,7 +68,7 @@ def _choose(subset: CocoSubset, ids: list[int] | None, train: _Instances, test: 
     for instances, count, stream in ((train, subset.images or 0, 0), (test, subset.test, 1)):
         there = sorted(instances.images)
         if count > len(there):
-            instances.wrong(f"has {len(there):,} images, but the subset asks for {count:,}")
+            instances.fail(f"has {len(there):,} images, but the subset asks for {count:,}")
         order = np.random.default_rng((subset.seed, stream)).permutation(len(there))
         instances.keep({there[i] for i in order[:count]})
 
@@ -94,59 +81,59 @@ class _Images:
         self._reader = reader
         content, _ = reader.read(self.file)
         try:
-            raw = json.loads(content, parse_constant=lambda text: self.wrong(f"holds {text}, which is no number"))
+            self._raw = json.loads(content, parse_constant=lambda text: self.fail(f"holds {text}, not a number"))
         except ValueError as error:
-            self.wrong(f"not valid JSON ({error})")
-        if not isinstance(raw, dict):
-            self.wrong("must hold a mapping with images, annotations and categories")
-        self._raw = raw
+            self.fail(f"not valid JSON ({error})")
+        if not isinstance(self._raw, dict):
+            self.fail("must hold a mapping with images, annotations and categories")
         self.images: dict[int, tuple[str, int, int]] = {}
         """Image id -> path relative to the root, width, height."""
-        for key, item in self._by_id(raw, "images").items():
-            name = self._value(item, "image", key, "file_name", str)
-            width, height = (self._value(item, "image", key, side, int) for side in ("width", "height"))
+        for key, item in self._by_id("images").items():
+            name = self._value(item, f"image {key}", "file_name", str)
+            width, height = (self._value(item, f"image {key}", side, int) for side in ("width", "height"))
             if reason := unsafe(name):
-                self.wrong(f"image {key}: file_name {name!r} {reason}")
+                self.fail(f"image {key}: file_name {name!r} {reason}")
             if min(width, height) < 1:
-                self.wrong(f"image {key}: {width} x {height} is no size")
+                self.fail(f"image {key}: {width} x {height} is not a size")
             self.images[key] = (f"{split}/{name}", width, height)
         if len({name for name, _, _ in self.images.values()}) != len(self.images):
-            self.wrong("two images have the same file_name")
+            self.fail("two images have the same file_name")
 
     def check_files(self) -> None:
-        """Is every image there?"""
+        """Check that every image is there."""
         for key, (name, _, _) in self.images.items():
             if not self._reader.has(name):
-                self.wrong(
+                self.fail(
                     f"image {key}: {name} is missing below {self._reader.root}; if the folder {self.split} there was "
                     "downloaded, remove it to have it fetched again"
                 )
 
     def keep(self, ids: set[int]) -> None:
-        """Forget all other images."""
+        """Drop all other images."""
         self.images = {key: image for key, image in self.images.items() if key in ids}
 
-    def wrong(self, what: str) -> NoReturn:
+    def fail(self, what: str) -> NoReturn:
+        """Raise an error that names the file."""
         raise MlsError(f"{self._reader.root / self.file}: {what}")
 
-    def _by_id(self, raw: dict[str, Any], section: str) -> dict[int, dict[str, Any]]:
-        items = raw.get(section)
+    def _by_id(self, section: str) -> dict[int, dict[str, Any]]:
+        items = self._raw.get(section)
         if not isinstance(items, list):
-            self.wrong(f"has no list {section!r}")
+            self.fail(f"has no list {section!r}")
         found: dict[int, dict[str, Any]] = {}
         for item in items:
             key = item.get("id") if isinstance(item, dict) else None
             if type(key) is not int:
-                self.wrong(f"{section}: an entry without an integer id: {str(item)[:80]}")
+                self.fail(f"{section}: an entry without an integer id: {str(item)[:80]}")
             if key in found:
-                self.wrong(f"{section}: id {key} is there twice")
+                self.fail(f"{section}: id {key} is there twice")
             found[key] = item
         return found
 
-    def _value(self, item: dict[str, Any], what: str, key: int, name: str, kind: type) -> Any:
+    def _value(self, item: dict[str, Any], where: str, name: str, kind: type) -> Any:
         value = item.get(name)
         if type(value) is not kind:
-            self.wrong(f"{what} {key}: {name} is {value!r}, not {'text' if kind is str else 'an integer'}")
+            self.fail(f"{where}: {name} is {value!r}, not {'text' if kind is str else 'an integer'}")
         return value
 
 
@@ -156,52 +143,47 @@ class _Instances(_Images):
     def __init__(self, reader: Reader, split: str) -> None:
         super().__init__(reader, split, f"instances_{split}")
         self.categories: dict[int, str] = {
-            key: self._value(item, "category", key, "name", str)
-            for key, item in self._by_id(self._raw, "categories").items()
+            key: self._value(item, f"category {key}", "name", str) for key, item in self._by_id("categories").items()
         }
         self._annotations: dict[int, list[dict[str, Any]]] = {key: [] for key in self.images}
-        for key, item in sorted(self._by_id(self._raw, "annotations").items()):
-            self._check(key, item)
+        for key, item in sorted(self._by_id("annotations").items()):
+            if problem := self._problem(item):
+                self.fail(f"annotation {key}: {problem}")
             self._annotations[item["image_id"]].append(item)
-        self._raw = {}
+        self._raw = {}  # the largest file holds 860,000 annotations: free what is not kept
 
     def entry(self, image: int, split: str, numbers: dict[int, int]) -> Entry:
-        """One image in the store's terms; ``numbers`` gives class indices by original category id."""
+        """Return one image as listings have it; ``numbers`` maps original category ids to class indices."""
         name, width, height = self.images[image]
         items = self._annotations[image]
         annotations = [{"category_id": numbers[a["category_id"]] + 1, **{key: a[key] for key in KEPT}} for a in items]
         classes = sorted({numbers[a["category_id"]] for a in items})
         return Entry(name, split, classes, annotations, (width, height))
 
-    def _check(self, key: int, item: dict[str, Any]) -> None:
-        """Check one annotation against its image, its category and itself."""
-        image, category = item.get("image_id"), item.get("category_id")
+    def _problem(self, item: dict[str, Any]) -> str | None:
+        """Compare one annotation with its image, its category and itself; say what is wrong, if anything."""
+        image, category, box = item.get("image_id"), item.get("category_id"), item.get("bbox")
         if type(image) is not int or image not in self.images:
-            self.wrong(f"annotation {key}: image_id {image!r} is no image of this file")
+            return f"image_id {image!r} is not an image of this file"
         if type(category) is not int or category not in self.categories:
-            self.wrong(f"annotation {key}: category_id {category!r} is no category of this file")
+            return f"category_id {category!r} is not a category of this file"
         if item.get("iscrowd") not in (0, 1):
-            self.wrong(f"annotation {key}: iscrowd is {item.get('iscrowd')!r}, not 0 or 1")
+            return f"iscrowd is {item.get('iscrowd')!r}, not 0 or 1"
         if not _numbers([item.get("area")]):
-            self.wrong(f"annotation {key}: area is {item.get('area')!r}, not a number")
-        box, (_, width, height) = item.get("bbox"), self.images[image]
+            return f"area is {item.get('area')!r}, not a number"
         if not (isinstance(box, list) and len(box) == 4 and _numbers(box)):
-            self.wrong(f"annotation {key}: bbox {box!r} is not four numbers")
-        x, y, w, h = box
+            return f"bbox {box!r} is not four numbers"
+        (x, y, w, h), (_, width, height) = box, self.images[image]
         # Official COCO has a few boxes of no width or height; the tasks that read them leave them out.
-        inside = x >= -BOX_SLACK and y >= -BOX_SLACK and x + w <= width + BOX_SLACK and y + h <= height + BOX_SLACK
-        if min(w, h) < 0 or not inside:
-            self.wrong(f"annotation {key}: bbox {box} does not lie in image {image}, which is {width} x {height}")
+        if min(w, h) < 0 or overhang(x, y, x + w, y + h, width, height) > BOX_SLACK:
+            return f"bbox {box} does not lie in image {image}, which is {width} x {height}"
         segmentation = item.get("segmentation")
         if isinstance(segmentation, dict):
             good = segmentation.get("size") == [height, width] and isinstance(segmentation.get("counts"), (list, str))
         else:
             good = isinstance(segmentation, list) and all(isinstance(p, list) and _numbers(p) for p in segmentation)
             good = good and bool(segmentation)
-        if not good:
-            self.wrong(
-                f"annotation {key}: segmentation is neither a list of polygons nor an RLE of size [{height}, {width}]"
-            )
+        return None if good else f"segmentation is neither a list of polygons nor an RLE of size [{height}, {width}]"
 
 
 def _numbers(values: list[Any]) -> bool:

@@ -2,7 +2,7 @@
 
     classes, entries = read(Reader(Path("downloads/cub200")))
 
-Every text file has one pair a line, a number from 1 and a value, parted by a space:
+Each line of the text files is a number, counted from 1, and a value, separated by a space:
 
     classes.txt              1 001.Black_footed_Albatross
     images.txt               1 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg     (below images/)
@@ -14,7 +14,9 @@ Files are joined by the image's number, not by line.
 
 from __future__ import annotations
 
-from mls.data.listing import Entry
+from typing import Any
+
+from mls.data.listing import Entry, read_lines
 from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
 
@@ -27,46 +29,34 @@ def read(reader: Reader) -> tuple[list[str], list[Entry]]:
     Raises:
         MlsError: names the file, the line or number, and the value.
     """
-    named = _pairs(reader, "classes.txt")
-    images, labels, is_train = (
-        _pairs(reader, file) for file in ("images.txt", "image_class_labels.txt", "train_test_split.txt")
-    )
-    for file, found in (("image_class_labels.txt", labels), ("train_test_split.txt", is_train)):
-        if odd := sorted(found.keys() ^ images.keys()):
-            where = "images.txt" if odd[0] in found else file
-            raise MlsError(f"{reader.root / FOLDER / file}: image {odd[0]} is missing in {where}")
-    numbers = {str(key): i for i, key in enumerate(sorted(named))}
-    entries = []
-    for key, path in images.items():
-        if labels[key] not in numbers:
-            raise MlsError(
-                f"{reader.root / FOLDER / 'image_class_labels.txt'}: image {key} has class {labels[key]!r}, which is "
-                f"none of the {len(named)} in classes.txt"
-            )
-        if is_train[key] not in ("0", "1"):
-            raise MlsError(
-                f"{reader.root / FOLDER / 'train_test_split.txt'}: image {key} has {is_train[key]!r}, not 0 or 1"
-            )
-        split = "train" if is_train[key] == "1" else "test"
-        entries.append(Entry(f"{FOLDER}/images/{path}", split, [numbers[labels[key]]], []))
-    return [named[key] for key in sorted(named)], entries
+    classes, images = (_pairs(reader, file) for file in ("classes.txt", "images.txt"))
+    numbers = {str(key): i for i, key in enumerate(sorted(classes))}
+    label_of = _values(reader, "image_class_labels.txt", images, numbers, "a number of classes.txt")
+    split_of = _values(reader, "train_test_split.txt", images, {"0": "test", "1": "train"}, "0 or 1")
+    entries = [Entry(f"{FOLDER}/images/{path}", split_of[i], [label_of[i]], []) for i, path in images.items()]
+    return [classes[key] for key in sorted(classes)], entries
+
+
+def _values(reader: Reader, file: str, images: dict[int, str], meaning: dict[str, Any], allowed: str) -> dict[int, Any]:
+    """Return image number -> meaning of its value in one file."""
+    path, pairs = reader.root / FOLDER / file, _pairs(reader, file)
+    if odd := sorted(pairs.keys() ^ images.keys()):
+        raise MlsError(f"{path}: image {odd[0]} is missing in {'images.txt' if odd[0] in pairs else file}")
+    for key, value in pairs.items():
+        if value not in meaning:
+            raise MlsError(f"{path}: image {key} has {value!r}, not {allowed}")
+    return {key: meaning[value] for key, value in pairs.items()}
 
 
 def _pairs(reader: Reader, file: str) -> dict[int, str]:
-    """Number -> value of each line; blank lines are skipped."""
-    path = reader.root / FOLDER / file
-    try:
-        lines = reader.read(f"{FOLDER}/{file}")[0].decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise MlsError(f"{path}: not text in UTF-8 ({error})") from error
+    """Return number -> value of each line of a file."""
     found: dict[int, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        key, _, value = line.strip().partition(" ")
+    for number, line in read_lines(reader, f"{FOLDER}/{file}"):
+        where = f"{reader.root / FOLDER / file}, line {number}"
+        key, _, value = line.partition(" ")
         if not (key.isascii() and key.isdigit()) or not value:
-            raise MlsError(f"{path}, line {number}: {line!r} is no number and value")
+            raise MlsError(f"{where}: {line!r} is not a number and a value")
         if int(key) in found:
-            raise MlsError(f"{path}, line {number}: number {key} was listed before")
+            raise MlsError(f"{where}: number {key} was listed before")
         found[int(key)] = value
     return found

@@ -1,23 +1,23 @@
-"""The one decoder: what the data stage checks an image with is what every later stage reads it with.
+"""The decoder of all stages: the data stage proves each image with it, and later stages read with it.
 
     image_CHW = decode(bytes_N, "train2017/000000391895.jpg")     # uint8 RGB, or MlsError
-    image_CHW = prove(data, "train2017/000000391895.jpg")         # once an image: all that can be wrong with it
+    image_CHW = prove(data, "train2017/000000391895.jpg")         # the same, after a full check of the file
 
-JPEG, PNG, WebP and GIF are read, and nothing else: BMP, TIFF, AVIF, HEIC and the like are refused by name. Every
-picture becomes 8-bit RGB, by one rule:
+Only JPEG, PNG, WebP and GIF are read: BMP, TIFF, AVIF, HEIC and the like are rejected by name. Every picture becomes
+8-bit RGB:
 
 | file | rule |
 |---|---|
 | grey, 1-bit, palette | the same value in all channels; the palette's colour |
-| alpha, transparent colour (PNG, WebP) | dropped: the colour that is stored under it shows |
+| alpha, transparent colour (PNG, WebP) | dropped: the colour stored under it shows |
 | transparent colour (GIF) | the file's background colour shows |
 | 16 bits a channel (PNG) | the high byte |
 | CMYK and YCCK (JPEG) | ink inverted, as Adobe writes it, then R = C K / 255 and so on; ICC profiles are not applied |
-| EXIF orientation | applied (JPEG, PNG); a WebP that is not upright is refused, since the decoder would not turn it |
-| several frames | refused, but of a JPEG (MPO: stereo, bursts) the first picture is taken |
+| EXIF orientation | applied (JPEG, PNG); a WebP that is not upright is rejected: the decoder would not turn it |
+| several frames | rejected; of a JPEG with several pictures (MPO: stereo, bursts) the first is taken |
 | bytes after the end | ignored |
-| more than `MAX_PIXELS` | refused by its header, before memory is taken |
-| empty, cut short, damaged | refused, as far as the format can tell, see `prove` |
+| more than `MAX_PIXELS` | rejected by its header, before memory is allocated |
+| empty, cut short, damaged | rejected, as far as the format can tell, see `prove` |
 
 Shape legend: N encoded bytes, C = 3 channels (RGB), H height, W width.
 """
@@ -39,13 +39,13 @@ MAX_PIXELS = 2**26
 """Largest picture, 8192 x 8192: 192 MiB when decoded."""
 READ = ("JPEG", "PNG", "WEBP", "GIF")
 OTHERS = {b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\1\0": "ICO", b"\0\0\0\x0cjP": "JPEG 2000"}
-"""First bytes of formats that are refused by name."""
+"""First bytes of formats that are rejected by name."""
 ORIENTATION = 0x0112
 """EXIF tag; 1 is upright."""
 
 
 def decode(data_N: Tensor, name: str) -> Tensor:
-    """Decode an image that `prove` has accepted; of others, some damaged PNGs end the process in the decoder.
+    """Decode an image that `prove` has accepted; some other files, damaged PNGs, would abort the process.
 
     Args:
         data_N: the encoded file, uint8 (N,).
@@ -56,7 +56,7 @@ def decode(data_N: Tensor, name: str) -> Tensor:
         as (H, W, 3) in memory.
 
     Raises:
-        MlsError: the bytes are no image of these formats, or are cut short.
+        MlsError: the bytes are not an image of these formats, or are cut short.
     """
     try:
         image: Tensor = decode_image(data_N, ImageReadMode.RGB, apply_exif_orientation=True)
@@ -72,15 +72,14 @@ def decode(data_N: Tensor, name: str) -> Tensor:
 
 
 def prove(data: bytes, name: str) -> Tensor:
-    """Decode a whole file to prove that it can be; return what `decode` returns.
+    """Check a whole file once, so that every later stage can rely on it; return what `decode` returns.
 
-    What is found out: wrong checksums (PNG), a missing end (all formats), and a JPEG whose data stop early although
-    it has an end marker, which decoders fill with grey (but for a part of the very last block). What no reader can
-    find out: bytes changed within the data of a JPEG or WebP, which have no checksums; ``data.lock`` guards against
-    those.
+    Detected: wrong checksums (PNG), a missing end (all formats), and a JPEG whose data stop early although it has an
+    end marker, which decoders silently fill with grey (except within the very last block). Not detectable: bytes
+    changed within the data of a JPEG or WebP, which have no checksums; ``data.lock`` guards against those.
 
     Raises:
-        MlsError: the image can't be used; says why.
+        MlsError: the image can't be used; says why. The reason goes into ``excluded.json``.
     """
     if reason := _header_reason(data):
         raise MlsError(f"{name} does not decode: {reason}")
@@ -91,10 +90,10 @@ def prove(data: bytes, name: str) -> Tensor:
 
 
 def _header_reason(data: bytes) -> str | None:
-    """Why a file is not to be given to the decoder, or None.
+    """Say why a file must not be given to the decoder, or None.
 
-    torchvision's PNG decoder ends the process where libpng meets damage, so PNGs are proven first, by PIL: all
-    checksums, then all pixels. GIFs, of which it lets damage pass, likewise.
+    torchvision's PNG decoder aborts the process when libpng meets damage, so PIL checks PNGs first: all checksums,
+    then all pixels. It checks GIFs too, since torchvision's decoder accepts damaged ones.
     """
     if not data:
         return "the file is empty"
@@ -108,10 +107,8 @@ def _header_reason(data: bytes) -> str | None:
             if getattr(image, "is_animated", False):
                 return "it holds several frames, not one picture"
             if image.format == "WEBP":
-                turned = image.getexif().get(ORIENTATION, 1)
-                return (
-                    None if turned == 1 else f"it is a WebP to be turned (EXIF orientation {turned}); save it upright"
-                )
+                turn = image.getexif().get(ORIENTATION, 1)
+                return None if turn == 1 else f"it is a WebP to be turned (EXIF orientation {turn}); save it upright"
             image.verify()
         with Image.open(io.BytesIO(data), formats=READ) as image:
             image.load()
@@ -127,17 +124,17 @@ def _header_reason(data: bytes) -> str | None:
 
 
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
-"""A JPEG's markers, but for restarts, which belong to a scan's data (as do escaped 0xff: 0xff 0x00)."""
+"""A JPEG's markers, except restarts, which belong to a scan's data (as does an escaped 0xff: 0xff 0x00)."""
 _FILLER = bytes(range(1, 255)) * 8 + b"\xff\xd9"
 
 
 def _first_lost_row(data: bytes, image_CHW: Tensor) -> int | None:
-    """Row of the stored picture from which a JPEG's pixels are not in the file, or None if all are.
+    """Return the first row of the stored picture whose pixels are not in a JPEG file, or None if all are there.
 
-    A decoder that meets the end marker too early warns on stderr, if at all, and goes on with zeros. So other bytes
-    are put before the marker: if they change a pixel, the decoder had not had enough. That costs two decodings, and
-    is left out where nothing hints at it: zeros to the end of the only scan make one corner (which one, the
-    orientation says) mid grey, 128, or of ink 128 x 128 / 255 = 64.
+    A decoder that meets the end marker too early warns on stderr, if at all, and goes on with zeros. So filler bytes
+    are put before the marker: if they change a pixel, the decoder was still waiting for data. That costs two
+    decodings, so it is skipped unless something hints at a cut: zeros to the end of the only scan make one corner
+    (which one depends on the orientation) mid grey, 128, or for CMYK 128 x 128 / 255 = 64.
     """
     luma_4 = torch.tensor([0.299, 0.587, 0.114]) @ image_CHW[:, [0, 0, -1, -1], [0, -1, 0, -1]].float()
     hint = any(bool(((luma_4 - zeros).abs() < 1.5).any()) for zeros in (128, 64))
@@ -150,14 +147,14 @@ def _first_lost_row(data: bytes, image_CHW: Tensor) -> int | None:
         given, filled = (
             np.asarray(Image.open(io.BytesIO(data[:end] + rest), formats=READ)) for rest in (b"\xff\xd9", _FILLER)
         )
-    except OSError:  # the filler was read, and is no image data
+    except OSError:  # the decoder read the filler, which is not image data
         return 0
     rows = np.flatnonzero((given != filled).reshape(len(given), -1).any(axis=1))
     return int(rows[0]) if len(rows) else None
 
 
 def _end_marker(data: bytes) -> int | None:
-    """Where a JPEG's end marker begins (thumbnails within have their own), or None."""
+    """Return where a JPEG's own end marker begins (embedded thumbnails have theirs), or None."""
     place = 2
     while marker := _MARKER.search(data, place):
         if marker[1] == b"\xd9":

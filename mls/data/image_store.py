@@ -5,20 +5,21 @@
     image_CHW = store.decode(int(rows[0]))      # uint8 RGB
     target_NC = store.labels(rows)              # bool
     ignored_NC = store.ignored(rows)            # bool: VOC's "only difficult ones"
-    mask_HW = store.mask(int(rows[0]))          # uint8 class indices, 255 = ignore; where store.has_masks
+    mask_HW = store.mask(int(rows[0]))          # uint8 class indices, 255 = ignore; if store.has_masks
 
 | file | what |
 |---|---|
-| ``images.bin`` | image files end to end; of a raw store, pixels: uint8 (H, W, 3), RGB |
-| ``index.parquet`` | of each image: offset and length there, size, name, split, sha256 of the stored bytes |
+| ``images.bin`` | image files end to end; in a raw store, pixels: uint8 (H, W, 3), RGB |
+| ``index.parquet`` | for each image: offset and length there, size, name, split, sha256 of the stored bytes |
 | ``labels.parquet``, ``classes.json`` | class indices of each image, names of the classes |
-| ``annotations.json`` | COCO's format, one annotation a line |
+| ``annotations.json`` | COCO's format, one annotation per line |
 | ``excluded.json`` | images that were left out, with reasons |
 | ``masks.bin``, ``masks.parquet`` | only if any image has a mask: grey PNGs end to end; image, offset, length |
 | ``store.json`` | only if images are not kept as files: ``{"format": "raw"}`` |
 
-`mls.data.writer` makes it. Rows are sorted by split (train, val, test, unlabeled), then by name. Shape legend: N
-images, C classes (or the three channels of an image), H height, W width.
+`mls.data.writer` writes these files. Rows are sorted by split (train, val, test, unlabeled), then by name.
+
+Shape legend: N images, C classes (or the three channels of an image), H height, W width.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from PIL import Image
 
 from mls.runtime.errors import MlsError
 
-if TYPE_CHECKING:  # torch takes seconds to import; naming and hashing files does without it
+if TYPE_CHECKING:  # torch takes seconds to import, and naming and hashing files does not need it
     import torch
 
-# arrow's own allocator takes three times the memory that an index needs, and keeps it
+# Arrow's own allocator takes three times the memory that an index needs, and keeps it.
 pa.set_memory_pool(pa.system_memory_pool())
 
 SPLITS = ("train", "val", "test", "unlabeled")
 LABELLED = SPLITS[:3]
-"""All but ``unlabeled``, whose images only pretraining reads: they have neither classes nor annotations."""
+"""All except ``unlabeled``, whose images only pretraining reads: they have neither classes nor annotations."""
 IGNORE = 255
-"""In a mask: belongs to no class, counts for nothing."""
+"""In a mask: the pixel belongs to no class and is not evaluated."""
 Format = Literal["jpeg", "raw"]
 """``jpeg``: images are files (of any kind that `mls.data.decode` reads); ``raw``: decoded pixels."""
 
@@ -74,17 +75,17 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """Undo `encode_mask`: uint8 (H, W).
 
     Raises:
-        OSError, SyntaxError: the bytes are no PNG, or damaged.
+        OSError, SyntaxError: the bytes are not a PNG, or damaged.
     """
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return np.array(image, dtype=np.uint8)
 
 
 class ImageStore:
-    """A data artifact, open for reading. It pickles as its path: worker processes open it anew."""
+    """A data artifact, open for reading. It pickles as its path: worker processes open it again."""
 
     def __init__(self, path: Path) -> None:
-        """Read the index; images are mapped when the first one is asked for.
+        """Read the index; images are mapped on first use.
 
         Args:
             path: the artifact's folder (checked by ``mls.pipeline.artifact.open_artifact``).
@@ -101,12 +102,12 @@ class ImageStore:
         self._offsets, self._lengths, self._widths, self._heights = (
             index[name].to_numpy() for name in ("offset", "length", "width", "height")
         )
-        # names stay in arrow's buffer, splits are numbers: Python strings would be most of an open store's memory
+        # Names stay in Arrow's buffer, splits are numbers: Python strings would take most of an open store's memory.
         self._names = index["name"]
         self._splits = pc.index_in(index["split"], pa.array(SPLITS)).to_numpy().astype(np.int8)
 
     def __reduce__(self) -> tuple[type[ImageStore], tuple[Path]]:
-        """Pickle the path alone."""
+        """Pickle only the path."""
         return ImageStore, (self.path,)
 
     def __len__(self) -> int:
@@ -114,7 +115,7 @@ class ImageStore:
         return len(self._offsets)
 
     def split(self, name: str) -> np.ndarray:
-        """Rows of one of `SPLITS`: int64 (N,), ascending; none where a data set lacks it."""
+        """Return the rows of one of `SPLITS`: int64 (N,), ascending; none if the data set lacks it."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r} is none of {', '.join(SPLITS)}")
         return np.flatnonzero(self._splits == SPLITS.index(name)).astype(np.int64)
@@ -122,11 +123,11 @@ class ImageStore:
     def decode(self, row: int) -> torch.Tensor:
         """Return one image: uint8 (3, H, W), RGB, EXIF orientation applied.
 
-        It is decoded from the mapped bytes; of a raw store it is a view of them, and nothing is copied: it must not
-        be written into. Its pixels then lie as (H, W, 3) in memory, like those of a decoded JPEG.
+        It is decoded from the mapped bytes; in a raw store it is a view of them, which must not be written to. Its
+        pixels then lie as (H, W, 3) in memory, like those of a decoded JPEG.
 
         Raises:
-            MlsError: names the image whose bytes do not decode, or are not as many as its pixels.
+            MlsError: names the image whose bytes do not decode, or are too few or too many for its pixels.
         """
         start, length = int(self._offsets[row]), int(self._lengths[row])
         data_N = self._bytes[start : start + length]
@@ -138,33 +139,32 @@ class ImageStore:
         if len(data_N) != 3 * width * height:
             raise MlsError(
                 f"{self.name(row)}: {self.path} holds {len(data_N)} bytes of it, and {width} x {height} raw pixels are "
-                f"{3 * width * height}; the artifact is damaged: remove it, make it again"
+                f"{3 * width * height}; the artifact is damaged: remove it and make it again"
             )
         return data_N.view(height, width, 3).permute(2, 0, 1)
 
     def mask(self, row: int) -> torch.Tensor:
-        """Return the class of each pixel of one image: uint8 (H, W), `IGNORE` where there is none.
+        """Return the class of each pixel of one image: uint8 (H, W), `IGNORE` if it belongs to none.
 
         Raises:
             MlsError: the image has no mask, or its mask is damaged.
         """
         import torch
 
-        image, offset, length = self._masks
-        place = int(np.searchsorted(image, row))
-        if place == len(image) or image[place] != row:
+        place = int(np.searchsorted(self.mask_rows, row))
+        if row not in self.mask_rows[place : place + 1]:
             raise MlsError(
-                f"{self.name(row)} has no mask in {self.path}; masks: {len(image):,} of {len(self):,} images"
+                f"{self.name(row)} has no mask in {self.path}; masks: {len(self.mask_rows):,} of {len(self):,} images"
             )
         with (self.path / "masks.bin").open("rb") as file:
-            file.seek(int(offset[place]))
-            data = file.read(int(length[place]))
+            file.seek(self._masks["offset"][place].as_py())
+            data = file.read(self._masks["length"][place].as_py())
         try:
             return torch.from_numpy(decode_mask(data))
         except (OSError, SyntaxError) as error:
             raise MlsError(
                 f"{self.name(row)}: its mask in {self.path / 'masks.bin'} does not decode ({error}); the artifact is "
-                "damaged: remove it, make it again"
+                "damaged: remove it and make it again"
             ) from error
 
     def labels(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -172,20 +172,20 @@ class ImageStore:
         return self._labels[np.asarray(rows, dtype=np.int64)]
 
     def ignored(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return the classes that count neither for nor against some rows: bool (N, C).
+        """Return the classes that are not evaluated on some rows: bool (N, C).
 
-        An image's classes that only ``difficult`` annotations have: VOC's classification benchmark leaves the image
-        out of such a class's evaluation (0 in its ``<class>_<set>.txt``). Other sources have none.
+        These are the classes that only an image's ``difficult`` annotations have: VOC's classification benchmark leaves
+        the image out of such a class's evaluation (0 in its ``<class>_<set>.txt``). Other sources have none.
         """
         return self._ignored[np.asarray(rows, dtype=np.int64)]
 
     def name(self, row: int) -> str:
-        """Path of an image relative to its source's root, or its generated name."""
+        """Return an image's path relative to its source's root, or its generated name."""
         name: str = self._names[row].as_py()
         return name
 
     def size(self, row: int) -> tuple[int, int]:
-        """Width and height of an image, pixels, without decoding it."""
+        """Return an image's width and height, pixels, without decoding it."""
         return int(self._widths[row]), int(self._heights[row])
 
     def ground_truth(self, *splits: str) -> dict[str, Any]:
@@ -198,12 +198,12 @@ class ImageStore:
 
     @cached_property
     def _bytes(self) -> torch.Tensor:
-        """All of ``images.bin`` as a tensor over a read-only map: slices of it copy nothing."""
+        """All of ``images.bin`` as a tensor over a read-only map; slicing it copies nothing."""
         import torch
 
         with (self.path / "images.bin").open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with warnings.catch_warnings():  # torch warns that it can't mark memory read-only; nothing here writes
+        with warnings.catch_warnings():  # torch warns that it can't mark memory read-only; nothing writes to it here
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.frombuffer(mapped, dtype=torch.uint8)
 
@@ -219,7 +219,7 @@ class ImageStore:
     def _ignored(self) -> NDArray[np.bool_]:
         target_NC = np.zeros((len(self), len(self.classes)), dtype=bool)
         with (self.path / "annotations.json").open("rb") as file:
-            for line in file:  # one annotation a line: COCO's 860,000, none of them difficult, are not parsed
+            for line in file:  # one annotation per line, so COCO's 860,000, none of them difficult, are not parsed
                 if b'"difficult": ' in line:
                     annotation = json.loads(line.strip().rstrip(b","))
                     if annotation["difficult"]:
@@ -227,10 +227,11 @@ class ImageStore:
         return target_NC & ~self._labels
 
     @cached_property
-    def _masks(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of the images that have masks, ascending; offsets and lengths in ``masks.bin``."""
-        if not self.has_masks:
-            nothing = np.zeros(0, dtype=np.int64)
-            return nothing, nothing, nothing
-        table = pq.read_table(self.path / "masks.parquet", schema=MASKS)
-        return table["image"].to_numpy(), table["offset"].to_numpy(), table["length"].to_numpy()
+    def mask_rows(self) -> NDArray[np.int64]:
+        """Rows of the images that have masks, ascending."""
+        rows: NDArray[np.int64] = self._masks["image"].to_numpy()
+        return rows
+
+    @cached_property
+    def _masks(self) -> pa.Table:
+        return pq.read_table(self.path / "masks.parquet", schema=MASKS) if self.has_masks else MASKS.empty_table()

@@ -1,9 +1,9 @@
-"""Listed images on their way into a store: read, hashed, proven to decode, and brought into the form that is kept.
+"""Read the listed images of a source: hash them, prove that they decode, and bring them into the form that is kept.
 
     records = load_records(listing, reader, excluded, config, threads=4)
     write_store(out, records, listing.classes, listing.multi_label, excluded, config.format)
 
-Memory holds a few images a thread, however many are listed.
+Memory holds a few images per thread, however many are listed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mls.config.datasets import LocalDataset
-from mls.data.image_store import IGNORE
+from mls.data.image_store import IGNORE, decode_mask
 from mls.data.listing import Entry, Listing
 from mls.data.writer import Record, encode_mask
 from mls.download.reader import Reader
@@ -37,14 +37,14 @@ def load_records(
     Args:
         listing: what to read.
         reader: reads (and hashes) each file once.
-        excluded: filled with ``{"name", "reason"}`` of images that do not decode, or not to the
-            size that their annotations are for, or whose label file can't be used.
+        excluded: filled with ``{"name", "reason"}`` of images that do not decode, or do not have the size that their
+            annotations are for, or whose label file can't be used.
         config: ``max_excluded`` is the share of the listed images that may be excluded, ``short_side`` and
             ``format`` say what is kept (see `mls.data.shrink`).
         threads: images prepared at the same time.
 
     Raises:
-        MlsError: a file is missing, or too many images are excluded (names the first).
+        MlsError: a file is missing, or too many images are excluded (names the first few).
     """
     total = len(listing.entries)
     with ThreadPoolExecutor(threads) as pool:
@@ -66,19 +66,19 @@ def load_records(
                     names = "; ".join(f"{item['name']} {item['reason']}" for item in excluded[:SHOWN])
                     raise MlsError(
                         f"{reader.root}: more than max_excluded = {config.max_excluded:g} of {total:,} images can't be "
-                        f"used: {names}. Mend these files, or raise max_excluded in the dataset's entry"
+                        f"used: {names}. Repair these files, or raise max_excluded in the dataset's entry"
                     )
-        finally:  # also where the reader of this generator stops early
+        finally:  # also if the caller stops before the last image
             pool.shutdown(cancel_futures=True)
 
 
 def _load(entry: Entry, listing: Listing, reader: Reader, config: LocalDataset) -> Record | str:
     """Return what is kept of one image, or why it can't be used."""
     from mls.data.decode import prove  # these import torch, which listing and hashing do without
-    from mls.data.shrink import prepare
+    from mls.data.shrink import transcode
 
     data, sha256 = reader.read(entry.name)
-    labels = reader.read(entry.mask)[0] if entry.mask else None  # before any check: both count into the digest
+    labels = reader.read(entry.mask)[0] if entry.mask else None  # read before any check: both count into the digest
     try:
         image_CHW = prove(data, entry.name)
         size = image_CHW.shape[2], image_CHW.shape[1]
@@ -89,7 +89,7 @@ def _load(entry: Entry, listing: Listing, reader: Reader, config: LocalDataset) 
             mask_HW = read_mask(labels, size, listing.values, f"{entry.name} has a label file, {entry.mask}, that")
             classes = [int(value) for value in np.unique(mask_HW) if value != IGNORE]
             record = replace(record, classes=classes, mask=encode_mask(mask_HW))
-        return prepare(record, image_CHW, config.short_side, config.format)
+        return transcode(record, image_CHW, config.short_side, config.format)
     except MlsError as error:
         return str(error).removeprefix(f"{entry.name} ")
 
@@ -104,19 +104,18 @@ def read_mask(data: bytes, size: tuple[int, int], values: Mapping[int, int], wha
         what: begins each error.
 
     Raises:
-        MlsError: it is none, damaged, of another size, or holds a value that means nothing.
+        MlsError: the file is not such a PNG, damaged, of a different size, or holds an unknown value.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode != "L":
                 raise MlsError(f"{what} is not 8-bit grey (its mode is {image.mode})")
-            if image.size != size:  # before it is decoded: its size is what it claims
+            if image.size != size:  # the header's claim, checked before memory is allocated for the pixels
                 raise MlsError(
                     f"{what} is {image.size[0]} x {image.size[1]} px, but the image is {size[0]} x {size[1]}"
                 )
-            image.verify()  # all checksums, but no pixels
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            given_HW = np.asarray(image)
+            image.verify()  # all checksums; the image can't be read afterwards, so it is opened again
+        given_HW = decode_mask(data)
     except MlsError:
         raise
     except Exception as error:  # PIL's readers raise SyntaxError, struct.error, OSError, EOFError and more

@@ -16,7 +16,6 @@ Shape legend: H, W final pixels; Y, X the same at twice the resolution, at which
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pycocotools import mask as rle
 from mls.config.datasets import ScenesDataset
 from mls.data.drawing import SHAPES, TEXTURES, Floats, hsv, polygon_area, ramp, silhouette, texture, value_noise
 from mls.data.image_store import LABELLED
-from mls.data.writer import Record
+from mls.data.writer import Record, encode_jpeg
 
 CLASSES = SHAPES
 SCALE = (0.28, 0.7)
@@ -38,7 +37,6 @@ VISIBLE = 0.35
 """Least share of an object's area that others and the image's edge leave visible."""
 TRIES = 24
 """Places tried for one object; from the third object on it is then given up."""
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -247,10 +245,7 @@ def _finish(rng: np.random.Generator, image_HWC: Floats) -> bytes:
     """Exposure, sensor noise, JPEG (4:4:4)."""
     noisy = image_HWC * np.float32(rng.uniform(0.9, 1.08))
     noisy = noisy + rng.standard_normal(image_HWC.shape, dtype=np.float32) * np.float32(rng.uniform(1.5, 5))
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return encode_jpeg(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
 
 
 def _annotations(objects: list[_Object], masks_HWN: NDArray[np.uint8]) -> list[dict[str, object]]:

@@ -1,55 +1,52 @@
-"""Images in another form than their source's: shrunk, as pixels, or both; annotations and masks with them.
+"""Shrink images before they are stored, or turn them into pixels, or both; annotations and masks with them.
 
-    record = prepare(record, image_CHW, short_side=256, format="jpeg")
+    record = transcode(record, image_CHW, short_side=256, format="jpeg")
 
-Shrunk pixels are stored raw without a JPEG between. Nothing is ever
-enlarged: what is small enough keeps its bytes (format jpeg).
+A raw store gets the shrunk pixels themselves, without a JPEG step in between. No image is enlarged, and with format
+jpeg small images keep their bytes.
 
 | what | how it is shrunk |
 |---|---|
 | pixels | torchvision's ``resize`` of uint8, bilinear, antialiased; then JPEG of quality 95, 4:4:4, or raw |
 | boxes, polygons, areas | multiplied by new / old size, to a thousandth of a pixel |
-| RLEs, masks | the nearest pixel; RLEs are compressed then, whatever they were |
+| RLEs, masks | the nearest pixel; shrunk RLEs are always compressed |
 
 Shape legend: C = 3 channels (RGB), H height, W width.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from mls.data.image_store import Format, decode_mask
-from mls.data.validator import encode
-from mls.data.writer import Record, encode_mask
+from mls.data.validator import to_rle
+from mls.data.writer import Record, encode_jpeg, encode_mask
 from mls.runtime.errors import MlsError
 
-JPEG_QUALITY = 95
 DECIMALS = 3
 """Of shrunk coordinates and areas."""
 Size = tuple[int, int]
 Values = TypeVar("Values", bound=np.generic)
 
 
-def prepare(record: Record, image_CHW: Tensor, short_side: int | None, format: Format) -> Record:
-    """Return a record as the store is to keep it.
+def transcode(record: Record, image_CHW: Tensor, short_side: int | None, format: Format) -> Record:
+    """Return a record in the form that the store keeps.
 
     Args:
         record: its ``data`` are an image file.
         image_CHW: that file decoded, uint8 (3, H, W).
-        short_side: greatest length of the shorter side, pixels; None: every image keeps its size.
-        format: ``raw`` turns ``data`` into pixels; ``jpeg`` leaves those of images alone that keep their size.
+        short_side: maximum length of the shorter side, pixels; None: every image keeps its size.
+        format: ``raw`` turns ``data`` into pixels; ``jpeg`` keeps the bytes of images that keep their size.
 
     Raises:
-        MlsError: an annotation's RLE is not one of this image; names the image.
+        MlsError: an annotation's RLE does not fit this image; names the image.
     """
     old = (record.width, record.height)
     new = shrunk_size(old, short_side)
@@ -57,15 +54,16 @@ def prepare(record: Record, image_CHW: Tensor, short_side: int | None, format: F
         return record
     if new != old:
         image_CHW = resize(image_CHW, [new[1], new[0]], interpolation=InterpolationMode.BILINEAR, antialias=True)
-        mask = None if record.mask is None else encode_mask(nearest(decode_mask(record.mask), new))
+        mask = None if record.mask is None else encode_mask(resize_nearest(decode_mask(record.mask), new))
         annotations = [shrunk_annotation(item, old, new, record.name) for item in record.annotations]
         record = replace(record, annotations=annotations, mask=mask)
-    data = _pixels(image_CHW).tobytes() if format == "raw" else _jpeg(image_CHW)
-    return replace(record, data=data, width=new[0], height=new[1], sha256="")  # computed of the new data
+    pixels_HWC = np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
+    data = pixels_HWC.tobytes() if format == "raw" else encode_jpeg(pixels_HWC)
+    return replace(record, data=data, width=new[0], height=new[1], sha256="")  # Record hashes the new data
 
 
 def shrunk_size(size: Size, short_side: int | None) -> Size:
-    """Width and height with the shorter side at ``short_side``, the longer one rounded; never larger than before."""
+    """Return width and height with the shorter side at ``short_side``, the longer one rounded; never enlarge."""
     shorter = min(size)
     if short_side is None or shorter <= short_side:
         return size
@@ -74,10 +72,10 @@ def shrunk_size(size: Size, short_side: int | None) -> Size:
 
 
 def shrunk_annotation(item: dict[str, Any], old: Size, new: Size, name: str) -> dict[str, Any]:
-    """One COCO annotation (``bbox``, ``area``, ``segmentation``) for an image whose size changes from old to new.
+    """Scale a COCO annotation (``bbox``, ``area``, ``segmentation``) from an image's old size to its new one.
 
     Raises:
-        MlsError: its RLE is not one of an image of the old size; ``name`` says of which.
+        MlsError: its RLE does not fit the old size; ``name`` is the image's, for the error.
     """
     x, y = new[0] / old[0], new[1] / old[1]
     segmentation = item["segmentation"]
@@ -85,16 +83,12 @@ def shrunk_annotation(item: dict[str, Any], old: Size, new: Size, name: str) -> 
         segmentation = [_scaled(polygon, x, y) for polygon in segmentation]
     else:
         segmentation = _shrunk_rle(segmentation, old, new, name)
-    return {
-        **item,
-        "bbox": _scaled(item["bbox"], x, y),
-        "area": round(item["area"] * x * y, DECIMALS),
-        "segmentation": segmentation,
-    }
+    area = round(item["area"] * x * y, DECIMALS)
+    return {**item, "bbox": _scaled(item["bbox"], x, y), "area": area, "segmentation": segmentation}
 
 
-def nearest(values_HW: NDArray[Values], size: Size) -> NDArray[Values]:
-    """Resize to width and height; each new pixel takes the old one that its centre lies in."""
+def resize_nearest(values_HW: NDArray[Values], size: Size) -> NDArray[Values]:
+    """Resize to width and height; each new pixel takes the value of the old pixel that its centre lies in."""
     rows, columns = (
         ((np.arange(wanted) + 0.5) * (given / wanted)).astype(np.int64)
         for wanted, given in zip(size[::-1], values_HW.shape, strict=True)
@@ -103,25 +97,13 @@ def nearest(values_HW: NDArray[Values], size: Size) -> NDArray[Values]:
 
 
 def _scaled(values: list[float], x: float, y: float) -> list[float]:
-    """Numbers that are x and y (or width and height) in turn."""
+    """Scale numbers that are alternately x and y (or width and height)."""
     return [round(value * (y if i % 2 else x), DECIMALS) for i, value in enumerate(values)]
 
 
 def _shrunk_rle(segmentation: dict[str, Any], old: Size, new: Size, name: str) -> dict[str, Any]:
-    compressed = encode(segmentation, *old) if segmentation["size"] == [old[1], old[0]] else None
+    compressed = to_rle(segmentation, *old) if segmentation["size"] == [old[1], old[0]] else None
     if compressed is None:
         raise MlsError(f"{name} has an annotation whose RLE is not one of {old[0]} x {old[1]} px; it can't be shrunk")
-    code = rle.encode(np.asfortranarray(nearest(rle.decode(compressed), new)))
+    code = rle.encode(np.asfortranarray(resize_nearest(rle.decode(compressed), new)))
     return {"size": [new[1], new[0]], "counts": code["counts"].decode("ascii")}
-
-
-def _pixels(image_CHW: Tensor) -> NDArray[np.uint8]:
-    pixels_HWC: NDArray[np.uint8] = image_CHW.permute(1, 2, 0).numpy()
-    return pixels_HWC
-
-
-def _jpeg(image_CHW: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(_pixels(image_CHW)))
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()

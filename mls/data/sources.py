@@ -1,10 +1,10 @@
-"""Sources that are read from files: where those are, what they list, and what identifies them.
+"""Sources that are read from files: where the files are, what they list, and what identifies them.
 
     reader = open_reader(["coco"], config)      # $MLS_DATA/coco; what is missing there is downloaded
     listing = read_listing(config, reader)
     pin("coco", config, Path("data.lock"))      # `mls data pin coco`
 
-What no published checksums identify gets its identity from a digest in ``data.lock``: sha256 over the sorted lines
+A source without published checksums is identified by a digest in ``data.lock``: sha256 over the sorted lines
 ``relative path NUL size NUL sha256 of content`` of exactly the files that its listing names.
 """
 
@@ -35,33 +35,27 @@ from mls.data import cityscapes, classification, coco, folder, voc
 from mls.data.listing import Listing
 from mls.download import fetch
 from mls.download.reader import Reader
-from mls.pipeline.plan import read_ids, read_lock
+from mls.pipeline.plan import read_lock
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_atomic
 from mls.runtime.locks import say
 from mls.runtime.paths import expanded, place
 from mls.runtime.progress import Bar
 
-
-def _coco(config: CocoDataset, reader: Reader) -> Listing:
-    ids = config.subset.ids if config.subset else None
-    return coco.read_listing(config, reader, read_ids(ids) if ids else None)
-
-
 LISTINGS: dict[type[LocalDataset], Callable[[Any, Reader], Listing]] = {
-    CocoDataset: _coco,
+    CocoDataset: coco.read_listing,
     VocDataset: voc.read_listing,
     CityscapesDataset: cityscapes.read_listing,
     ClassificationDataset: classification.read_listing,
     FolderDataset: folder.read_listing,
 }
-"""Section of a source -> what reads its listing."""
+"""The section of each source -> the function that reads its listing."""
 
 
 def find_root(names: Sequence[str], config: LocalDataset) -> Path:
-    """Return the folder a source is read from: its ``root``, or ``$MLS_DATA/<name>`` of the first name that has one.
+    """Return the folder of a source: its ``root``, or ``$MLS_DATA/<name>`` of the first name that has one.
 
-    ``MLS_DATA`` is ``downloads/`` where it is not set. The folder of what can be downloaded need not exist.
+    Without ``MLS_DATA``, ``downloads/`` is used. If the source can be downloaded, its folder need not exist.
 
     Raises:
         MlsError: there is no such folder; says what to do.
@@ -71,7 +65,7 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
         root = base / expanded(config.root, f"dataset {names[0]!r}: its root")
         if not root.is_dir():
             raise MlsError(
-                f"dataset {names[0]!r}: its root, {root}, is no folder; mend root in its entry"
+                f"dataset {names[0]!r}: its root, {root}, is not a folder; correct root in its entry"
                 f"{'' if Path(config.root).is_absolute() else f' (relative ones are below $MLS_DATA, {base})'}, "
                 "or leave it out to download what can be"
             )
@@ -87,33 +81,32 @@ def find_root(names: Sequence[str], config: LocalDataset) -> Path:
 
 
 def open_reader(names: Sequence[str], config: LocalDataset, poll: Callable[[], None] = lambda: None) -> Reader:
-    """Return a reader of the source's files, after downloading what is missing (not below a ``root``).
+    """Return a reader of the source's files, after downloading what is missing (never into a ``root``).
 
     Args:
-        names: of the dataset, equal ones included.
+        names: of the dataset, including the names of equal ones.
         config: its entry.
-        poll: called now and then; what it raises stops the download, which goes on next time.
+        poll: called now and then; an exception that it raises stops the download, and the next run goes on with it.
 
     Raises:
         MlsError: as `find_root` and `mls.download.fetch`.
     """
     root = find_root(names, config)
-    own = config.root is not None or (isinstance(config, VocDataset) and voc.is_bare(root, config))
-    if not own:
+    if config.root is None and not (isinstance(config, VocDataset) and voc.is_bare(root, config)):
         fetch.fetch_archives(names[0], config, root, poll)
     return Reader(voc.devkit(root, config) if isinstance(config, VocDataset) else root)
 
 
 def read_listing(config: LocalDataset, reader: Reader, poll: Callable[[], None] = lambda: None) -> Listing:
-    """Read and check what a source lists; images are not opened. Of a subset, those that are missing are downloaded.
+    """Read and check what a source lists; images are not opened. Missing images of a COCO subset are downloaded.
 
     Args:
         config: the entry.
         reader: of `open_reader`.
-        poll: as there.
+        poll: as in `open_reader`.
 
     Raises:
-        MlsError: names the file, the place and the value; or says which images can't be had.
+        MlsError: names the file, the place and the value; or the images that can't be downloaded.
     """
     listing: Listing = LISTINGS[type(config)](config, reader)
     if isinstance(config, CocoDataset) and config.subset and config.root is None:
@@ -122,8 +115,8 @@ def read_listing(config: LocalDataset, reader: Reader, poll: Callable[[], None] 
     return listing
 
 
-def source_digest(name: str, config: Dataset) -> dict[str, Any]:
-    """Hash a source's files: ``{"sha256", "files", "bytes"}``.
+def pin(name: str, config: Dataset, lock_path: Path) -> dict[str, Any]:
+    """Hash a source's files, write the digest into ``data.lock`` (other entries stay) and return it.
 
     Raises:
         MlsError: the source is missing or contradicts itself, or is generated and needs no digest.
@@ -132,36 +125,29 @@ def source_digest(name: str, config: Dataset) -> dict[str, Any]:
         raise MlsError(f"dataset {name!r} is generated: its parameters identify it, so it needs no digest")
     reader = open_reader([name], config)
     listing = read_listing(config, reader)
-    entries = listing.entries
-    if problem := other_counts(config, listing):
+    if problem := _count_problem(config, listing):
         say(f"note: dataset {name!r}: {reader.root} {problem}")
-    with Bar(f"pin {name}", total=len(entries)) as bar:
-        for entry in entries:
+    with Bar(f"pin {name}", total=len(listing.entries)) as bar:
+        for entry in listing.entries:
             reader.read(entry.name)
             if entry.mask:
                 reader.read(entry.mask)
             bar.advance(1, 1)
-    return reader.digest()
-
-
-def pin(name: str, config: Dataset, lock_path: Path) -> dict[str, Any]:
-    """Hash a source, write its digest into ``data.lock`` (other entries stay) and return it."""
-    digest = source_digest(name, config)
-    lock = read_lock(lock_path)
-    lock[name] = digest
+    lock = {**read_lock(lock_path), name: reader.digest()}
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.dump({key: dict(sorted(lock[key].items())) for key in sorted(lock)}, text)
     write_atomic(lock_path, text.getvalue())
+    digest: dict[str, Any] = lock[name]
     return digest
 
 
-def check_known(names: Sequence[str], config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
-    """Before images are read: is a source that published checksums identify what was checked, and all of it?
+def check_origin(names: Sequence[str], config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
+    """Before images are read, check a source that published checksums identify: its archives and its counts.
 
     Raises:
-        MlsError: it was not unpacked from checked archives, or has other counts than the official ones.
+        MlsError: it was not unpacked from checked archives, or does not have the official counts.
     """
     if not digest.startswith(PUBLISHED):
         return
@@ -170,12 +156,12 @@ def check_known(names: Sequence[str], config: LocalDataset, reader: Reader, list
             f"dataset {names[0]!r}: {reader.root} was not unpacked here from archives with the published checksums, so "
             f"nothing proves what it holds. To identify it by its own content, run: mls data pin {names[0]} -e FILE"
         )
-    if problem := other_counts(config, listing):
+    if problem := _count_problem(config, listing):
         raise MlsError(f"dataset {names[0]!r}: {reader.root} {problem}")
 
 
-def other_counts(config: LocalDataset, listing: Listing) -> str | None:
-    """How a listing's counts differ from the official ones, or None; val counts as train where that has no val."""
+def _count_problem(config: LocalDataset, listing: Listing) -> str | None:
+    """Say how a listing's counts differ from the official ones, if they do; held-out val counts as train."""
     expected = catalog.expected(config)
     if expected is None:
         return None
@@ -185,7 +171,7 @@ def other_counts(config: LocalDataset, listing: Listing) -> str | None:
 
 
 def check_content(names: Sequence[str], config: LocalDataset, reader: Reader, digest: str) -> None:
-    """After all was read: compare it with what was in the archives, or with what ``data.lock`` says.
+    """After everything was read, compare it with the content of the archives, or with ``data.lock``.
 
     Raises:
         MlsError: they differ; says what to do.

@@ -1,12 +1,12 @@
-"""Annotations and masks judged one by one: where one contradicts its image, its class or itself.
+"""Validate annotations and masks one by one: does one contradict its image, its class or itself?
 
-    judge = Validator(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
-    judge.add({"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0, "segmentation": []})
-    judge.findings()     # [Finding("objects without a mask", contradicts=False, count=1, ...), ...]
+    validator = Validator(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
+    validator.add({"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0, "segmentation": []})
+    validator.findings()     # [Finding("objects without a mask", contradicts=False, count=1, ...), ...]
 
-and so are the masks that say the class of each pixel of an image (`MaskJudge`).
+`MaskValidator` does the same for masks of whole images, which say the class of each pixel.
 
-What contradicts and what is only worth a note is listed in ``mls.data.check``.
+``mls.data.check`` lists which findings are contradictions and which are only notes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from mls.data.coco import BOX_SLACK
 from mls.data.image_store import IGNORE, ImageStore
+from mls.data.listing import BOX_SLACK, overhang
 from mls.runtime.errors import MlsError
 
 SLACK = 2.0
-"""Pixels by which a mask's own box may differ from the box, and size of a box that may well have an empty mask."""
+"""Pixels by which a mask's own box may differ from the box; also the size up to which a box may have an empty mask."""
 EXAMPLES = 3
 """Places that a finding names."""
 Counts = NDArray[np.int64]
@@ -38,7 +38,7 @@ class Finding:
     contradicts: bool
     count: int = 0
     worst: float | None = None
-    """Pixels, where the defect has a size."""
+    """Pixels, if the defect has a size."""
     examples: list[str] = field(default_factory=list)
     """Where the first few are."""
 
@@ -51,17 +51,23 @@ class Finding:
             self.examples.append(where)
 
 
-class Validator:
-    """Annotations, counted and judged one by one."""
+class _Findings:
+    """Findings are attributes; reports show them in the order of their definition."""
+
+    def findings(self) -> list[Finding]:
+        """Return all kinds, whether found or not."""
+        return [value for value in vars(self).values() if isinstance(value, Finding)]
+
+
+class Validator(_Findings):
+    """Count and validate annotations one by one."""
 
     def __init__(self, classes: list[str], names: list[str], sizes_N2: Counts) -> None:
         self._classes, self._names, self._sizes = classes, names, sizes_N2
-        self.row = 0
-        """Image of the annotation that came last."""
         self.keys = array("q")
         """Image * classes + class, of each annotation."""
         self._easy = array("q")
-        """The same without difficult ones, which are no labels."""
+        """The same without difficult ones, which are not labels."""
         self.crowds = 0
         self.difficult: int | None = None
         self._stray = Finding("annotations of an image or class that is not there", True)
@@ -76,12 +82,8 @@ class Validator:
         self._differing = Finding(f"masks that differ from their box by more than {SLACK:g} px", False)
         self._maskless = Finding("objects without a mask", False)
 
-    def findings(self) -> list[Finding]:
-        """All kinds, found or not."""
-        return [value for value in vars(self).values() if isinstance(value, Finding)]
-
     def add_image(self, item: dict[str, Any]) -> None:
-        """Compare the size that annotations claim for an image with its pixels'."""
+        """Compare the size that the annotations claim for an image with its pixels'."""
         row, size = item["id"], [item["width"], item["height"]]
         if not 0 <= row < len(self._names):
             self._stray.add(f"image {row}")
@@ -89,13 +91,13 @@ class Validator:
             self._other_size.add(f"{self._names[row]}: annotated as {size[0]} x {size[1]} px")
 
     def add(self, item: dict[str, Any]) -> None:
-        """Validator one annotation."""
-        self.row, number = item["image_id"], item["category_id"] - 1
-        if not (0 <= self.row < len(self._names) and 0 <= number < len(self._classes)):
-            self._stray.add(f"annotation {item['id']}: image {self.row}, class {number}")
+        """Validate one annotation."""
+        row, number = item["image_id"], item["category_id"] - 1
+        if not (0 <= row < len(self._names) and 0 <= number < len(self._classes)):
+            self._stray.add(f"annotation {item['id']}: image {row}, class {number}")
             return
-        where = f"annotation {item['id']} ({self._classes[number]}) of {self._names[self.row]}"
-        key = self.row * len(self._classes) + number
+        where = f"annotation {item['id']} ({self._classes[number]}) of {self._names[row]}"
+        key = row * len(self._classes) + number
         self.keys.append(key)
         self.crowds += bool(item["iscrowd"])
         if "difficult" in item:
@@ -103,24 +105,22 @@ class Validator:
         if not item.get("difficult"):
             self._easy.append(key)
         x, y, w, h = item["bbox"]
-        width, height = (int(side) for side in self._sizes[self.row])
-        over = max(-x, -y, x + w - width, y + h - height)
+        width, height = (int(side) for side in self._sizes[row])
+        over = overhang(x, y, x + w, y + h, width, height)
         if over > 0:
             (self._far_outside if over > BOX_SLACK else self._outside).add(where, over)
         if min(w, h) <= 0:
             self._flat.add(where)
-        if not item["segmentation"]:
-            self._maskless.add(where)
+        if item["segmentation"]:
+            self._add_mask(item["segmentation"], item["bbox"], (width, height), where)
         else:
-            self._judge_mask(item["segmentation"], (x, y, w, h), (width, height), where)
+            self._maskless.add(where)
 
-    def _judge_mask(
-        self, segmentation: Any, box: tuple[float, float, float, float], size: tuple[int, int], where: str
-    ) -> None:
+    def _add_mask(self, segmentation: Any, box: list[float], size: tuple[int, int], where: str) -> None:
         if isinstance(segmentation, dict) and segmentation["size"] != [size[1], size[0]]:
             self._other_size.add(f"{where}: mask of {segmentation['size'][1]} x {segmentation['size'][0]} px")
             return
-        mask = encode(segmentation, *size)
+        mask = to_rle(segmentation, *size)
         if mask is None:
             self._undecodable.add(where)
             return
@@ -141,21 +141,21 @@ class Validator:
     def against_labels(self, key_M: Counts) -> Finding:
         """Compare the images' classes (``key_M``: image * classes + class) with those of their annotations."""
         finding = Finding("images whose classes are not those of their annotations", True)
-        if len(self.keys):
+        if self.keys:
             rows = np.setxor1d(np.unique(np.array(self._easy, dtype=np.int64)), key_M) // len(self._classes)
             for row in np.unique(rows):
                 finding.add(self._names[row])
         return finding
 
 
-class MaskJudge:
-    """Masks of whole images (the class of each pixel), counted and judged one by one."""
+class MaskValidator(_Findings):
+    """Count and validate masks of whole images (the class of each pixel) one by one."""
 
     def __init__(self, store: ImageStore) -> None:
-        self.store = store
+        self._store = store
         self.count = 0
         """Masks that could be read."""
-        self.pixels_K = np.zeros(256, dtype=np.int64)
+        self._pixels_K = np.zeros(256, dtype=np.int64)
         """Pixels of each value, over all masks."""
         self._stray = Finding("masks of an image that is not there", True)
         self._damaged = Finding("masks of images that can't be decoded", True)
@@ -163,40 +163,39 @@ class MaskJudge:
         self._unknown = Finding("masks of images with a class that is not there", True)
         self._unlisted = Finding("masks of images with a class that the image's labels lack", True)
 
-    def findings(self) -> list[Finding]:
-        """All kinds, found or not."""
-        return [value for value in vars(self).values() if isinstance(value, Finding)]
-
     @property
     def ignored(self) -> float:
         """Share of all pixels that belong to no class."""
-        return float(self.pixels_K[IGNORE] / max(1, self.pixels_K.sum()))
+        return float(self._pixels_K[IGNORE] / max(1, self._pixels_K.sum()))
 
     def add(self, row: int) -> None:
-        """Validator the mask of one image."""
-        if not 0 <= row < len(self.store):
+        """Validate the mask of one image."""
+        if not 0 <= row < len(self._store):
             self._stray.add(f"image {row}")
             return
-        name = self.store.name(row)
+        name = self._store.name(row)
         try:
-            mask_HW = self.store.mask(row)
+            mask_HW = self._store.mask(row)
         except MlsError:
             self._damaged.add(name)
             return
         self.count += 1
         pixels_K = np.bincount(mask_HW.numpy().reshape(-1), minlength=256)
-        self.pixels_K += pixels_K
-        if mask_HW.shape != self.store.size(row)[::-1]:
+        self._pixels_K += pixels_K
+        if mask_HW.shape != self._store.size(row)[::-1]:
             self._other_size.add(f"{name}: {mask_HW.shape[1]} x {mask_HW.shape[0]} px")
-        seen = {int(value) for value in np.flatnonzero(pixels_K)} - {IGNORE}
-        if max(seen, default=0) >= len(self.store.classes):
-            self._unknown.add(f"{name}: {max(seen)}")
-        elif not seen <= set(np.flatnonzero(self.store.labels([row])[0]).tolist()):
+        shown = set(np.flatnonzero(pixels_K).tolist()) - {IGNORE}
+        if max(shown, default=0) >= len(self._store.classes):
+            self._unknown.add(f"{name}: {max(shown)}")
+        elif not shown <= set(np.flatnonzero(self._store.labels([row])[0]).tolist()):
             self._unlisted.add(name)
 
 
-def encode(segmentation: Any, width: int, height: int) -> Any:
-    """Turn polygons or an RLE, of an image of this size, into one compressed RLE; None where it is neither."""
+def to_rle(segmentation: Any, width: int, height: int) -> Any:
+    """Turn the polygons or the RLE of an object into one compressed RLE; None if it is neither.
+
+    The lengths are checked here because pycocotools trusts them: with a wrong RLE it reads memory beyond the mask.
+    """
     try:
         if isinstance(segmentation, list):
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
@@ -204,7 +203,7 @@ def encode(segmentation: Any, width: int, height: int) -> Any:
             return rle.merge(rle.frPyObjects(segmentation, height, width))
         counts = segmentation["counts"]
         runs = counts if isinstance(counts, list) else run_lengths(counts)
-        if sum(runs) != width * height or min(runs) < 0:  # pycocotools would read memory that is not the mask's
+        if sum(runs) != width * height or min(runs) < 0:
             return None
         if isinstance(counts, list):
             return rle.frPyObjects(segmentation, height, width)
@@ -214,22 +213,22 @@ def encode(segmentation: Any, width: int, height: int) -> Any:
 
 
 def run_lengths(counts: str) -> list[int]:
-    """Lengths of the runs, zeros first, that COCO's compressed ``counts`` stand for (as pycocotools' rleFrString).
+    """Decode COCO's compressed ``counts`` into the lengths of the runs, zeros first (as pycocotools' rleFrString).
 
     Raises:
-        ValueError: the text ends within a number, or holds what is no part of one.
+        ValueError: the text ends within a number, or holds a character that no number has.
     """
     runs: list[int] = []
     value = shift = 0
     for character in counts:
         six = ord(character) - 48
         if not 0 <= six < 64:
-            raise ValueError(f"{character!r} is no part of a number")
+            raise ValueError(f"{character!r} is not part of a number")
         value |= (six & 31) << shift
         shift += 5
         if not six & 32:  # the last five bits of a number; their highest is its sign
             value -= (six & 16) << (shift - 4)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))  # from the fourth run on: a difference
             value = shift = 0
     if shift:
         raise ValueError("ends within a number")

@@ -1,4 +1,4 @@
-"""Write a store: records in final order become the files that `mls.data.image_store` lists.
+"""Write a store: turn records in final order into the files that `mls.data.image_store` lists.
 
 write_store(out, records, classes=["disc", "star"], multi_label=True, excluded=[])
 """
@@ -37,19 +37,26 @@ class Record:
     classes: list[int]
     """Sorted class indices."""
     annotations: list[dict[str, Any]]
-    """COCO annotations less ``id`` and ``image_id``, which the store assigns; ``category_id`` is class index + 1."""
+    """COCO annotations without ``id`` and ``image_id``, which the store assigns; ``category_id`` is class index + 1."""
     sha256: str = ""
-    """Of ``data``; computed where the source has not done so already."""
+    """Of ``data``; computed unless the source already has it."""
     mask: bytes | None = None
-    """Class of each pixel, `IGNORE` for none; see `encode_mask`."""
+    """Class of each pixel, or `IGNORE`; see `encode_mask`."""
 
     def __post_init__(self) -> None:
-        """Compute what is not given."""
+        """Hash the data if needed."""
         self.sha256 = self.sha256 or hashlib.sha256(self.data).hexdigest()
 
 
+def encode_jpeg(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    """Encode RGB pixels (uint8) as a JPEG of quality 95 without chroma subsampling (4:4:4)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
 def encode_mask(mask_HW: NDArray[np.uint8]) -> bytes:
-    """Class indices (uint8) as an 8-bit grey PNG; equal masks give equal bytes."""
+    """Encode class indices (uint8) as an 8-bit grey PNG; equal masks give equal bytes."""
     buffer = io.BytesIO()
     Image.fromarray(mask_HW).save(buffer, "PNG")
     return buffer.getvalue()
@@ -63,27 +70,28 @@ def write_store(
     excluded: list[dict[str, str]],
     format: Format = "jpeg",
 ) -> None:
-    """Write the files of a data artifact; only the index is ever held in memory.
+    """Write the files of a data artifact; only the index is held in memory.
 
     Args:
         out: an existing folder.
         records: in final order: split (as in `SPLITS`), then name.
         classes: names, by class index.
-        multi_label: whether an image may have any number of classes (else exactly one).
+        multi_label: whether an image may have any number of classes (otherwise exactly one).
         excluded: ``{"name", "reason"}`` of images left out; read after the last record, so the
             records' source may still fill it.
         format: what the records' ``data`` are.
 
     Raises:
-        ValueError: the records are out of order, or contradict themselves (a fault of the source's code).
+        ValueError: the records are out of order, or contradict themselves (a bug in the source's code).
     """
-    # integers in arrays: as Python objects they would take most of the memory that this function needs
+    # Arrays of integers: Python objects would take most of the memory that this function needs. `INDEX` decides the
+    # columns' order and types, hence the bytes of index.parquet, which are part of the artifact.
     index: dict[str, Any] = {"offset": array("q"), "length": array("q"), "width": array("i"), "height": array("i")}
     index |= {"name": [], "sha256": [], "split": []}
     masks = {name: array("q") for name in MASKS.names}
     labels, ends = array("i"), array("i", [0])
     last = (-1, "")
-    offset = count = 0
+    count = 0
     with (out / "images.bin").open("wb") as images, (out / "annotations.json").open("w", encoding="utf-8") as coco:
         coco.write('{"annotations": [')
         for row, record in enumerate(records):
@@ -92,17 +100,13 @@ def write_store(
                 raise ValueError(f"record {record.split}/{record.name} comes after {last[1]}")
             last = place
             _check(record, format)
-            images.write(record.data)
-            values = (offset, len(record.data), record.width, record.height, record.name, record.sha256, record.split)
-            for column, value in zip(index.values(), values, strict=True):
-                column.append(value)
+            written = (images.tell(), images.write(record.data))
+            _append(index, *written, record.width, record.height, record.name, record.sha256, record.split)
             labels.extend(record.classes)
             ends.append(len(labels))
-            offset += len(record.data)
             if record.mask is not None:
                 with (out / "masks.bin").open("ab") as file:
-                    for name, value in zip(MASKS.names, (row, file.tell(), file.write(record.mask)), strict=True):
-                        masks[name].append(value)
+                    _append(masks, row, file.tell(), file.write(record.mask))
             for annotation in record.annotations:
                 coco.write(",\n" if count else "\n")
                 count += 1
@@ -128,9 +132,14 @@ def write_store(
     (out / "excluded.json").write_text(json.dumps(left_out, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def _append(columns: dict[str, Any], *values: object) -> None:
+    for column, value in zip(columns.values(), values, strict=True):
+        column.append(value)
+
+
 def _check(record: Record, format: Format) -> None:
     if record.split not in LABELLED and (record.classes or record.annotations or record.mask is not None):
-        raise ValueError(f"record {record.name} is {record.split}, and yet has classes, annotations or a mask")
+        raise ValueError(f"record {record.name} is {record.split}, but has classes, annotations or a mask")
     if format == "raw" and len(record.data) != 3 * record.width * record.height:
         raise ValueError(
             f"record {record.name}: {len(record.data)} bytes are not {record.width} x {record.height} raw pixels"

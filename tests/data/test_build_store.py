@@ -245,9 +245,9 @@ def watch():
     while not list(Path("work").glob("*/build/{place}")): pass
     os.kill(os.getpid(), signal.SIGKILL)
 import mls.data.build_store
-from mls.pipeline import artifact, artifact_store; from mls.runtime import links
-sync = artifact.sync
-artifact.sync = links.sync = artifact_store.sync = lambda path: (time.sleep(0.05), sync(path))
+from mls.pipeline import artifact_store; from mls.runtime import links
+sync = links.sync
+links.sync = artifact_store.sync = lambda path: (time.sleep(0.05), sync(path))
 threading.Thread(target=watch, daemon=True).start()
 from tests.data.test_build_store import make
 make(photos={{"source": "folder"}})

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from mls import cli
 from mls.config.datasets import ScenesDataset
 from mls.data import build_store, scenes
-from mls.data.check import Report, check
+from mls.data.check import Report, check_artifact
 from mls.data.check_text import SHOWN_EXCLUDED, print_report
 from mls.data.writer import Record, encode_mask, write_store
 from mls.pipeline.plan import plan_file
@@ -46,7 +46,7 @@ def record(name: str, split: str, *annotations: dict[str, Any], **changes: Any) 
 
 def report_of(out: Path, *records: Record, excluded: list[dict[str, str]] | None = None) -> Report:
     write_store(out, records, CLASSES, True, excluded or [])
-    return check(out, "pets")
+    return check_artifact(out, "pets")
 
 
 def whole(*annotations: dict[str, Any], **changes: Any) -> list[Record]:
@@ -252,7 +252,7 @@ def test_image_sizes_are_those_of_the_index(tmp_path: Path) -> None:
     write_store(tmp_path, whole(item()), CLASSES, True, [])
     file = tmp_path / "annotations.json"
     file.write_text(re.sub(r'"id": 2, "width": 20', '"id": 2, "width": 21', file.read_text()))
-    report = check(tmp_path, "pets")
+    report = check_artifact(tmp_path, "pets")
     assert found(report) == {"images whose annotations are for another size": (1, True)}
     assert report.findings[0].examples == ["val.jpg: annotated as 21 x 10 px"]
 
@@ -263,7 +263,7 @@ def test_damaged_annotations_are_named(damage: Any, tmp_path: Path) -> None:
     file = tmp_path / "annotations.json"
     file.write_text(damage(file.read_text()))
     with pytest.raises(DamagedArtifact, match=r"annotations\.json.*make it again"):
-        check(tmp_path, "pets")
+        check_artifact(tmp_path, "pets")
 
 
 def test_a_set_without_images(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_colours_on_a_terminal(tmp_path: Path) -> None:
 def test_generated_scenes_are_clean(tmp_path: Path) -> None:
     config = ScenesDataset(source="scenes", train=30, val=20, test=20, size=48)
     write_store(tmp_path, scenes.records(config), scenes.CLASSES, True, [])
-    report = check(tmp_path, "scenes")
+    report = check_artifact(tmp_path, "scenes")
     assert report.contradictions == [] and report.images_S.tolist() == [30, 20, 20, 0]
     assert report.instances_SC.sum() == len(json.loads((tmp_path / "annotations.json").read_text())["annotations"])
 

@@ -236,8 +236,7 @@ def test_a_missing_image_is_named(tmp_path: Path, source: str) -> None:
     (tmp_path / FIRST[source]).unlink()
     with pytest.raises(MlsError) as caught:
         read(tmp_path, source)
-    assert f"image {FIRST[source]} (" in str(caught.value)
-    assert "is missing" in str(caught.value)
+    assert f"image {FIRST[source]!r} is missing" in str(caught.value)
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
@@ -249,13 +248,25 @@ def rewrite(path: Path, old: str, new: str) -> None:
 PETS, PLANES, DTD = "oxford-iiit-pet/annotations", "fgvc-aircraft-2013b/data", "dtd/dtd/labels"
 BAD = [
     # label out of range, or none
-    ("pets", f"{PETS}/test.txt", "breed_37_137 37", "breed_37_137 38", "image oxford-iiit-pet/images/breed_37_137.jpg"),
+    (
+        "pets",
+        f"{PETS}/test.txt",
+        "breed_37_137 37",
+        "breed_37_137 38",
+        "breed_37_137.jpg' has class 38",
+    ),
     ("pets", f"{PETS}/trainval.txt", "breed_01_1 1 ", "breed_01_1 0 ", "has class 0, counted from 1; there are 37"),
     ("pets", f"{PETS}/trainval.txt", "breed_01_1 1 ", "breed_01_1 ", "(ValueError: not enough values"),
     ("pets", f"{PETS}/test.txt", "breed_01_101 1 2", "breed_01_101 one 2", "(ValueError: invalid literal"),
     ("aircraft", f"{PLANES}/images_variant_val.txt", "Variant 07/B", "Zeppelin", "(KeyError: 'Zeppelin')"),
-    ("cub200", "CUB_200_2011/image_class_labels.txt", "3 200", "3 201", "image 3 has class '201', which is none"),
-    ("cub200", "CUB_200_2011/image_class_labels.txt", "3 200", "3 0", "image 3 has class '0', which is none"),
+    (
+        "cub200",
+        "CUB_200_2011/image_class_labels.txt",
+        "3 200",
+        "3 201",
+        "image 3 has '201', not a number of",
+    ),
+    ("cub200", "CUB_200_2011/image_class_labels.txt", "3 200", "3 0", "image 3 has '0', not a number of"),
     # classes
     ("aircraft", f"{PLANES}/variants.txt", "Variant 50/B\n", "", "99 classes are listed; aircraft has 100"),
     ("cub200", "CUB_200_2011/classes.txt", "100 100.Bird\n", "", "199 classes are listed; cub200 has 200"),
@@ -263,12 +274,12 @@ BAD = [
     ("dtd", f"{DTD}/test1.txt", "texture03/texture03_test.jpg\n", "", "not those of 'train': texture03"),
     ("pets", f"{PETS}/test.txt", "breed_05", "brood_05", "not those of 'trainval': Breed 05, Brood 05"),
     # twice
-    ("pets", f"{PETS}/test.txt", "breed_03_103", "breed_03_3", "breed_03_3.jpg is listed in train and in test"),
-    ("aircraft", f"{PLANES}/images_variant_val.txt", "00011", "00001", "00001.jpg is listed in train and in val"),
-    ("aircraft", f"{PLANES}/images_variant_val.txt", "00011", "00010", "00010.jpg is listed twice in val"),
-    ("cub200", "CUB_200_2011/images.txt", "b_2", "a_1", "a_1.jpg is listed in test and in train"),
+    ("pets", f"{PETS}/test.txt", "breed_03_103", "breed_03_3", "breed_03_3.jpg' was listed before, in train"),
+    ("aircraft", f"{PLANES}/images_variant_val.txt", "00011", "00001", "00001.jpg' was listed before, in train"),
+    ("aircraft", f"{PLANES}/images_variant_val.txt", "00011", "00010", "00010.jpg' was listed before, in val"),
+    ("cub200", "CUB_200_2011/images.txt", "b_2", "a_1", "a_1.jpg' was listed before, in test"),
     ("cub200", "CUB_200_2011/images.txt", "4 002", "3 002", "images.txt, line 4: number 3 was listed before"),
-    ("indoor67", "TestImages.txt", "Test pí_1.jpg", "Train pí_1.jpg", "is listed in train and in test"),
+    ("indoor67", "TestImages.txt", "Test pí_1.jpg", "Train pí_1.jpg", "was listed before, in train"),
     # files that contradict one another, or are no such files
     (
         "cub200",
@@ -279,8 +290,8 @@ BAD = [
     ),
     ("cub200", "CUB_200_2011/train_test_split.txt", "3 1\n", "3 1\n9 1\n", "image 9 is missing in images.txt"),
     ("cub200", "CUB_200_2011/train_test_split.txt", "3 1", "3 2", "image 3 has '2', not 0 or 1"),
-    ("cub200", "CUB_200_2011/train_test_split.txt", "3 1", "3", "line 3: '3' is no number and value"),
-    ("cub200", "CUB_200_2011/images.txt", "3 200", "three 200", "line 3: 'three 200.Bird/c_3.jpg' is no number"),
+    ("cub200", "CUB_200_2011/train_test_split.txt", "3 1", "3", "line 3: '3' is not a number and a value"),
+    ("cub200", "CUB_200_2011/images.txt", "3 200", "three 200", "line 3: 'three 200.Bird/c_3.jpg' is not a number"),
     ("indoor67", "TrainImages.txt", "room03/", "room03/more/", "line 4: 'room03/more/Train pí_3.jpg' is not <class>"),
     ("indoor67", "TrainImages.txt", "room03/", "", "line 4: 'Train pí_3.jpg' is not <class>/<image>"),
     # paths that lead elsewhere
@@ -290,15 +301,15 @@ BAD = [
         f"{PLANES}/images_variant_test.txt",
         "00020",
         "../../../secret",
-        "/images/../../../secret.jpg' (test)",
+        "/images/../../../secret.jpg'",
     ),
-    ("aircraft", f"{PLANES}/images_variant_test.txt", "00020", "/etc/secret", "image '/etc/secret.jpg' (test) leaves"),
+    ("aircraft", f"{PLANES}/images_variant_test.txt", "00020", "/etc/secret", "image '/etc/secret.jpg' leaves"),
     ("dtd", f"{DTD}/test1.txt", "texture03/texture03_test", "../secret", "'train': .., texture03"),
-    ("cub200", "CUB_200_2011/images.txt", "001.Bird/a_1", "../../../secret", "../../../secret.jpg' (test) leaves"),
-    ("cub200", "CUB_200_2011/images.txt", "001.Bird/a_1", "/etc/secret", "images//etc/secret.jpg' (test) leaves"),
-    ("cub200", "CUB_200_2011/images.txt", "a_1", "a\0_1", "(test) is empty or holds unprintable characters"),
+    ("cub200", "CUB_200_2011/images.txt", "001.Bird/a_1", "../../../secret", "../../../secret.jpg' leaves"),
+    ("cub200", "CUB_200_2011/images.txt", "001.Bird/a_1", "/etc/secret", "images//etc/secret.jpg' leaves"),
+    ("cub200", "CUB_200_2011/images.txt", "a_1", "a\0_1", "is empty or holds unprintable characters"),
     ("indoor67", "TrainImages.txt", "room03/Train pí_3.jpg", "../secret.jpg", "68 classes"),
-    ("indoor67", "TrainImages.txt", "/Train pí_3.jpg", "/..", "image 'Images/room03/..' (train) leaves"),
+    ("indoor67", "TrainImages.txt", "/Train pí_3.jpg", "/..", "image 'Images/room03/..' leaves"),
 ]
 
 
@@ -333,10 +344,14 @@ def test_flowers_must_be_the_published_ones(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("labels", "test", "message"),
     [
-        ([1, 2, 3, 4, 5, 6, 103], [5, 7, 6], r"image_00007.jpg \(test\) has class 103, counted from 1; there are 102"),
+        (
+            [1, 2, 3, 4, 5, 6, 103],
+            [5, 7, 6],
+            r"image_00007.jpg' has class 103, counted from 1; there are 102",
+        ),
         ([1, 2, 3, 4, 5, 6], [5, 7, 6], r"Flowers102 can't read its split 'test' \(KeyError: 7\)"),
-        ([1, 2, 3, 4, 5, 6, 7], [5, 1, 6], r"image_00001.jpg is listed in train and in test"),
-        ([1, 2, 3, 4, 5, 6, 7], [5, 5, 6], r"image_00005.jpg is listed twice in test"),
+        ([1, 2, 3, 4, 5, 6, 7], [5, 1, 6], r"image_00001.jpg' was listed before, in train"),
+        ([1, 2, 3, 4, 5, 6, 7], [5, 5, 6], r"image_00005.jpg' was listed before, in test"),
     ],
 )
 def test_wrong_flowers(tmp_path: Path, labels: list[int], test: list[int], message: str) -> None:
@@ -351,14 +366,14 @@ def test_wrong_flowers(tmp_path: Path, labels: list[int], test: list[int], messa
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [
-        (["00001.jpg", "00002.jpg"], [1, 197], r"00002.jpg \(test\) has class 197"),
-        (["00001.jpg", "00001.jpg"], [1, 2], r"00001.jpg is listed twice in test"),
+        (["00001.jpg", "00002.jpg"], [1, 197], r"00002.jpg' has class 197"),
+        (["00001.jpg", "00001.jpg"], [1, 2], r"00001.jpg' was listed before, in test"),
         (
             ["00001.jpg", "../../../secret.jpg"],
             [1, 2],
-            r"image 'stanford_cars/cars_test/../../../secret.jpg' .* leaves",
+            r"image 'stanford_cars/cars_test/../../../secret.jpg' leaves",
         ),
-        (["00001.jpg", "/etc/passwd"], [1, 2], r"image '/etc/passwd' \(test\) leaves"),
+        (["00001.jpg", "/etc/passwd"], [1, 2], r"image '/etc/passwd' leaves"),
     ],
 )
 def test_wrong_cars(tmp_path: Path, names: list[str], labels: list[int], message: str) -> None:

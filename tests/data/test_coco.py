@@ -81,9 +81,9 @@ def on(section: str, **values: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (on("annotations", image_id=999), "annotation 996: image_id 999 is no image"),
-        (on("annotations", image_id=[1]), "annotation 996: image_id [1] is no image"),
-        (on("annotations", category_id=91), "annotation 996: category_id 91 is no category"),
+        (on("annotations", image_id=999), "annotation 996: image_id 999 is not an image"),
+        (on("annotations", image_id=[1]), "annotation 996: image_id [1] is not an image"),
+        (on("annotations", category_id=91), "annotation 996: category_id 91 is not a category"),
         (
             on("annotations", bbox=[15, 2, 8, 5]),
             "annotation 996: bbox [15, 2, 8, 5] does not lie in image 4, which is 20 x 10",
@@ -99,7 +99,7 @@ def on(section: str, **values: Any) -> Callable[[dict[str, Any]], object]:
         (on("images", file_name="../x.jpg"), "image 3: file_name '../x.jpg' leaves"),
         (on("images", file_name="gone.jpg"), "image 3: train2017/gone.jpg is missing"),
         (on("images", file_name="000000000001.jpg"), "two images have the same file_name"),
-        (on("images", width=0), "image 3: 0 x 10 is no size"),
+        (on("images", width=0), "image 3: 0 x 10 is not a size"),
         (on("images", height="10"), "image 3: height is '10', not an integer"),
         (lambda raw: raw.pop("categories"), "has no list 'categories'"),
     ],
@@ -144,8 +144,8 @@ def subset(**changes: Any) -> CocoDataset:
     return CocoDataset.model_validate({"source": "coco", "val_share": 0.2, "subset": changes})
 
 
-def names(reader: Reader, config: CocoDataset, ids: list[int] | None = None) -> list[str]:
-    return [entry.name for entry in read_listing(config, reader, ids).entries]
+def names(reader: Reader, config: CocoDataset) -> list[str]:
+    return [entry.name for entry in read_listing(config, reader).entries]
 
 
 def test_a_subset_is_a_seeded_draw_of_both_splits_and_needs_no_images(tmp_path: Path) -> None:
@@ -165,14 +165,13 @@ def test_a_subset_is_a_seeded_draw_of_both_splits_and_needs_no_images(tmp_path: 
 
 def test_a_subset_by_ids_takes_them_from_both_splits(tmp_path: Path) -> None:
     reader = make_coco(tmp_path)
-    config = subset(ids="mine.txt")
-    assert names(reader, config, [2, 7, 53]) and {n[-6:-4] for n in names(reader, config, [2, 7, 53])} == {
-        "02",
-        "07",
-        "53",
-    }
+    file = tmp_path / "mine.txt"
+    file.write_text("2\n7\n53\n")
+    config = subset(ids=str(file))
+    assert {name[-6:-4] for name in names(reader, config)} == {"02", "07", "53"}
+    file.write_text("2\n3\n11\n53\n99\n")
     with pytest.raises(MlsError, match=r"mine.txt: 2 ids are neither in .*train2017.json nor in .*: 11, 99"):
-        read_listing(config, reader, [2, 3, 11, 53, 99])
+        read_listing(config, reader)
 
 
 def test_unlabeled_images_are_a_split_of_their_own(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_unlabeled_images_are_a_split_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not TINY.is_dir(), reason="needs $MLS_DATA/coco-tiny")
 def test_coco_tiny_is_the_subset_of_its_ids() -> None:
-    ids = read_ids("experiments/coco-tiny-ids.txt")
-    whole, chosen = CocoDataset(source="coco"), subset(ids="x")
+    ids = "experiments/coco-tiny-ids.txt"
+    whole, chosen = CocoDataset(source="coco", val_share=0.2), subset(ids=ids)
     reader = Reader(TINY)
-    assert len(ids) == 100 and names(reader, chosen, ids) == names(reader, whole.model_copy(update={"val_share": 0.2}))
+    assert len(read_ids(ids)) == 100 and names(reader, chosen) == names(reader, whole)

@@ -106,7 +106,7 @@ def test_unlabeled_images_come_last_and_say_nothing(tmp_path: Path) -> None:
     assert store.ground_truth("unlabeled")["images"] == [{"id": 4, "file_name": "0.png", "width": 6, "height": 4}]
     changes: list[dict[str, Any]] = [{"classes": [0]}, {"annotations": [{"bbox": [0, 0, 1, 1]}]}, {"mask": b"x"}]
     for told in changes:
-        with pytest.raises(ValueError, match=r"0\.png is unlabeled, and yet has"):
+        with pytest.raises(ValueError, match=r"0\.png is unlabeled, but has"):
             write_store(tmp_path, [replace(extra, **told)], ["cat"], True, [])
 
 

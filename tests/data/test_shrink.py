@@ -17,10 +17,10 @@ from torchvision.transforms.v2.functional import resize
 
 from mls.config.datasets import ScenesDataset
 from mls.data import scenes
-from mls.data.check import check
+from mls.data.check import check_artifact
 from mls.data.decode import decode
 from mls.data.image_store import Format, ImageStore, decode_mask
-from mls.data.shrink import nearest, prepare, shrunk_annotation, shrunk_size
+from mls.data.shrink import resize_nearest, shrunk_annotation, shrunk_size, transcode
 from mls.data.validator import run_lengths
 from mls.data.writer import Record, encode_mask, write_store
 from mls.runtime.errors import MlsError
@@ -51,7 +51,7 @@ def record(data: bytes, *annotations: dict[str, Any], mask: bytes | None = None,
 
 
 def kept(record: Record, short_side: int | None, format: Format) -> Record:
-    return prepare(record, decoded(record.data), short_side, format)
+    return transcode(record, decoded(record.data), short_side, format)
 
 
 FILES: dict[str, bytes] = {
@@ -189,8 +189,10 @@ def test_masks_take_the_nearest_pixel() -> None:
     mask = mask_HW.astype(np.uint8)
     new = kept(record(FILES["JPEG"], mask=encode_mask(mask)), 20, "jpeg")
     assert new.mask and np.array_equal(decode_mask(new.mask), mask[1::2, 1::2])
-    assert np.array_equal(nearest(mask, (90, 60))[::3, ::3], mask[::2, ::2]), "a third of the way, whole pixels agree"
-    assert nearest(mask, (60, 40)) is not mask and np.array_equal(nearest(mask, (60, 40)), mask)
+    assert np.array_equal(resize_nearest(mask, (90, 60))[::3, ::3], mask[::2, ::2]), (
+        "a third of the way, whole pixels agree"
+    )
+    assert resize_nearest(mask, (60, 40)) is not mask and np.array_equal(resize_nearest(mask, (60, 40)), mask)
 
 
 @pytest.mark.parametrize("format", ["jpeg", "raw"])
@@ -199,7 +201,7 @@ def test_shrunk_scenes_are_clean(format: Format, tmp_path: Path) -> None:
     drawn = list(scenes.records(config))
     shrunk = [kept(one, 48, format) for one in drawn]
     write_store(tmp_path, shrunk, scenes.CLASSES, True, [], format)
-    report = check(tmp_path, "scenes")
+    report = check_artifact(tmp_path, "scenes")
     assert report.contradictions == [] and report.sizes_23.tolist() == [[48] * 3] * 2
     store = ImageStore(tmp_path)
     assert store.decode(39).shape == (3, 48, 48)
@@ -215,7 +217,7 @@ def test_duplicates_are_found_in_a_raw_store(tmp_path: Path) -> None:
     same = [record(FILES["PNG"], name=name) for name in ("a.png", "b.png")]
     same[1].split = "test"
     write_store(tmp_path, [kept(one, 24, "raw") for one in same], ["a"], True, [], "raw")
-    assert [finding.what for finding in check(tmp_path, "x").contradictions] == [
+    assert [finding.what for finding in check_artifact(tmp_path, "x").contradictions] == [
         "images of test that are also in train, byte for byte"
     ]
     assert json.loads((tmp_path / "store.json").read_text()) == {"format": "raw"}

@@ -238,7 +238,7 @@ def test_roots_are_absolute_or_below_mls_data(coco: Server, tmp_path: Path, monk
     assert read_lock(LOCK)["photos"] == digest and not coco.asked
     same = {plan_of({"root": root}).stage("data")[0].id for root in ("made", str(tmp_path / "made"), "elsewhere")}
     assert len(same) == 1, "a machine's path is in no id"
-    with pytest.raises(MlsError, match=r"its root, .*elsewhere, is no folder.*relative ones are below"):
+    with pytest.raises(MlsError, match=r"its root, .*elsewhere, is not a folder.*relative ones are below"):
         make(plan_of({"root": "elsewhere"}))
 
 

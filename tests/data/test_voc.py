@@ -158,7 +158,7 @@ GOOD = xml("000001", an_object())
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOD.replace("dog", "wolf"), "object 1: class 'wolf' is none of aeroplane, bicycle"),
+        (GOOD.replace("dog", "wolf"), "object 1: name is 'wolf', not one of aeroplane, bicycle"),
         (GOOD.replace("<name>dog</name>", ""), "object 1: has no <name>"),
         (GOOD.replace("<xmin>3</xmin>", ""), "object 1 (dog): has no <xmin>"),
         (GOOD.replace("<xmin>3</xmin>", "<xmin/>"), "object 1 (dog): xmin is '', not a number"),
@@ -174,7 +174,7 @@ GOOD = xml("000001", an_object())
         (GOOD.replace("<pose>", "<difficult>2</difficult><pose>"), "object 1 (dog): difficult is '2', not 0 or 1"),
         (GOOD.replace("<pose>", "<truncated>no</truncated><pose>"), "object 1 (dog): truncated is 'no'"),
         (GOOD.replace("size>", "sizes>"), "has no <size>"),
-        (GOOD.replace("<width>40<", "<width>0<"), "size: width is '0', not a count of pixels"),
+        (GOOD.replace("<width>40<", "<width>0<"), "size: width is '0', not a number of pixels"),
         (GOOD.replace("<height>30</height>", ""), "size: has no <height>"),
         (GOOD.replace("000001.jpg", "000002.jpg"), "filename is '000002.jpg': this is the annotation of another"),
         (GOOD.replace("annotation>", "html>"), "holds <html>, not <annotation>"),
@@ -226,10 +226,13 @@ def test_an_undeclared_entity_is_refused(root: Path) -> None:
         ({"train_sets": ["2007/all"]}, "ImageSets/Main/all.txt is missing; there are: test, train, trainval"),
         (
             {"train_sets": ["2007/trainval", "2007/train"]},
-            "000001.jpg is in 2007/trainval (train) and in 2007/train (train)",
+            "line 1: image 'VOC2007/JPEGImages/000001.jpg' was listed before, in 2007/trainval (train), line 1",
         ),
-        ({"val_sets": ["2007/train"]}, "000001.jpg is in 2007/trainval (train) and in 2007/train (val)"),
-        ({"train_sets": ["2007/train"], "test_sets": ["2007/trainval"]}, "(train) and in 2007/trainval (test)"),
+        ({"val_sets": ["2007/train"]}, "000001.jpg' was listed before, in 2007/trainval (train), line 1"),
+        (
+            {"train_sets": ["2007/train"], "test_sets": ["2007/trainval"]},
+            "was listed before, in 2007/train (train)",
+        ),
         ({"train_sets": ["2007/train"]}, "train needs two images"),
         ({"train_sets": ["2007/dog_trainval"]}, "line 1: '000001  1' is not one image; the sets of single classes"),
     ],
@@ -243,10 +246,13 @@ def test_wrong_sets_are_named(root: Path, sets: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("000001\n000099\n", "line 2: VOC2007/JPEGImages/000099.jpg is missing"),
-        ("000001\n\n000001\n", "line 3: image '000001' was listed before, on line 1"),
-        ("..\n", "line 1: image '..' leaves"),
-        ("../x\n", "line 1: image '../x' leaves"),
+        ("000009\n000099\n", "line 2: image 'VOC2007/JPEGImages/000099.jpg' is missing"),
+        (
+            "000009\n\n000009\n",
+            "000009.jpg' was listed before, in 2007/test (test), line 1",
+        ),
+        ("..\n", "line 1: image 'VOC2007/JPEGImages/...jpg' is missing"),
+        ("../x\n", "line 1: image '../x' is a path, not a name"),
         ("a/b\n", "line 1: image 'a/b' is a path, not a name"),
         ("\n", "lists no image"),
     ],
