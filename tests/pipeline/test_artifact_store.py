@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mls.pipeline import artifact_store as kept
+from mls.pipeline import artifact_store
 from mls.pipeline.artifact import open_artifact, state
 from mls.pipeline.artifact_store import add_all, being_made, claimed, link_back, restore
 from mls.pipeline.gc import collect
@@ -75,7 +75,7 @@ def test_an_artifact_that_was_removed_is_linked_not_made(
     assert (job.path / "artifact.json").read_bytes() == seal and open_artifact(job.path, deep=True)
     remove(job.path)
     run_stage(plan, job, never)
-    assert job_state(job) == "done" and not list(Path("artifacts/.aside").iterdir())
+    assert job_state(job) == "done" and not list(Path("artifacts/.staging").iterdir())
     assert not (job.work / "build").exists()
     assert sum(path.is_file() for path in Path(".store").rglob("*")) == 5, "four files and a lock"
 
@@ -163,11 +163,18 @@ def test_what_a_hard_link_damaged_in_both_places_is_not_called_whole(plan: Plan,
 def test_what_a_kill_left_half_done_is_never_taken_for_complete(
     plan: Plan, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for aside in (Path(".store/aside"), Path("artifacts/.aside")):
-        (aside / job.id).mkdir(parents=True)
-        (aside / job.id / "half").touch()
+    for staging in (Path(".store/.staging"), Path("artifacts/.staging")):
+        (staging / job.id).mkdir(parents=True)
+        (staging / job.id / "half").touch()
+
+    def killed_before_the_second(source: Path, target: Path) -> None:
+        if target == job.path:
+            sys.exit("killed when the store has it and artifacts/ does not")
+        install(source, target)
+
+    install = artifact_store._install
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "_link", lambda _: sys.exit("killed after the store had it"))
+        patch.setattr(artifact_store, "_install", killed_before_the_second)
         with pytest.raises(SystemExit):
             run_stage(plan, job, write)
     assert state(job.path) == "missing" and state(job.stored) == "done"

@@ -1,4 +1,4 @@
-"""Leases of devices: each is one job's at a time, and a holder's death frees it. No GPU is needed: names are enough."""
+"""Each device is leased to one job at a time, and freed when its holder dies. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_one_that_needs_two_waits_for_both_and_is_not_passed_over() -> None:
         wait_until_held(by=1)
         jobs.append(hold("holder-pair", 2))
         end = time.monotonic() + 60
-        while _free("b.queue"):
+        while nobody_waits_for("b"):
             assert time.monotonic() < end
             time.sleep(0.05)
         jobs.append(hold("holder-late"))
@@ -110,7 +110,7 @@ def test_who_waits_for_a_taken_device_keeps_nobody_from_another(monkeypatch: pyt
         wait_until_held(by=1)
         jobs.append(hold("holder-waits"))
         end = time.monotonic() + 60
-        while _free("a.queue"):
+        while nobody_waits_for("a"):
             assert time.monotonic() < end
             time.sleep(0.05)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "b")
@@ -121,9 +121,9 @@ def test_who_waits_for_a_taken_device_keeps_nobody_from_another(monkeypatch: pyt
             subprocess.run(["kill", "-9", "--", f"-{job.pid}"], check=False, stderr=subprocess.DEVNULL)
 
 
-def _free(name: str) -> bool:
-    """Whether nobody holds a lock, asked from another process (a process never sees its own as held)."""
-    code = f"import fcntl; fcntl.lockf(open('leases/{name}', 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+def nobody_waits_for(device: str) -> bool:
+    """Whether a device's turn is free, asked from another process: a process does not see its own locks as held."""
+    code = f"from fcntl import *; lockf(open('leases/{device}.lock', 'r+'), LOCK_EX | LOCK_NB, 1, {leases.TURN})"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -157,12 +157,7 @@ def test_names_within_a_slurm_job_are_its_own(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     with leased(1):
-        assert {file.name for file in Path("leases").iterdir()} == {
-            "slurm-7-n1-a.queue",
-            "slurm-7-n1-b.queue",
-            "slurm-7-n1-a.lock",
-            "slurm-7-n1-b.lock",
-        }
+        assert {file.name for file in Path("leases").iterdir()} == {"slurm-7-n1-a.lock", "slurm-7-n1-b.lock"}
 
 
 def test_a_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
