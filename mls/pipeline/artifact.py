@@ -88,20 +88,16 @@ def how_to_mend(path: Path, wrong: Iterable[str] = ()) -> str:
         wrong: names of its damaged files. Where one is a hard link into the store, the store's copy is damaged too.
     """
     stored = store() / path.parent.name / path.name
-    mine, kept = shlex.quote(str(path)), shlex.quote(str(stored))
-    if path == stored:
-        return (
-            f"To repair it: `rm -rf {mine}`; then it is made again or, if artifacts/ has it, added by `mls store add`"
-        )
     in_both = [name for name in wrong if (path / name).exists() and (stored / name).exists()]
-    if state(stored) == "done" and not any((path / name).samefile(stored / name) for name in in_both):
-        return (
-            f"To repair it: `rm -rf {mine}`; {stored} is whole, and the next command that needs it links it from there"
-        )
-    both = f"{mine} {kept}" if stored.exists() else mine
-    return (
-        f"To repair it: `rm -rf {both}`, then `dvc pull --force {path.parent}` if DVC has it, else run snakemake again"
-    )
+    remove = [path]
+    if path == stored:
+        then = "it is made again or, if artifacts/ has it, added by `mls store add`"
+    elif state(stored) == "done" and not any((path / name).samefile(stored / name) for name in in_both):
+        then = f"{stored} is whole, and the next command that needs it links it from there"
+    else:
+        remove += [stored] if stored.exists() else []
+        then = f"then `dvc pull --force {path.parent}` if DVC has it, else run snakemake again"
+    return f"To repair it: `rm -rf {shlex.join(map(str, remove))}`; {then}"
 
 
 def state(path: Path) -> str:

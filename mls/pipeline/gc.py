@@ -22,7 +22,7 @@ from typing import Any
 from mls.config.load import check, parse_yaml
 from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.artifact_store import being_made, lock_of, state_lock_of
-from mls.pipeline.plan import ARTIFACTS, DATA_LOCK, make_plan, read_lock
+from mls.pipeline.plan import ARTIFACTS, DATA_LOCK, experiment_files, make_plan, read_lock
 from mls.runtime.errors import MlsError
 from mls.runtime.locks import is_locked, locked_if_free
 from mls.runtime.paths import home, store, work
@@ -92,37 +92,37 @@ def needed_ids() -> tuple[set[str], list[str]]:
         references += _git("reflog", "show", "--format=%H", stash).split()
     for ref in [None, *references]:
         names = _files(ref)
-        lock = _lock(ref, names)
+        digests = _digests(ref) if names else {}
         for name in names:
             try:
-                needed |= _needed_by(ref, name, lock)
+                needed |= _needed_by(ref, name, digests)
             except (MlsError, ValueError, KeyError, TypeError) as error:
                 unreadable.append(f"{ref or 'the working tree'}: {name} ({str(error).splitlines()[0]})")
     return needed, unreadable
 
 
-def _needed_by(ref: str | None, name: str, lock: dict[str, Any]) -> set[str]:
+def _needed_by(ref: str | None, name: str, digests: dict[str, Any]) -> set[str]:
     text = _read(ref, name)
     if name.endswith("provenance.json"):
         return {job_id for ids in json.loads(text)["artifacts"].values() for job_id in ids}
     loaded = check(parse_yaml(text, name), Path(name))
-    return set(make_plan(loaded, lock, lambda file: _read(ref, file)).jobs)
+    return set(make_plan(loaded, digests, lambda file: _read(ref, file)).jobs)
 
 
 def _files(ref: str | None) -> list[str]:
     """Experiment files and published provenance of a git reference, or of the working tree (None)."""
     if ref is None:
-        paths = [Path("params.yaml"), *Path("experiments").glob("*.yaml"), *Path("results").glob("*/provenance.json")]
-        return sorted(str(path) for path in paths if path.exists())
+        return sorted(map(str, [*experiment_files(), *Path("results").glob("*/provenance.json")]))
     listed = _git("ls-tree", "-r", "--name-only", ref, "--", "params.yaml", "experiments", "results").splitlines()
     return [name for name in listed if name.endswith((".yaml", "/provenance.json"))]
 
 
-def _lock(ref: str | None, names: list[str]) -> dict[str, Any]:
+def _digests(ref: str | None) -> dict[str, Any]:
+    """``data.lock`` of a git reference or of the working tree."""
     if ref is None:
         return read_lock(DATA_LOCK)
-    has_lock = bool(names) and _git("ls-tree", "--name-only", ref, "--", str(DATA_LOCK)).strip()
-    return parse_yaml(_read(ref, str(DATA_LOCK)), f"{ref}:{DATA_LOCK}") if has_lock else {}
+    exists = _git("ls-tree", "--name-only", ref, "--", str(DATA_LOCK)).strip()
+    return parse_yaml(_read(ref, str(DATA_LOCK)), f"{ref}:{DATA_LOCK}") if exists else {}
 
 
 def _read(ref: str | None, name: str) -> str:

@@ -79,14 +79,8 @@ class Job:
         return store() / self.path.parent.name / self.id
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The artifacts behind one value of a table cell; the cell averages over seeds and trials."""
-
-    pretrain: str
-    """Id of the pretraining of one seed."""
-    task: str
-    """Id of one trial of the probe or transfer."""
+Cells = dict[str, dict[str, list[list[str]]]]
+"""Run -> task -> a pair of ids, of the pretraining and the task, for each value that a table's cell averages over."""
 
 
 @dataclass
@@ -176,7 +170,7 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: ReadText = read_text) 
         *(("probe", name, probe) for name, probe in experiment.probe.items()),
         *(("transfer", name, transfer) for name, transfer in experiment.transfer.items()),
     ]
-    cells: dict[str, dict[str, list[Cell]]] = {run: {} for run in pretrained}
+    cells: Cells = {run: {} for run in pretrained}
     for stage, task, task_config in tasks:
         source = add_data(task_config.dataset)
         for run, jobs in pretrained.items():
@@ -188,7 +182,7 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: ReadText = read_text) 
                     if isinstance(task_config, Features):
                         images = plan.add(_features_job(task_config, source, upstream), label)
                     job = plan.add(_task_job(stage, task_config, trial, images, upstream), label)
-                    cells[run][task].append(Cell(upstream.id, job.id))
+                    cells[run][task].append([upstream.id, job.id])
     plan.tables = plan.add(_tables_job(plan, cells, pretrained), experiment.experiment)
     plan.jobs = dict(sorted(plan.jobs.items(), key=lambda item: STAGES.index(item[1].stage)))
     return plan
@@ -267,7 +261,7 @@ def _task_job(stage: str, config: ProbeConfig | TransferConfig, trial: int, imag
     return Job(stage, config, params, {images.stage: images.id, "pretrain": pretrain.id}, trial)
 
 
-def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained: dict[str, list[Job]]) -> Job:
+def _tables_job(plan: Plan, cells: Cells, pretrained: dict[str, list[Job]]) -> Job:
     """The tables; they print labels, so in this stage, and only here, the id covers labels."""
     tables = {}
     for name, table in plan.loaded.experiment.tables.items():
@@ -275,9 +269,7 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained:
         wanted = list(dict.fromkeys(column.split(".", 1)[0] for column in table.columns))
         tables[name] = {
             "columns": table.columns,
-            "rows": [
-                {"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows
-            ],
+            "rows": [{"label": row, "tasks": {task: cells[row][task] for task in wanted}} for row in rows],
         }
         if table.baseline is not None:
             tables[name]["baseline"] = table.baseline
