@@ -61,30 +61,26 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     Args:
         docs: command -> docstring of its function, whose first line is the command's help; stages have `STAGE_HELP`.
     """
-    summaries = {name: STAGE_HELP[name][0] if name in STAGE_HELP else doc.split("\n")[0] for name, doc in docs.items()}
-    lists = [
-        f"{title}:\n" + "\n".join(f"  {name:12}{summaries[name]}" for name in names) for title, names in GROUPS.items()
-    ]
-    top = argparse.ArgumentParser(
-        prog="mls",
-        usage="mls COMMAND ...",
-        description=DESCRIPTION,
-        epilog="\n\n".join([*lists, "`mls COMMAND --help` shows the options of a command."]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summaries = {name: doc.split("\n")[0] for name, doc in docs.items()}
+    summaries |= {name: summary for name, (summary, _) in STAGE_HELP.items()}
+    epilog = "`mls COMMAND --help` shows the options of a command."
+    for title, names in reversed(GROUPS.items()):
+        epilog = f"{title}:\n" + "".join(f"  {name:12}{summaries[name]}\n" for name in names) + f"\n{epilog}"
+    raw = argparse.RawDescriptionHelpFormatter
+    usage = "mls COMMAND ..."
+    top = argparse.ArgumentParser("mls", usage, DESCRIPTION, epilog, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="mls", help=argparse.SUPPRESS)
 
     def add(name: str, *, experiment: bool = True) -> argparse.ArgumentParser:
-        examples = f"examples:\n{textwrap.indent(STAGE_HELP[name][1], '  ')}" if name in STAGE_HELP else None
-        raw = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, description=summaries[name], epilog=examples, formatter_class=raw)
+        command = commands.add_parser(name, description=summaries[name], formatter_class=raw)
         if experiment:
             file = Path("params.yaml")
             command.add_argument("-e", "--experiment", type=Path, default=file, metavar="FILE", help=f"default: {file}")
         return command
 
-    for name in STAGES:
+    for name, (_, examples) in STAGE_HELP.items():
         command = add(name)
+        command.epilog = "examples:\n" + textwrap.indent(examples, "  ")
         command.add_argument("target", nargs="+", help="label or id; `mls status` lists them")
         text = "number of this try, from a scheduler: from 2 on, a recorded failure is final"
         command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)

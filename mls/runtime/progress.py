@@ -7,7 +7,7 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 PLAIN_EVERY_S = 15.0
 
@@ -29,14 +29,8 @@ class Bar:
         self._start = self._last = time.monotonic()
         self._fancy: Progress | None = None
         if not hidden and sys.stderr.isatty() and not os.environ.get("MLS_PLAIN"):
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            self._fancy = Progress(*columns, console=Console(stderr=True))
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}")
+            self._fancy = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
     def __enter__(self) -> Bar:
         if self._fancy is not None:
