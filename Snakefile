@@ -1,10 +1,10 @@
-# The whole experiment. Plan, inputs and resources are in workflow/rules/common.smk, a rule for each stage beside it.
+# The whole experiment. workflow/rules/common.smk has the plan, inputs and resources; each stage has a file beside it.
 #
-#   snakemake                                             everything of params.yaml
-#   snakemake --config experiment=experiments/micro.yaml  of another experiment
+#   snakemake                                             make everything that params.yaml needs
+#   snakemake --config experiment=experiments/micro.yaml  another experiment
 #   snakemake data | pretrain | features | probe | transfer | tables
-#                                                         one phase, and what it needs
-#   snakemake pages                                       what `make report` shows
+#                                                         one stage, and what it needs
+#   snakemake pages                                       the pages that `make report` joins in one file
 
 
 include: "workflow/rules/common.smk"
@@ -13,7 +13,7 @@ include: "workflow/rules/common.smk"
 rule all:
     default_target: True
     input:
-        [manifests(stage) for stage in STAGES if stage != "features"],  # only probes need those
+        [manifests(stage) for stage in STAGES if stage != "features"],  # features are made only if a missing probe reads them
         f"results/{EXPERIMENT_NAME}/.published-{PLAN.tables.id}",
 
 

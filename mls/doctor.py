@@ -1,10 +1,10 @@
-"""What this machine lacks to run an experiment, and what to do about it.
+"""Check whether this machine has what an experiment needs, and say what to do about the rest.
 
-    diagnose(Path("params.yaml"))           # `mls doctor`: a line for each check; MlsError where something is missing
-    findings = examine(Path("params.yaml"))    # the same as a list
+    diagnose(Path("params.yaml"))               # `mls doctor`: print every finding; MlsError if something is missing
+    findings = examine(Path("params.yaml"))     # the same as a list
 
-A finding is ``ok``, ``missing`` (the experiment needs it) or a ``note`` (it does not, or it is worth knowing). Every
-package is imported by the check that looks at it, so that a broken one is a finding and not a traceback.
+A finding is ``ok``, ``missing`` (the experiment needs it) or a ``note`` (worth knowing). Each check imports the
+packages that it looks at, so that a broken package is a finding and not a traceback.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ from mls.runtime.paths import store, work
 from mls.transfer.detectron2_install import detectron2_finding
 
 LEAST_GB = 1
+"""Free disk space below which space is ``missing``, in GB."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; its status is ``ok``, ``missing`` or ``note``."""
+    """What one check found."""
 
     status: str
+    """``ok``, ``missing`` or ``note``."""
     name: str
     text: str
     remedy: str = ""
 
 
 def diagnose(file: Path) -> None:
-    """Print what was found for an experiment file, then whether all that it needs is here.
+    """Print the findings for an experiment file.
 
     Raises:
-        MlsError: how many things are missing.
+        MlsError: something is missing; the message says how many things.
     """
     findings = examine(file)
     width = max(len(finding.name) for finding in findings) + 2
@@ -61,7 +63,7 @@ def diagnose(file: Path) -> None:
 
 
 def examine(file: Path) -> list[Finding]:
-    """Run every check; one that fails itself is a finding too, and the others still run."""
+    """Run every check. A check that fails is a finding too, and the others still run."""
     findings: list[Finding] = []
     loaded, plan = None, None
     try:
@@ -93,40 +95,41 @@ def reason(error: Exception) -> str:
 
 
 def check_programs() -> Iterator[Finding]:
-    """Python, and what is run, not imported (also where the environment of this Python is not activated)."""
+    """Python, and the programs that are run as commands."""
     version = platform.python_version()
-    late = tuple(map(int, version.split(".")[:2])) >= (3, 11)
-    yield Finding("ok" if late else "missing", "python", version, "" if late else "make setup with 3.11 or later")
+    recent = tuple(map(int, version.split(".")[:2])) >= (3, 11)
+    yield Finding("ok" if recent else "missing", "python", version, "" if recent else "make setup with 3.11 or later")
+    # Look beside this Python too: its environment may not be activated.
     places = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     for name, status, absent in (
         ("snakemake", "missing", "not found, and it runs the stages; make setup installs it"),
-        ("dvc", "note", "not found; stages run without it, but what is versioned can't be fetched (dvc pull)"),
-        ("git", "note", "not found; stages run without it, but don't record the revision that made an artifact"),
+        ("dvc", "note", "not found; stages run without it, but finished artifacts can't be fetched (dvc pull)"),
+        ("git", "note", "not found; stages run without it, but artifacts don't record the revision of the code"),
     ):
         found = shutil.which(name, path=places)
         yield Finding("ok", name, found) if found else Finding(status, name, absent)
 
 
 def check_torch(loaded: Loaded | None) -> Iterator[Finding]:
-    """Torch and torchvision, of versions that belong together: an operator of the one runs on a tensor of the other."""
+    """torch and torchvision; an operator of torchvision shows whether it was built for this torch."""
     try:
         import torch
         import torchvision
 
         torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
-    except Exception as error:  # a library that can't be loaded is an OSError
+    except Exception as error:  # a shared library that can't be loaded is an OSError
         remedy = "make setup installs versions of torch and torchvision that belong together (requirements.lock)"
         yield Finding("missing", "torch", f"torch or torchvision fails: {reason(error)}", remedy)
-        return
-    yield Finding("ok", "torch", f"{torch.__version__}, with torchvision {torchvision.__version__}")
-    yield from check_device(loaded)
+    else:
+        yield Finding("ok", "torch", f"{torch.__version__}, with torchvision {torchvision.__version__}")
+        yield from check_device(loaded)
 
 
 def check_device(loaded: Loaded | None) -> Iterator[Finding]:
-    """GPUs, where the experiment demands one, and what bf16 costs where none is used."""
+    """GPUs, whether the experiment demands one, and whether bf16 is slow without one."""
     from torch import cuda
 
-    with warnings.catch_warnings(record=True) as warned:  # torch warns where a driver is too old for it
+    with warnings.catch_warnings(record=True) as warned:  # torch warns if the driver is too old
         warnings.simplefilter("always")
         found = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if cuda.is_available() else []
     gpus = ", ".join(f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in found)
@@ -149,19 +152,19 @@ def check_device(loaded: Loaded | None) -> Iterator[Finding]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether Linux says that the CPU has bf16 instructions (of x86 or of ARM)."""
+    """Whether Linux lists bf16 instructions for the CPU (x86 or ARM)."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return bool(re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b", text, re.MULTILINE))
 
 
 def check_detectron2(loaded: Loaded | None) -> Iterator[Finding]:
-    """Needed by tasks of its backend alone."""
+    """Detectron2, which only transfer tasks with ``backend: detectron2`` need."""
     tasks = loaded.experiment.transfer if loaded else {}
     needing = [name for name, task in tasks.items() if isinstance(task, Detectron2Detector)]
     problem, remedy = detectron2_finding() or ("", "")
     if not problem:
-        text = f"{sys.modules['detectron2'].__version__}, model zoo and compiled operators load"
-        yield Finding("ok", "detectron2", text)
+        version = sys.modules["detectron2"].__version__
+        yield Finding("ok", "detectron2", f"{version}, model zoo and compiled operators load")
     elif needing:
         yield Finding("missing", "detectron2", f"{problem}; needed by transfer {', '.join(needing)}", remedy)
     else:
@@ -169,7 +172,7 @@ def check_detectron2(loaded: Loaded | None) -> Iterator[Finding]:
 
 
 def check_disk() -> Iterator[Finding]:
-    """Free space, a line for each disk."""
+    """Free space on each disk that artifacts or state are written to."""
     disks: dict[int, tuple[Path, list[str]]] = {}
     for folder in (ARTIFACTS, work(), store()):
         there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
@@ -181,7 +184,7 @@ def check_disk() -> Iterator[Finding]:
 
 
 def check_data(plan: Plan) -> Iterator[Finding]:
-    """Each data set: made already, generated, or where its source is or comes from."""
+    """Each dataset: finished, generated, or where its source is or will come from."""
     for job in plan.stage("data"):
         names, found = plan.labels[job.id], state(job.path)
         if found == "damaged":
@@ -203,7 +206,7 @@ def _source(names: list[str], config: LocalDataset) -> Finding:
     except MlsError as error:
         return Finding("missing", "data", str(error))
     if config.root is not None or (isinstance(config, VocDataset) and is_bare(root, config)):
-        return Finding("ok", "data", f"{names[0]}: {root}")  # a copy that nothing is downloaded into
+        return Finding("ok", "data", f"{names[0]}: {root}")  # the user's own copy: nothing is downloaded into it
     absent = [one for one in catalog.needed(config) if not all((root / path).exists() for path in one.gives)]
     absent = [one for one in absent if not any((root / folder / one.file).is_file() for folder in ("", NOTES))]
     if by_hand := [one.file for one in absent if not one.urls]:
@@ -218,7 +221,7 @@ def _source(names: list[str], config: LocalDataset) -> Finding:
 
 
 def check_weights(plan: Plan) -> Iterator[Finding]:
-    """Files of other people's weights, for backbones that are not made yet; their sha256 is checked by the stage."""
+    """Published weights of backbones that are not made yet; the stage itself checks their sha256."""
     for job in plan.stage("pretrain"):
         label, config = plan.labels[job.id][0], job.config
         if config.method not in ("weights", "imagenet") or state(job.path) == "done":

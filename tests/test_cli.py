@@ -1,8 +1,9 @@
-"""The command line: exit codes, and one clear line for people."""
+"""The command line: exit codes, one-line errors, and help."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,32 +71,34 @@ def test_planning_imports_neither_torch_nor_snakemake() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_mls_knows_nothing_of_snakemake_and_dvc() -> None:
-    """Three layers, one direction."""
+def test_mls_imports_neither_snakemake_nor_dvc() -> None:
+    """They call mls, never the other way round."""
     for file in (ROOT / "mls").rglob("*.py"):
         text = file.read_text()
         assert "import snakemake" not in text and "import dvc" not in text and "from snakemake" not in text, file
 
 
-def test_help_and_make_help_list_everything() -> None:
+def test_help_lists_every_command_with_a_sentence() -> None:
     env = {**os.environ, "COLUMNS": "200"}
     text = subprocess.run(
         [sys.executable, "-m", "mls", "--help"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     ).stdout
-    for command in (
-        *STAGE_MODULES,
-        "validate",
-        "status",
-        "plan",
-        "sweep",
-        "verify",
-        "gc",
-        "retry",
-        "publish",
-        "show",
-        "draw",
-    ):
-        assert command in text
+    assert "pretrain an image" in text, "what the program is for"
+    for command in cli.COMMANDS:
+        assert re.search(rf"^  {command} .*\.$", text, re.MULTILINE), f"{command} has a sentence"
+
+
+def test_the_stages_differ_in_their_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = set()
+    for stage in STAGE_MODULES:
+        assert run(monkeypatch, stage, "--help") == 0
+        text = capsys.readouterr().out
+        sentences.add(text.split("\n\n")[1])
+        assert f"  mls {stage} " in text.split("examples:")[1]
+    assert len(sentences) == len(STAGE_MODULES) == 6
+
+
+def test_make_help_lists_every_target() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = [
         line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line and "## " in line

@@ -1,4 +1,4 @@
-"""The doctor finds what is missing, says what to do, and survives what it looks at."""
+"""`mls doctor` finds what is missing, says what to do, and survives broken packages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WITH_DETECTRON2: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def machine(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own, on a machine without GPUs."""
+    """An empty folder, on a machine without GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("MLS_DATA", "MLS_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
@@ -42,7 +42,7 @@ def machine(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A Detectron2 of three files that works, whether or not the real one is installed."""
+    """A fake Detectron2 of three files that works, whether or not the real one is installed."""
     folder = tmp_path / "site" / "detectron2"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("__version__ = '0.6'\n")
@@ -66,7 +66,7 @@ def write(**changes: Any) -> None:
 
 
 def found(name: str) -> Finding:
-    """The only finding of this name."""
+    """The only finding with this name."""
     (finding,) = [finding for finding in examine(FILE) if finding.name == name]
     return finding
 
@@ -75,7 +75,7 @@ def seen(name: str) -> tuple[str, str]:
     return found(name).status, found(name).text
 
 
-def test_all_that_a_scenes_experiment_needs_is_here(
+def test_nothing_is_missing_for_generated_scenes(
     package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write()
@@ -90,7 +90,7 @@ def test_all_that_a_scenes_experiment_needs_is_here(
     assert any(line.split()[:3] == ["ok", "data", "scenes:"] for line in lines)
 
 
-def test_what_is_missing_is_counted_and_exits_with_1(
+def test_missing_things_are_counted_and_the_exit_code_is_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(**WITH_DETECTRON2, execution={"device": "cuda"})
@@ -106,7 +106,7 @@ def test_what_is_missing_is_counted_and_exits_with_1(
     assert lines[at + 1].strip().startswith("-> pip install") and lines[at + 1].startswith(" " * 21 + "->")
 
 
-def test_without_detectron2_only_its_own_tasks_miss_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detectron2_is_missing_only_for_tasks_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "detectron2", None)
     write()
     assert seen("detectron2") == ("note", "Detectron2 is not installed; no task of this experiment needs it")
@@ -144,7 +144,7 @@ def test_a_detectron2_that_works_is_no_problem(package: Path) -> None:
         ("__init__.py", "raise OSError('libc10.so: cannot open')", "detectron2 fails (libc10.so", "pip install --no-"),
     ],
 )
-def test_each_way_in_which_detectron2_is_broken_has_its_remedy(
+def test_every_kind_of_broken_detectron2_has_a_remedy(
     package: Path, file: str, code: str | None, says: str, remedy: str
 ) -> None:
     (package / file).unlink()
@@ -154,7 +154,9 @@ def test_each_way_in_which_detectron2_is_broken_has_its_remedy(
     assert problem and says in problem and remedy in problem
 
 
-def test_its_model_zoo_needs_an_older_setuptools(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setuptools_that_is_too_new_for_the_model_zoo_is_found(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pkg_resources", None)
     problem = detectron2_problem()
     assert problem and "pkg_resources" in problem and problem.endswith("; pip install 'setuptools<81'")
@@ -168,7 +170,7 @@ def test_without_torch_the_rest_is_still_checked(name: str, package: Path, monke
     assert {"experiment", "python", "snakemake", "detectron2", "disk", "data"} <= {one.name for one in examine(FILE)}
 
 
-def test_a_torchvision_of_another_torch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchvision_built_for_another_torch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def nms(*_: object) -> None:
         raise RuntimeError("operator torchvision::nms does not exist\nand more")
 
@@ -177,7 +179,7 @@ def test_a_torchvision_of_another_torch_is_found(monkeypatch: pytest.MonkeyPatch
     assert seen("torch") == ("missing", "torch or torchvision fails: operator torchvision::nms does not exist")
 
 
-def test_it_is_imported_without_torch() -> None:
+def test_importing_the_doctor_does_not_import_torch() -> None:
     code = "import sys, mls.doctor; print({'torch', 'torchvision', 'detectron2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -191,7 +193,7 @@ def test_python_and_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [statuses[name] for name in ("python", "snakemake", "dvc", "git")] == ["missing", "missing", "note", "note"]
 
 
-def test_a_gpu_that_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_the_experiment_demands(monkeypatch: pytest.MonkeyPatch) -> None:
     write(execution={"device": "cuda"})
     assert found("device").status == "missing" and "execution.device: cuda" in found("device").text
     write(pretrain={**SMALL["pretrain"], "resident": "cuda"})
@@ -205,7 +207,7 @@ def test_a_gpu_that_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen("device") == ("ok", "H100 (80 GiB), H100 (80 GiB); execution.device: cpu")
 
 
-def test_what_torch_says_about_a_driver_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_warning_about_a_driver_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def is_available() -> bool:
         warnings.warn("The NVIDIA driver on your system is too old", stacklevel=1)
         return False
@@ -215,7 +217,7 @@ def test_what_torch_says_about_a_driver_is_passed_on(monkeypatch: pytest.MonkeyP
     assert "no GPU that torch can use (The NVIDIA driver on your system is too old)" in found("device").text
 
 
-def test_bf16_on_a_cpu_without_it_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_on_a_cpu_without_bf16_instructions_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "cpu_has_bf16", lambda: False)
     write()
     assert not [one for one in examine(FILE) if one.name == "bf16"]
@@ -274,7 +276,7 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert data() == Finding("ok", "data", f"photos: {job.path} is made")
 
 
-def test_sources_that_are_downloaded_or_brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_downloaded_or_provided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLS_DATA", str(tmp_path))
     write(datasets={"scenes": {"source": "voc"}})
     assert found("data").status == "note"
@@ -294,7 +296,7 @@ def test_sources_that_are_downloaded_or_brought(tmp_path: Path, monkeypatch: pyt
     assert Finding("ok", "data", f"city: {tmp_path}/city") in examine(FILE)
 
 
-def test_weights_of_other_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"method": "weights", "weights": {"file": "own.pth", "sha256": "0" * 64}}
     pretrain = {**SMALL["pretrain"], "backbone": {"name": "resnet18"}}
     write(pretrain=pretrain, runs={"own": own, "supervised": {"method": "imagenet"}})
@@ -307,7 +309,7 @@ def test_weights_of_other_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("changes", [{"experimemt": 1}, {"datasets": {"scenes": {"source": "folder"}}}])
-def test_a_file_that_does_not_plan_is_one_of_the_findings(
+def test_a_file_that_can_not_be_planned_is_a_finding(
     changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(**changes)

@@ -34,15 +34,16 @@ PLACES = 3
 """Changes of existing code that an example needs, beside imports: a section, and a line in each of two lists."""
 RUN = """
 import importlib
+import sys
 from pathlib import Path
-from mls.cli import parser
+from mls.cli import main
 from mls.pipeline.plan import plan_file
 from mls.pipeline.runner import run_stage
 from mls.pipeline.make import STAGE_MODULES
 
 for command in (["validate", "tiny.yaml"], ["plan", "tiny.yaml"]):
-    args = parser().parse_args(command)
-    args.function(args)
+    sys.argv = ["mls", *command]
+    main()
 plan = plan_file(Path("tiny.yaml"))
 for job in plan.jobs.values():
     run_stage(plan, job, importlib.import_module(STAGE_MODULES[job.stage]).run)

@@ -1,8 +1,11 @@
-"""Artifacts: sealed by ``artifact.json``, checked when opened; `mls.pipeline.artifact_store` builds and keeps them.
+"""Finished artifacts: folders with a manifest, ``artifact.json``, that is checked when they are opened.
 
-``artifact.json`` is written last. It lists every file with size and sha256, the params and inputs
-that the id was computed from, and, under ``made``, the only volatile facts: when, where, by which
-code and how fast. Every other file is a function of the id.
+    artifact = open_artifact(job.path)          # DamagedArtifact if a file is missing or has another size
+    artifact.read_json("metrics.json")
+
+The manifest is written last. It lists every file with its size and sha256, the params and inputs that the id was
+computed from and, under ``made``, the only volatile facts: when, where, by which code and how fast. Every other file is
+a function of the id. `mls.pipeline.artifact_store` builds and keeps artifacts.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from mls.runtime.paths import store
 
 MANIFEST = "artifact.json"
 VOLATILE = (MANIFEST, "timing.csv")
-"""Files that may differ between two makings of the same artifact."""
+"""Files that may differ between two builds of the same artifact."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Artifact:
         """Path of one of its files.
 
         Raises:
-            DamagedArtifact: the artifact never had, or no longer has, this file.
+            DamagedArtifact: the manifest lists no such file.
         """
         if name not in self.manifest["files"]:
             raise DamagedArtifact(f"{self.path} holds no {name}")
@@ -46,10 +49,14 @@ class Artifact:
 
 
 def open_artifact(path: Path, *, deep: bool = False) -> Artifact:
-    """Open an artifact after checking the names and sizes of its files (``deep``: their sha256).
+    """Open an artifact after checking the names and sizes of its files.
+
+    Args:
+        path: the artifact's folder.
+        deep: compare every file's sha256 too, which reads all of them.
 
     Raises:
-        DamagedArtifact: says which file is wrong, and how to mend it.
+        DamagedArtifact: says which files are wrong, and how to repair the artifact.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -74,36 +81,36 @@ def open_artifact(path: Path, *, deep: bool = False) -> Artifact:
 
 
 def how_to_mend(path: Path, wrong: Iterable[str] = ()) -> str:
-    """The ways out of damage: link it back from the store, fetch it again, or make it again.
+    """How to repair a damaged artifact: link it from the store, fetch it, or make it again.
 
-    A ``wrong`` file is as wrong in the store, where both are one file by a hard link.
+    Args:
+        path: the artifact, in ``artifacts/`` or in the store.
+        wrong: names of its damaged files. Where one is a hard link into the store, the store's copy is damaged too.
     """
     stored = store() / path.parent.name / path.name
-    mine, kept = shlex.quote(str(path)), shlex.quote(str(stored))
-    if path == stored:
-        return f"Mend: `rm -rf {mine}`; made again, or by `mls store add` where artifacts/ has it, it enters again"
     in_both = [name for name in wrong if (path / name).exists() and (stored / name).exists()]
-    if state(stored) == "done" and not any((path / name).samefile(stored / name) for name in in_both):
-        return f"Mend: `rm -rf {mine}`; {stored} is whole, and what needs it next links it from there"
-    both = f"{mine} {kept}" if stored.exists() else mine
-    return f"Mend: `rm -rf {both}`, then `dvc pull --force {path.parent}` where DVC has it, else run snakemake again"
+    remove = [path]
+    if path == stored:
+        then = "it is made again or, if artifacts/ has it, added by `mls store add`"
+    elif state(stored) == "done" and not any((path / name).samefile(stored / name) for name in in_both):
+        then = f"{stored} is whole, and the next command that needs it links it from there"
+    else:
+        remove += [stored] if stored.exists() else []
+        then = f"then `dvc pull --force {path.parent}` if DVC has it, else run snakemake again"
+    return f"To repair it: `rm -rf {shlex.join(map(str, remove))}`; {then}"
+
+
+def state(path: Path) -> str:
+    """Whether an artifact is ``done``, ``damaged`` or ``missing``, by file names and sizes only."""
+    if not (path / MANIFEST).exists():
+        return "missing"
+    return "damaged" if damage(path) else "done"
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a damaged artifact, by names and sizes, and how to mend it."""
+    """What is wrong with an artifact, by file names and sizes, and how to repair it; empty if nothing is."""
     try:
         open_artifact(path)
     except DamagedArtifact as error:
         return str(error)
     return ""
-
-
-def state(path: Path) -> str:
-    """``done``, ``damaged`` or ``missing``, by names and sizes alone."""
-    if not (path / MANIFEST).exists():
-        return "missing"
-    try:
-        open_artifact(path)
-    except DamagedArtifact:
-        return "damaged"
-    return "done"

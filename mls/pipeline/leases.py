@@ -1,22 +1,20 @@
-"""GPUs of one machine, each for one job at a time, whoever starts it.
+"""Lease GPUs of one machine, each to one job at a time, whoever started the job.
 
-    gpus_of(job, execution)     # 1, or execution.gpus of a pretraining; 0 on a CPU: Snakemake's resource `gpu`
-    with leased(2):             # waits for two devices that nobody holds; CUDA_VISIBLE_DEVICES is then those two
+    gpus_of(job, execution)     # 1, or execution.gpus of a pretraining, or 0 on a CPU: Snakemake's resource `gpu`
+    with leased(2):             # wait for two free devices; inside, CUDA_VISIBLE_DEVICES names them
         ...
 
-A lease is a kernel lock on one file per device in ``$MLS_LEASES`` (default ``/tmp/mls-devices``, which all users of
-the machine share), so a holder that is killed frees its devices at once. Leased are those of ``CUDA_VISIBLE_DEVICES``
-where it is set: by a person who keeps some for other things (``CUDA_VISIBLE_DEVICES=0,1 snakemake``), by Slurm, or by
-a test (any names will do where there are no GPUs); otherwise all of the machine, counted from 0 as CUDA does (a
-container may have ``/dev/nvidia3`` alone, which is its 0). Within a Slurm job the names are that job's own, since each
-counts its devices from 0.
+A lease is a kernel lock on one file per device in ``$MLS_LEASES`` (by default ``/tmp/mls-devices``, shared by all users
+of the machine), so a holder that is killed frees its devices at once. The devices to choose from are those in
+``CUDA_VISIBLE_DEVICES``, if a person (``CUDA_VISIBLE_DEVICES=0,1 snakemake``) or Slurm has set it. Otherwise they are
+all of the machine's, counted from 0 as CUDA does: a container may have only ``/dev/nvidia3``, which is its 0. Inside a
+Slurm job the lock files have the job's id in their names, since every job counts its devices from 0.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,15 +25,18 @@ from mls.config.methods import TRAINED
 from mls.config.probes import Features
 from mls.pipeline.plan import Job
 from mls.runtime.errors import MlsError
+from mls.runtime.locks import say
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = Path("/tmp/mls-devices")
-"""Where lock files are, unless $MLS_LEASES says otherwise."""
+"""Where the lock files are, unless $MLS_LEASES is set."""
 POLL_S = 0.2
+LEASE, TURN = 0, 1
+"""Bytes of a device's file, locked separately: by the job that has the device, and by the first one that waits."""
 
 
 def devices() -> list[str]:
-    """Names of the devices that this process may lease, in CUDA's order; none where none is known."""
+    """Names of the devices that this process may lease, in CUDA's order."""
     if VISIBLE in os.environ:
         names = (name.strip() for name in os.environ[VISIBLE].split(","))
         return [name for name in names if name not in ("", "-1")]
@@ -43,10 +44,10 @@ def devices() -> list[str]:
 
 
 def gpus_of(job: Job, execution: Execution) -> int:
-    """How many GPUs of a machine the job takes.
+    """Number of GPUs of one machine that a job takes.
 
-    None for data, tables and probes of frozen features, on ``device: cpu``, and, with ``device: auto``, on a machine
-    without any. ``device: cuda`` takes them unseen: a cluster's login node need not have one.
+    Data, tables and probes of frozen features take none. On ``device: cpu`` nothing does, nor with ``device: auto``
+    on a machine without GPUs. ``device: cuda`` does not look at the machine: a cluster's login node may have no GPU.
     """
     frozen = job.stage == "probe" and isinstance(job.config, Features)
     if job.stage in ("data", "tables") or frozen or execution.device == "cpu":
@@ -63,13 +64,13 @@ def trains_together(job: Job) -> bool:
 
 @contextmanager
 def leased(count: int) -> Iterator[None]:
-    """Hold so many devices; within the block ``CUDA_VISIBLE_DEVICES`` names them, for this process and its children.
+    """Hold ``count`` devices; inside, ``CUDA_VISIBLE_DEVICES`` names them for this process and its children.
 
-    Enter it before CUDA is initialised, which reads the variable once. Where no device is known nothing is leased:
-    torch then says whether there is one.
+    Enter it before CUDA is initialised, which reads the variable once. On a machine without known devices, a job for
+    one device runs without a lease, and torch then says what there is.
 
     Raises:
-        MlsError: more than there are.
+        MlsError: there are fewer devices than ``count``, or the lock files can't be used.
     """
     known = devices()
     if count == 0 or (count == 1 and not known):
@@ -83,7 +84,7 @@ def leased(count: int) -> Iterator[None]:
         )
     before = os.environ.get(VISIBLE)
     with ExitStack() as held:
-        os.environ[VISIBLE] = ",".join(_take(count, known, held))
+        os.environ[VISIBLE] = ",".join(_take(count, known, _open_files(known, held)))
         try:
             yield
         finally:
@@ -93,90 +94,76 @@ def leased(count: int) -> Iterator[None]:
                 os.environ[VISIBLE] = before
 
 
-def _take(count: int, known: list[str], held: ExitStack) -> list[str]:
-    """Lock so many of the known devices, and put their release on a stack.
+def _take(count: int, known: list[str], files: dict[str, int]) -> list[str]:
+    """Lock ``count`` of the known devices; wait until enough are free.
 
-    Who may want a device queues for it, in the same order everywhere: so nobody holds half of what he needs while
-    another holds the other half, a job that needs many is not passed over by those that need one, and who waits for a
-    device that is taken keeps nobody from others.
+    A job first takes its turn at every device it could use, always in the same order. This prevents deadlock: no job
+    holds half of what it needs while another holds the other half. It is also fair: a job that needs several devices
+    is not overtaken by those that need one. A job that waits for one device does not delay jobs for other devices.
     """
-    folder = _folder(held)
-    job, node = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURMD_NODENAME", "")
-    prefix = f"slurm-{job}-{node}-" if job else ""
-    files = {name: _open(folder, f"{prefix}{name.replace('/', '_')}.lock", held) for name in known}
-    with ExitStack() as queue:
-        for name in sorted(set(known)):
-            turn = _open(folder, f"{prefix}{name.replace('/', '_')}.queue", queue)
-            if not _lock(turn, wait=False):
-                print(f"waiting for whoever waits for device {name} too", file=sys.stderr, flush=True)
-                _lock(turn, wait=True)
-        taken: list[str] = []
-        told = False
-        while True:
-            for name in known:
-                if len(taken) < count and name not in taken and _lock(files[name], wait=False):
-                    taken.append(name)
-            if len(taken) == count:
-                return sorted(taken, key=known.index)
-            if not told:
-                print(
-                    f"waiting for {count - len(taken)} of the devices {', '.join(known)}", file=sys.stderr, flush=True
-                )
-                told = True
-            time.sleep(POLL_S)
+    for name in sorted(files):
+        if not _try_lock(files[name], TURN):
+            say(f"waiting for a job that waits for device {name} too")
+            fcntl.lockf(files[name], fcntl.LOCK_EX, 1, TURN)
+    taken: list[str] = []
+    reported = False
+    while True:
+        for name in files:
+            if len(taken) < count and name not in taken and _try_lock(files[name], LEASE):
+                taken.append(name)
+        if len(taken) == count:
+            break
+        if not reported:
+            say(f"waiting for {count - len(taken)} of the devices {', '.join(known)}")
+            reported = True
+        time.sleep(POLL_S)
+    for file in files.values():
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, TURN)
+    return sorted(taken, key=known.index)
 
 
-def _folder(held: ExitStack) -> int:
-    """A descriptor of the folder of lock files, in which all users of the machine may make some.
+def _try_lock(file: int, byte: int) -> bool:
+    """Lock one byte of a file, if it is free.
 
-    Raises:
-        MlsError: it can't be used, or is a symbolic link, as anybody can put one into /tmp.
-    """
-    named = os.environ.get("MLS_LEASES")
-    path = Path(os.path.realpath(named)) if named else FOLDER
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0)  # so that it has its mode from the first moment
-        try:
-            path.mkdir(0o1777)
-        except FileExistsError:
-            pass
-        finally:
-            os.umask(before)
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise _unusable(error) from error
-    held.callback(os.close, handle)
-    fcntl.flock(handle, fcntl.LOCK_SH)  # what ages /tmp (systemd-tmpfiles) spares what is locked so
-    return handle
-
-
-def _open(folder: int, name: str, held: ExitStack) -> int:
-    """A lock file's descriptor, closed with the stack; other users of the machine can lock it too.
-
-    Raises:
-        MlsError: it can't be opened.
+    This is ``lockf``, not ``flock`` as in `mls.runtime.locks`: forked workers do not inherit it, so a killed holder
+    frees its device even while its workers live on. No library for file locks offers that.
     """
     try:
-        try:  # first as it is: Linux refuses O_CREAT on another user's file in a folder like this
-            handle = os.open(name, os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
-        except FileNotFoundError:
-            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=folder)
-            os.fchmod(handle, 0o666)
-    except OSError as error:
-        raise _unusable(error) from error
-    held.callback(os.close, handle)
-    return handle
-
-
-def _unusable(error: OSError) -> MlsError:
-    return MlsError(f"can't lease a device: {error}; set MLS_LEASES to a folder that can be written")
-
-
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Take a lock that is this process's alone: unlike ``flock``'s, its forked workers do not keep it alive."""
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def _open_files(names: list[str], held: ExitStack) -> dict[str, int]:
+    """Open the lock file of each device, for all users of the machine; the stack closes them.
+
+    Raises:
+        MlsError: they can't be opened, or their folder is a symbolic link, which anybody could put into /tmp.
+    """
+    named = os.environ.get("MLS_LEASES")
+    path = Path(named).resolve() if named else FOLDER  # a link that the user chose is followed
+    job, node = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURMD_NODENAME", "")
+    prefix = f"slurm-{job}-{node}-" if job else ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+            path.chmod(0o1777)
+        except FileExistsError:
+            pass
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        held.callback(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_SH)  # systemd-tmpfiles does not clean up a locked folder in /tmp
+        files = {}
+        for name in names:
+            file = f"{prefix}{name.replace('/', '_')}.lock"
+            try:  # without O_CREAT, which Linux refuses for another user's file in a folder like /tmp
+                files[name] = os.open(file, os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
+            except FileNotFoundError:
+                files[name] = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, dir_fd=folder)
+                os.fchmod(files[name], 0o666)  # whatever the umask
+            held.callback(os.close, files[name])
+    except OSError as error:
+        raise MlsError(f"can't lease a device: {error}; set MLS_LEASES to a folder that can be written") from error
+    return files

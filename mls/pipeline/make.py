@@ -1,4 +1,4 @@
-"""What a stage command does with its jobs: which code makes them, on which GPUs, in how many processes."""
+"""What a stage command does with its jobs: import the stage, lease GPUs, run each job in this process or as ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mls.pipeline.leases import gpus_of, leased
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import forget_passing_failure, run_stage
 from mls.runtime.errors import MlsError
-from mls.runtime.ranks import has_ranks
+from mls.runtime.ranks import WORLD
 
 STAGE_MODULES = {
     "data": "mls.data.build_store",
@@ -23,33 +23,37 @@ STAGE_MODULES = {
     "transfer": "mls.transfer.run_transfer",
     "tables": "mls.report.build_tables",
 }
-"""Where each stage's ``run(context)`` is; imported when it runs, so that planning stays fast."""
+"""The module with each stage's ``run(context)``; imported when the stage runs, so that planning stays fast."""
 
 
 def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt: int) -> None:
-    """Make artifacts of one stage, in this process or in ranks that it starts.
+    """Make artifacts of one stage.
 
     Args:
-        stage: the jobs' own.
-        experiment: file of the plan, for the ranks.
-        attempt: of a scheduler, see `run_stage`.
+        stage: the jobs' stage.
+        plan: the jobs' plan.
+        jobs: the artifacts to make, in this order.
+        experiment: the plan's file, for the ranks.
+        attempt: number of this try, see `run_stage`.
 
     Raises:
-        MlsError: one of them failed.
-        Interrupted: the same command goes on.
+        MlsError: a job failed.
+        Interrupted: the same command resumes.
     """
-    if attempt == 1 and not has_ranks():
+    if attempt == 1 and WORLD == 1:
+        # Before anything else: this attempt may be stopped while it waits, and the next one would take an old failure
+        # as its own.
         for job in jobs:
-            forget_passing_failure(job)  # at once: this attempt may be stopped while it waits
+            forget_passing_failure(job)
     execution = plan.loaded.experiment.execution
     function = importlib.import_module(STAGE_MODULES[stage]).run
     while True:
-        # Whoever makes one of them elsewhere is waited for here, where no GPU is held.
-        missing = [] if has_ranks() else [job for job in jobs if not restore(plan, job)]
+        # Wait here, without a GPU, for other processes that make one of the artifacts.
+        missing = [] if WORLD > 1 else [job for job in jobs if not restore(plan, job)]
         gpus = {job.id: 0 if awaits_srun(job, execution) else gpus_of(job, execution) for job in missing}
-        with leased(max(gpus.values(), default=0)), ranks(stage):
+        with leased(max(gpus.values(), default=0)), _joined_ranks(stage):
             if any(gpus[job.id] and being_made(job.id) for job in missing):
-                continue  # somebody began while this process waited for a GPU
+                continue  # another process began while this one waited for a GPU: give it back, and wait without it
             for job in jobs:
                 if job in missing and wants_ranks(job, execution, gpus[job.id]):
                     command = ["mls", stage, job.id, "-e", str(experiment), "--attempt", str(attempt)]
@@ -59,13 +63,13 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
         return
 
 
-def ranks(stage: str) -> AbstractContextManager[None]:
-    """Join the other processes where torchrun started several."""
-    if not has_ranks():
+def _joined_ranks(stage: str) -> AbstractContextManager[None]:
+    """Join the other ranks, if torchrun started several."""
+    if WORLD == 1:
         return nullcontext()
     if stage != "pretrain":
         raise MlsError(f"torchrun started several processes, but only pretrain can use them, not {stage}")
-    from mls.runtime.collectives import process_group  # torch, which planning does without
+    from mls.runtime.collectives import process_group  # it imports torch, which planning does without
 
     die_with_torchrun()
     return process_group()

@@ -1,12 +1,15 @@
-"""From an experiment to its jobs: which artifacts it needs, and what each is made from.
+"""Plan an experiment: which artifacts it needs, and what each is made from.
 
-Everything here is computed from committed files alone (the experiment and ``data.lock``): no
-artifact is opened, no torch imported, so planning is fast and works in any clone.
+    plan = plan_file(Path("params.yaml"))
+    plan.find("pretrain", "mls")            # jobs of a stage by label or id
+
+A plan is computed from committed files only: the experiment, ``data.lock`` and the files that the experiment names. No
+artifact is opened and torch is not imported, so planning is fast and works in any clone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,24 +30,28 @@ DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
 
 
+ReadText = Callable[[str], str]
+"""Gives the text of a file that the experiment names; `mls.pipeline.gc` reads it from another git reference."""
+
+
 def read_text(file: str) -> str:
-    """The text of a file of the working tree."""
+    """Read a file of the working tree."""
     return Path(file).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One artifact to make.
-
-    ``config`` is the typed section the stage reads, ``params`` its essence (what the id covers),
-    ``inputs`` the ids it reads by role, ``seed`` the pretraining seed or the transfer trial.
-    """
+    """One artifact to make."""
 
     stage: str
     config: Any
+    """The typed section of the experiment that the stage reads."""
     params: dict[str, Any]
+    """Its identity params, which the id covers."""
     inputs: dict[str, Any]
+    """Role -> id, or list of ids, of the artifacts it reads."""
     seed: int = 0
+    """Seed of a pretraining, or trial of a probe or transfer."""
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,56 +59,66 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Where the artifact lives; DVC does not track ``photos``, which must not leave the machine."""
+        """The artifact's folder; that of local photos is in ``photos``, which DVC does not track: they stay private."""
         local = self.stage == "data" and not isinstance(self.config, ScenesDataset)
         return ARTIFACTS / ("photos" if local else self.stage) / self.id
 
     @property
     def work(self) -> Path:
-        """Resumable state, logs and failure record; not part of the artifact."""
+        """Folder for resumable state and the failure record; not part of the artifact."""
         return work() / self.id
 
     @property
+    def failure(self) -> Path:
+        """Record of why the last try failed."""
+        return self.work / "failed.json"
+
+    @property
     def stored(self) -> Path:
-        """Where the store keeps the artifact."""
+        """The artifact's folder in the store."""
         return store() / self.path.parent.name / self.id
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One table cell before it is filled: the artifacts whose metric it averages."""
-
-    pretrain: str
-    """Id of the pretraining artifact (one seed)."""
-    task: str
-    """Id of the probe or transfer artifact (one trial)."""
+Cells = dict[str, dict[str, list[list[str]]]]
+"""Run -> task -> a pair of ids, of the pretraining and the task, for each value that a table's cell averages over."""
 
 
 @dataclass
 class Plan:
-    """All jobs of one experiment, in an order in which they can run."""
+    """All jobs of one experiment, each after those that it reads."""
 
     loaded: Loaded
     jobs: dict[str, Job] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
-    """Job id -> what a person calls it: ``scenes``, ``mls:0``, ``linear/mls:0``; several where equal."""
+    """Job id -> its names: ``scenes``, ``mls:0``, ``linear/mls:0``; several if equal params make it one job."""
     tables: Job = field(init=False)
 
     def stage(self, stage: str) -> list[Job]:
         """The jobs of one stage."""
         return [job for job in self.jobs.values() if job.stage == stage]
 
+    def roles(self, job: Job) -> dict[str, Job]:
+        """The jobs whose artifacts a job reads, by role; if a role has several, their keys are ``<role>/<id>``."""
+        found: dict[str, Job] = {}
+        for role, ids in job.inputs.items():
+            found |= {role: self.jobs[ids]} if isinstance(ids, str) else {f"{role}/{i}": self.jobs[i] for i in ids}
+        return found
+
     def inputs(self, job: Job) -> list[Job]:
-        """The jobs whose artifacts this one reads."""
-        return [self.jobs[i] for value in job.inputs.values() for i in ([value] if isinstance(value, str) else value)]
+        """The jobs whose artifacts a job reads."""
+        return list(self.roles(job).values())
 
     def name(self, job: Job) -> str:
-        """A short human name: the stage, the first label and the id."""
+        """A job's name in messages: the stage, the first label and the id."""
         more = len(self.labels[job.id]) - 1
         return f"{job.stage} {self.labels[job.id][0]}{f' (+{more})' if more else ''} [{job.id}]"
 
     def find(self, stage: str, target: str) -> list[Job]:
-        """Jobs of a stage by id (or its start), label, or label without the seed."""
+        """Find jobs of a stage by id or its start, by label, or by label without the seed.
+
+        Raises:
+            MlsError: there is none; lists the stage's jobs.
+        """
         found = [
             job
             for job in self.stage(stage)
@@ -114,7 +131,7 @@ class Plan:
         return found
 
     def add(self, job: Job, label: str) -> Job:
-        """Take in a job; an equal one that is already there only gains a label."""
+        """Add a job, or only its label if an equal job is planned already; return the planned one."""
         self.jobs.setdefault(job.id, job)
         labels = self.labels.setdefault(job.id, [])
         if label not in labels:
@@ -127,16 +144,16 @@ def plan_file(path: Path) -> Plan:
     return make_plan(load(path), read_lock(DATA_LOCK))
 
 
-def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] = read_text) -> Plan:
+def make_plan(loaded: Loaded, lock: dict[str, Any], read: ReadText = read_text) -> Plan:
     """Plan every job of an experiment.
 
     Args:
         loaded: the checked experiment.
         lock: content of ``data.lock``: dataset name -> digest of its source.
-        read: gives the text of a file that the experiment names.
+        read: reads the files that the experiment names.
 
     Raises:
-        MlsError: a dataset that is used has no digest in ``data.lock``.
+        MlsError: the content of a dataset that is used has no known digest.
     """
     plan = Plan(loaded)
     experiment = loaded.experiment
@@ -149,10 +166,11 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] =
         source = add_data(config.dataset or "") if config.method in TRAINED else None
         jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
         pretrained[run] = jobs
-    tasks: list[tuple[str, str, ProbeConfig | TransferConfig]] = []
-    tasks += [("probe", *item) for item in experiment.probe.items()]
-    tasks += [("transfer", *item) for item in experiment.transfer.items()]
-    cells: dict[str, dict[str, list[Cell]]] = {run: {} for run in pretrained}
+    tasks: list[tuple[str, str, ProbeConfig | TransferConfig]] = [
+        *(("probe", name, probe) for name, probe in experiment.probe.items()),
+        *(("transfer", name, transfer) for name, transfer in experiment.transfer.items()),
+    ]
+    cells: Cells = {run: {} for run in pretrained}
     for stage, task, task_config in tasks:
         source = add_data(task_config.dataset)
         for run, jobs in pretrained.items():
@@ -164,26 +182,26 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: Callable[[str], str] =
                     if isinstance(task_config, Features):
                         images = plan.add(_features_job(task_config, source, upstream), label)
                     job = plan.add(_task_job(stage, task_config, trial, images, upstream), label)
-                    cells[run][task].append(Cell(upstream.id, job.id))
+                    cells[run][task].append([upstream.id, job.id])
     plan.tables = plan.add(_tables_job(plan, cells, pretrained), experiment.experiment)
     plan.jobs = dict(sorted(plan.jobs.items(), key=lambda item: STAGES.index(item[1].stage)))
     return plan
 
 
-def data_job(
-    name: str, config: Dataset, lock: dict[str, Any], file: Path, read: Callable[[str], str] = read_text
-) -> Job:
-    """The job that prepares one dataset; ``file`` is the experiment's, for messages.
+def data_job(name: str, config: Dataset, lock: dict[str, Any], file: Path, read: ReadText = read_text) -> Job:
+    """Plan the preparation of one dataset; ``file`` is the experiment's, for messages.
 
-    Its content is identified by the digest in ``data.lock`` or, where that has none, by the checksums that the
-    source's publishers give for its archives.
+    The id covers the dataset's content through its digest in ``data.lock`` or, without one, through the checksums that
+    its publisher gives for the archives.
+
+    Raises:
+        MlsError: there is neither; says how to add a digest.
     """
     params = identity_params(config)
     if not isinstance(config, ScenesDataset):
         entry = lock.get(name)
-        digest = entry.get("sha256") if isinstance(entry, dict) else None
-        if not isinstance(digest, str) or not digest:
-            digest = published_digest(config)
+        pinned = entry.get("sha256") if isinstance(entry, dict) else None
+        digest = pinned if isinstance(pinned, str) and pinned else published_digest(config)
         if digest is None:
             raise MlsError(
                 f"dataset {name!r} has no digest in {DATA_LOCK}, and no checksums are published for all that it reads; "
@@ -195,12 +213,8 @@ def data_job(
     return Job("data", config, params, {})
 
 
-def read_ids(file: str, read: Callable[[str], str] = read_text) -> list[int]:
-    """The sorted image ids of a text file: one a line, ``#`` begins a comment.
-
-    Args:
-        file: its name in the repository.
-        read: gives its text.
+def read_ids(file: str, read: ReadText = read_text) -> list[int]:
+    """Read a text file of image ids, one a line, with ``#`` comments; return them sorted.
 
     Raises:
         MlsError: names the file, the line and what is wrong.
@@ -215,18 +229,18 @@ def read_ids(file: str, read: Callable[[str], str] = read_text) -> list[int]:
         if not text:
             continue
         if not text.isascii() or not text.isdigit() or len(text) > 18:
-            raise MlsError(f"{file}, line {number}: {text[:40]!r} is no image id")
+            raise MlsError(f"{file}, line {number}: {text[:40]!r} is not an image id")
         if int(text) in ids:
             raise MlsError(f"{file}, line {number}: id {text} was listed before, on line {ids[int(text)]}")
         ids[int(text)] = number
     if not ids:
-        raise MlsError(f"{file}: lists no image id")
+        raise MlsError(f"{file}: lists no image ids")
     return sorted(ids)
 
 
 def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
     params = identity_params(config, METHODS[config.method].reads)
-    if params.get("resident") == "cpu":  # changes no bit
+    if params.get("resident") == "cpu":  # it changes where images are kept, and no result
         del params["resident"]
     if config.method in (*TRAINED, "none"):
         params["seed"] = seed
@@ -234,30 +248,28 @@ def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
 
 
 def _features_job(task: FrozenProbe, data: Job, pretrain: Job) -> Job:
-    """The features that a probe reads: of its params those that belong to every probe of frozen features."""
+    """The features that a probe reads; their id covers only the params that all probes of frozen features share."""
     config = Features.model_validate({name: getattr(task, name) for name in Features.model_fields})
     return Job("features", config, identity_params(config), {"data": data.id, "pretrain": pretrain.id})
 
 
 def _task_job(stage: str, config: ProbeConfig | TransferConfig, trial: int, images: Job, pretrain: Job) -> Job:
-    """A probe or transfer; ``images`` is the data set or, for a probe of frozen features, its features."""
+    """A probe or transfer; ``images`` is the dataset's job or, for a probe of frozen features, that of the features."""
     params = identity_params(config)
     if not isinstance(config, Features):
         params["trial"] = trial
     return Job(stage, config, params, {images.stage: images.id, "pretrain": pretrain.id}, trial)
 
 
-def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained: dict[str, list[Job]]) -> Job:
-    """Tables print labels, so here, and only here, labels belong to the identity."""
+def _tables_job(plan: Plan, cells: Cells, pretrained: dict[str, list[Job]]) -> Job:
+    """The tables; they print labels, so in this stage, and only here, the id covers labels."""
     tables = {}
     for name, table in plan.loaded.experiment.tables.items():
         rows = table.rows if table.rows is not None else list(cells)
         wanted = list(dict.fromkeys(column.split(".", 1)[0] for column in table.columns))
         tables[name] = {
             "columns": table.columns,
-            "rows": [
-                {"label": r, "tasks": {t: [[c.pretrain, c.task] for c in cells[r][t]] for t in wanted}} for r in rows
-            ],
+            "rows": [{"label": row, "tasks": {task: cells[row][task] for task in wanted}} for row in rows],
         }
         if table.baseline is not None:
             tables[name]["baseline"] = table.baseline
@@ -277,21 +289,20 @@ def _tables_job(plan: Plan, cells: dict[str, dict[str, list[Cell]]], pretrained:
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """Read ``data.lock``; absent or empty is no digests."""
+    """Read ``data.lock``; an absent or empty file has no digests."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return parse_yaml(text, str(path)) if text.strip() else {}
 
 
 def experiment_files(root: Path = Path()) -> list[Path]:
     """Every experiment file of a working tree: ``params.yaml`` and ``experiments/*.yaml``."""
-    found: Iterable[Path] = [root / "params.yaml", *sorted((root / "experiments").glob("*.yaml"))]
-    return [path for path in found if path.exists()]
+    return [*root.glob("params.yaml"), *sorted(root.glob("experiments/*.yaml"))]
 
 
 def payload(job: Job) -> dict[str, Any]:
-    """What the id is computed from, plus what the stage reads with all defaults, for ``params.json``."""
+    """The content of ``params.json``: what the id is computed from, and what the stage reads, with defaults."""
     only = METHODS[job.config.method].reads if isinstance(job.config, Pretrain) else None
     resolved = {} if job.stage == "tables" else identity_params(job.config, only, defaults=True)
-    if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no bit, here neither
+    if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no result, as above
         resolved.pop("resident", None)
     return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}

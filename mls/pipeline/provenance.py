@@ -1,4 +1,4 @@
-"""Where a number comes from: code, packages, machine and time, for ``artifact.json``."""
+"""Where a number comes from: code, packages, machine and time, for the manifest."""
 
 from __future__ import annotations
 
@@ -7,47 +7,40 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mls.runtime.ranks import WORLD
+
 PACKAGE = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pycocotools", "pillow", "pyarrow", "snakemake", "dvc")
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Started when the work starts; ``finish`` gives the record."""
-
-    started: datetime
-    wall: float
-
-    def finish(self) -> dict[str, Any]:
-        """The volatile facts of one making."""
-        return {
-            "started": self.started.isoformat(timespec="seconds"),
-            "wall_s": round(time.monotonic() - self.wall, 2),
-            "host": platform.node(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "packages": package_versions(),
-            "code": code(),
-            **_devices(),
-        }
-
-
-def provenance() -> Clock:
-    """Start the clock of one making; the code that runs is the code of now, not of the end."""
-    code()
-    return Clock(datetime.now(UTC), time.monotonic())
+def start_record() -> Callable[[], dict[str, Any]]:
+    """Start the clock of one build; the function that it returns stops it and gives the record."""
+    code()  # now, not at the end: the files may be edited while the stage runs
+    started, clock = datetime.now(UTC), time.monotonic()
+    return lambda: {
+        "started": started.isoformat(timespec="seconds"),
+        "wall_s": round(time.monotonic() - clock, 2),
+        "host": platform.node(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "code": code(),
+        **_devices(),
+    }
 
 
 @cache
 def code() -> dict[str, Any]:
-    """Revision of the code that was imported, whether it had uncommitted changes, and a digest of it."""
+    """The git revision of the imported code, whether it had uncommitted changes, and a digest of it."""
     return {
         "revision": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", ".")),
@@ -57,7 +50,7 @@ def code() -> dict[str, Any]:
 
 @cache
 def digest() -> str:
-    """sha256 over every module of this package, by sorted name: equal code, equal digest."""
+    """The start of a sha256 over all modules of this package, in sorted order: equal code has an equal digest."""
     total = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         total.update(f"{file.relative_to(PACKAGE)}\0".encode())
@@ -66,13 +59,11 @@ def digest() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what can move a number."""
+    """Versions of the installed packages that can change a number."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -85,15 +76,9 @@ def _git(*args: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
-    """Device, thread count and ranks, if this stage used torch at all; a GPU that was not used is not named."""
-    import sys
-
+    """Device, threads and ranks, if the stage imported torch; a GPU that was not used is not named."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
     device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.processor() or "cpu"
-    return {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-    }
+    return {"device": device, "threads": torch.get_num_threads(), "ranks": WORLD}

@@ -1,4 +1,6 @@
-"""Run one stage once: lock, adopt what is complete, refuse what is known to fail, build, seal.
+"""Run one stage once: lock, reuse, refuse a known failure, build in staging, write the manifest, rename.
+
+    run_stage(plan, job, function)      # `function` fills context.out; afterwards job.path is a finished artifact
 
 Exit codes of a stage command: 0 done, 75 interrupted after saving, 1 failed.
 """
@@ -6,8 +8,8 @@ Exit codes of a stage command: 0 done, 75 interrupted after saving, 1 failed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,22 @@ from mls.runtime.ranks import RANK, WORLD
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage function gets: its job, opened inputs, where to write, how to run."""
+    """What a stage function gets: its job, its opened inputs, where to write and how to run."""
 
     job: Job
     label: str
-    """What a person calls the job, for logs."""
+    """The job's name in logs."""
     out: Path
-    """Fresh folder that becomes the artifact."""
+    """Staging folder, empty at first, that becomes the artifact."""
     work: Path
-    """Folder for resumable state; survives a kill."""
+    """Folder for resumable state; it survives a kill."""
     execution: Execution
     inputs: dict[str, Artifact]
-    """Artifacts by role; several of one role are ``<role>/<id>``."""
+    """Artifacts by role; if a role has several, their keys are ``<role>/<id>``."""
     plan: Plan
 
     def log(self, message: str) -> None:
-        """One plain line on stderr that says which job speaks; of several ranks the first speaks for all."""
+        """Print one line with the job's name to stderr; only rank 0 prints."""
         if RANK == 0:
             say(f"[{self.job.stage} {self.label}] {message}")
 
@@ -49,92 +51,72 @@ StageFunction = Callable[[Context], None]
 
 
 def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -> None:
-    """Make one artifact, unless it is there.
+    """Make one artifact, unless it exists.
 
     Args:
-        attempt: of a scheduler that starts again what has not ended well. From the second on, a failure that is
-            recorded is final: only what was interrupted or killed, which leaves no record, goes on.
+        plan: the job's plan.
+        job: the artifact to make.
+        function: fills the artifact's folder.
+        attempt: number of this try, counted by a scheduler that restarts failed jobs. From the second on, any recorded
+            failure is final. A job that was interrupted or killed leaves no record, and goes on.
 
     Raises:
-        MlsError: the stage failed; a deterministic failure is recorded and met again at once.
-        Interrupted: state is saved in ``work/<id>/``; the same command goes on.
+        MlsError: the stage failed, or has failed before in a way that would repeat.
+        Interrupted: the state is saved in ``work/<id>/``; the same command resumes.
     """
     if RANK > 0:
-        follow_stage(plan, job, function)
+        _follow(plan, job, function)
         return
+    # The lock comes first, so that everything below describes a state that no other process changes.
     with explain_full_disk(job.work), claimed(job, plan.name(job)):
         try:
-            inputs = None if reuse(job) else ready(plan, job, attempt)
+            # Look for the artifact after the lock: another process may have made it while this one waited.
+            exists = reuse(job)
+            if not exists:
+                refuse_known_failure(job, attempt)
+                job.failure.unlink(missing_ok=True)  # it was met by other code, or does not have to repeat
+            inputs = {} if exists else open_inputs(plan, job)
         except BaseException:
-            broadcast_go(go=False)  # else the other ranks would wait, and bury this error under their own
+            _broadcast_go(False)  # the other ranks wait for this decision; their timeout would bury the error
             raise
-        broadcast_go(go=inputs is not None)
-        if inputs is None:
-            forget_state(job)
+        _broadcast_go(not exists)
+        if exists:
             say(f"{plan.name(job)}: is there")
-            return
-        try:
-            with building(job) as out:
-                function(context_of(plan, job, out, inputs))
-                resolved = {**payload(job), "derived": read_derived(out)}
+        else:
+            # `building` writes the manifest last and renames the folder into place, so a kill leaves no half artifact.
+            with _recording_failure(job), building(job) as out:
+                function(_context(plan, job, out, inputs))
+                resolved = {**payload(job), "derived": _pop_derived(out)}
                 write_atomic(out / "params.json", json.dumps(resolved, indent=1, sort_keys=True) + "\n")
-        except Interrupted:
-            raise
-        except Exception as error:
-            record_failure(job, error)
-            raise
-        forget_state(job)
+        # Only now, when the artifact is on disk, is the state to resume from not needed. Checkpoints that could not be
+        # read (*.unreadable) stay, for a person to look at.
+        for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp"), job.failure]:
+            leftover.unlink(missing_ok=True)
 
 
-def ready(plan: Plan, job: Job, attempt: int = 1) -> dict[str, Artifact]:
-    """Open the inputs of a job that is to be made, and forget a failure that other code had."""
-    refuse_known_failure(job, attempt)
-    (job.work / "failed.json").unlink(missing_ok=True)
-    return open_inputs(plan, job)
+def _follow(plan: Plan, job: Job, function: StageFunction) -> None:
+    """Take part in the work as another rank than the first, which alone has the lock and writes the artifact."""
+    if _broadcast_go(True):
+        nowhere = job.work / f"rank-{RANK}-writes-nothing"
+        with _recording_failure(job):
+            function(_context(plan, job, nowhere, open_inputs(plan, job)))
 
 
-def forget_passing_failure(job: Job) -> None:
-    """Remove a recorded failure that need not repeat itself, so that no later attempt takes it as final."""
-    if not _record(job).get("deterministic"):
-        (job.work / "failed.json").unlink(missing_ok=True)
-
-
-def forget_state(job: Job) -> None:
-    """Remove what the finished artifact makes needless; what could not be read stays for a person to look at."""
-    for leftover in [*job.work.glob("checkpoint*.pt"), *job.work.glob(".*.tmp"), job.work / "failed.json"]:
-        leftover.unlink(missing_ok=True)
-
-
-def follow_stage(plan: Plan, job: Job, function: StageFunction) -> None:
-    """A further rank's part: take part in the work if rank 0 does it; the lock and the artifact are rank 0's."""
-    if not broadcast_go(go=True):
-        return
-    nowhere = job.work / f"rank-{RANK}-writes-nothing"
-    try:
-        function(context_of(plan, job, nowhere, open_inputs(plan, job)))
-    except Interrupted:
-        raise
-    except Exception as error:
-        record_failure(job, error)
-        raise
-
-
-def broadcast_go(*, go: bool) -> bool:
-    """Rank 0's decision, on every rank."""
+def _broadcast_go(go: bool) -> bool:
+    """Rank 0's decision whether to make the artifact, on every rank."""
     if WORLD == 1:
         return go
-    from mls.runtime.collectives import broadcast  # torch takes seconds to import; one process does without it
+    from mls.runtime.collectives import broadcast  # it imports torch, which takes seconds; one process does not need it
 
     return broadcast(go)
 
 
-def context_of(plan: Plan, job: Job, out: Path, inputs: dict[str, Artifact]) -> Context:
-    """What the stage function gets."""
+def _context(plan: Plan, job: Job, out: Path, inputs: dict[str, Artifact]) -> Context:
     return Context(job, plan.labels[job.id][0], out, job.work, plan.loaded.experiment.execution, inputs, plan)
 
 
-def read_derived(out: Path) -> dict[str, object]:
-    """Values a stage derived from its params (steps, scaled sizes): ``derived.json``, folded into ``params.json``."""
+def _pop_derived(out: Path) -> dict[str, object]:
+    """Values that a stage derived from its params (steps, scaled sizes), moved from ``derived.json`` to params.json."""
     file = out / "derived.json"
     if not file.exists():
         return {}
@@ -144,52 +126,65 @@ def read_derived(out: Path) -> dict[str, object]:
 
 
 def open_inputs(plan: Plan, job: Job) -> dict[str, Artifact]:
-    """Open (and check) every artifact the job reads; those that the store lacks enter it.
+    """Open and check the artifacts that a job reads, by role; those that the store lacks enter it.
 
-    A second Snakemake may just have deleted an input's seal, to run a job that will find it complete;
-    it is adopted here as that job would.
+    `restore` comes before opening, because a second Snakemake may just have deleted an input's manifest, in order to
+    run a job that will find it complete.
+
+    Raises:
+        MlsError: an input is missing or damaged.
     """
     opened = {}
-    for role, value in job.inputs.items():
-        for one in [value] if isinstance(value, str) else value:
-            upstream = plan.jobs[one]
-            try:
-                restore(plan, upstream)
-                artifact = open_artifact(upstream.path)
-            except DamagedArtifact as error:
-                raise MlsError(f"{plan.name(job)} needs {plan.name(upstream)}: {error}") from error
-            opened[role if isinstance(value, str) else f"{role}/{one}"] = artifact
+    for role, upstream in plan.roles(job).items():
+        try:
+            restore(plan, upstream)
+            opened[role] = open_artifact(upstream.path)
+        except DamagedArtifact as error:
+            raise MlsError(f"{plan.name(job)} needs {plan.name(upstream)}: {error}") from error
     return opened
 
 
-def record_failure(job: Job, error: Exception) -> None:
-    """Write ``work/<id>/failed.json``; on a full disk that may fail too, which must not hide the error.
-
-    Of several ranks the first to fail says why; the others only see it leave.
-    """
-    if WORLD > 1 and (job.work / "failed.json").exists():
-        return
-    deterministic = isinstance(error, DeterministicError)
-    message = str(error) if isinstance(error, MlsError) else f"{type(error).__name__}: {error}"
-    record = {"message": message, "deterministic": deterministic, "code": digest()} | (
-        {"rank": RANK} if WORLD > 1 else {}
-    )
-    with suppress(OSError):
-        write_atomic(job.work / "failed.json", json.dumps(record, indent=1) + "\n")
+@contextmanager
+def _recording_failure(job: Job) -> Iterator[None]:
+    """Write ``work/<id>/failed.json`` if the block fails. An interruption is not a failure."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        # With several ranks, the first to fail says why; the others only notice that it has left.
+        if WORLD == 1 or not job.failure.exists():
+            message = str(error) if isinstance(error, MlsError) else f"{type(error).__name__}: {error}"
+            record = {"message": message, "deterministic": isinstance(error, DeterministicError), "code": digest()}
+            if WORLD > 1:
+                record["rank"] = RANK
+            with suppress(OSError):  # on a full disk this fails too, which must not hide the error
+                write_atomic(job.failure, json.dumps(record, indent=1) + "\n")
+        raise
 
 
 def refuse_known_failure(job: Job, attempt: int = 1) -> None:
-    """Stop at once where the same code has already failed on the same inputs, or in the attempt before."""
-    record = _record(job)
+    """Stop at once if the same code has failed on the same inputs and would fail again.
+
+    Raises:
+        MlsError: says how it failed, and how to try again.
+    """
+    record = _failure_record(job)
     final = record.get("deterministic") or attempt > 1
     if final and record.get("code") == digest():
         raise MlsError(f"{record['message']} (failed before, same inputs and code; to try again: mls retry {job.id})")
 
 
-def _record(job: Job) -> dict[str, Any]:
-    """The failure on record; empty where there is none, or none that can be read."""
+def forget_passing_failure(job: Job) -> None:
+    """Remove the record of a failure that may not repeat, so that no later attempt takes it as final."""
+    if not _failure_record(job).get("deterministic"):
+        job.failure.unlink(missing_ok=True)
+
+
+def _failure_record(job: Job) -> dict[str, Any]:
+    """The recorded failure; empty if there is none or it can't be read."""
     try:
-        record = json.loads((job.work / "failed.json").read_text(encoding="utf-8"))
+        record = json.loads(job.failure.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -1,1 +1,1 @@
-"""Leaves that everything may use: errors, files, locks, paths, progress, signals, ranks, device, checkpoints."""
+"""Building blocks that every package may use: errors, files, locks, paths, progress, signals, ranks, checkpoints."""

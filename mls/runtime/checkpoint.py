@@ -1,7 +1,7 @@
-"""Resumable state: written aside, synced, renamed; read back with ``weights_only=True`` alone.
+"""Checkpoints: written atomically, and read without executing code (``weights_only=True``).
 
 save_resumable({"step": 500, "model": model.state_dict()}, work, step=500, keep=2)  # checkpoint-000000500.pt
-state, problems = load_resumable(work)  # the newest that can be read; problems: lines for the log
+state, problems = load_resumable(work)  # the newest that can be read; problems are lines for the log
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ import torch
 from mls.runtime.files import atomic_file
 
 NAME = "checkpoint.pt"
-"""The final state in an artifact; resumable ones have their step in their names."""
+"""The final state in an artifact; a resumable checkpoint has its step in its name."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values so that the file is whole or absent at any instant.
+    """Write tensors and plain values atomically; equal states give equal bytes.
 
-    Saved through a file object: ``torch.save`` to a path would embed the file's name, and equal
-    states would not be equal bytes.
+    The state is saved through a file object, because ``torch.save`` to a path embeds the file's name.
     """
     with atomic_file(path) as file:
         torch.save(_canonical(state), file)
 
 
 def _canonical(value: Any) -> Any:
-    """The same values in plain containers, with every equal string one object.
+    """The same values in plain containers, with equal strings interned.
 
-    Pickle writes a repeated object as a reference, so a state that was loaded (whose equal strings
-    are separate objects) would otherwise be other bytes than one that never was.
+    Pickle writes a repeated object as a reference. In a loaded state equal strings are separate objects, so without
+    this a resumed run would write different bytes than one that was never stopped.
     """
     if isinstance(value, dict):
         return {_canonical(key): _canonical(item) for key, item in value.items()}
@@ -45,12 +44,12 @@ def _canonical(value: Any) -> Any:
 
 
 def save_resumable(state: dict[str, Any], folder: Path, step: int, keep: int) -> None:
-    """Write ``checkpoint-<step>.pt`` whole or not at all, then remove all but the last ``keep`` up to this step.
+    """Write ``checkpoint-<step>.pt`` atomically, then remove all but the last ``keep`` checkpoints up to this step.
 
-    Nothing older goes before the new one is safely on the disk; there must be room for ``keep + 1``.
+    An older checkpoint is removed only when the new one is safely on disk, so ``keep + 1`` must fit.
     """
-    for remains in folder.glob(".checkpoint-*.pt.*.tmp"):  # of a process that was killed as it wrote
-        remains.unlink()
+    for leftover in folder.glob(".checkpoint-*.pt.*.tmp"):  # from a process that was killed while it wrote
+        leftover.unlink()
     save_checkpoint(state, folder / f"checkpoint-{step:09d}.pt")
     older = [path for one, path in _resumable(folder) if one < step]
     for path in older[: max(0, len(older) - (keep - 1))]:
@@ -60,11 +59,11 @@ def save_resumable(state: dict[str, Any], folder: Path, step: int, keep: int) ->
 def load_resumable(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest state that can be read, or None, and a line for the log on each that can't.
 
-    A file that can't be read (cut short or altered by a dying disk, say) is set aside under
-    ``<name>.unreadable``, never deleted.
+    A file that can't be read (truncated, or altered by a failing disk) is renamed to ``<name>.unreadable``, never
+    deleted.
 
     Raises:
-        PermissionError: this user may not read a checkpoint; it may be a good one, so it is left alone.
+        PermissionError: this user may not read a checkpoint; it may be a good one, so it is not renamed.
         MemoryError: likewise.
     """
     problems: list[str] = []
@@ -75,9 +74,9 @@ def load_resumable(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             return _read(path), problems
         except (PermissionError, MemoryError):
             raise
-        except Exception as error:  # torch has no one error for broken files: anything may come of garbage
+        except Exception as error:  # garbage makes torch raise almost anything
             kept = path.with_name(f"{path.name}.unreadable")
-            with suppress(FileNotFoundError):  # another rank was faster
+            with suppress(FileNotFoundError):  # another rank has renamed it
                 path.replace(kept)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             then = "going on from the one before it" if found else "starting again"
@@ -86,17 +85,17 @@ def load_resumable(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def _resumable(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and paths of the checkpoints in a folder, the newest last."""
+    """Steps and paths of the checkpoints in a folder, newest last."""
     found = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in folder.glob("checkpoint-*.pt")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a file of `save_checkpoint`; its check sums are verified here, for torch skips them."""
+    """Read a file that `save_checkpoint` wrote; verify the checksums of its zip archive, which torch does not."""
     with zipfile.ZipFile(path) as archive:
         altered = archive.testzip()
     if altered is not None:
-        raise ValueError(f"{altered} has another check sum")
+        raise ValueError(f"{altered} has a wrong checksum")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError("not a mapping")
@@ -104,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of torch's generators (data order and augmentation need none: they are counter-based)."""
+    """State of torch's generators. Data order and augmentation are counter-based and need no state."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()

@@ -1,15 +1,14 @@
-"""Many processes as one: ranks, and the three collectives that training needs.
+"""The collective operations that distributed training needs.
 
-torchrun --nproc-per-node 2 -m mls pretrain mls        # one machine; more: --nnodes, --rdzv-endpoint
+    torchrun --nproc-per-node 2 -m mls pretrain mls        # one machine; for more: --nnodes, --rdzv-endpoint
 
-A process that torchrun did not start is rank 0 of 1, and every function here is then the identity.
-What leaves a step (losses' flags, keys, running statistics) is equal on all ranks, so each of them
-holds the whole state, and rank 0 alone writes it.
+A process that torchrun did not start is rank 0 of 1, and every function here is then the identity. What a training step
+shares (flags, keys, running statistics) is equal on all ranks, so each rank holds the whole state and only rank 0
+writes it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,14 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mls.runtime.ranks import WORLD
+
 _decisions: dist.ProcessGroup | None = None
-"""Over it rank 0 tells what it decided: on the CPU, and as late as it takes (another process may hold the lock)."""
+"""For `broadcast`: on the CPU, and with a long timeout, since rank 0 may have to wait for another process's lock."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the ranks that torchrun started (NCCL for GPU tensors, gloo for CPU ones); leave them at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if WORLD == 1:
         yield
         return
     global _decisions
@@ -40,12 +41,12 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Of this process, from 0."""
+    """Index of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -57,7 +58,7 @@ def own(part_of_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather(own_B: Tensor) -> Tensor:
-    """Every rank's rows, in rank order (N = W x B rows, equal on all ranks); without gradient, in the same layout."""
+    """All ranks' rows in rank order (N = W x B), equal on every rank; detached, in the same memory layout."""
     if world() == 1:
         return own_B.detach()
     if own_B.ndim == 4 and own_B.is_contiguous(memory_format=torch.channels_last):
@@ -73,7 +74,7 @@ def _gather_contiguous(own_B: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean over the ranks, elementwise, equal on all of them."""
+    """Elementwise mean over the ranks, equal on every rank."""
     if world() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -83,15 +84,15 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def per_rank(counted: Tensor) -> Tensor:
-    """How many are true on a rank, on average over the ranks, as a float; where none are on any, what one would be.
+    """Mean number of true entries per rank, as a float of at least 1 / world.
 
-    Ranks whose own sums are divided by it have the mean over all as their mean, however the counts lie.
+    Dividing each rank's sum by it makes the mean over ranks equal the global mean, whatever each rank's count is.
     """
     return mean_over_ranks(counted.sum().to(torch.get_default_dtype())).clamp(min=1 / world())
 
 
 def broadcast(go: bool) -> bool:
-    """Rank 0's decision, on every rank; the others wait for it, however long it takes."""
+    """Rank 0's decision, on every rank; the other ranks wait for it as long as it takes."""
     if world() == 1:
         return go
     decision = torch.tensor(go)

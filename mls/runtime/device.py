@@ -1,4 +1,4 @@
-"""Set up torch for one job: device, threads, determinism, autocast."""
+"""Set up torch for one job: device, threads, determinism, mixed precision."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mls.runtime.errors import MlsError
 
 
 def set_up(device_name: str, threads: int, seed: int) -> torch.device:
-    """Seed every generator, fix the thread count, choose the device.
+    """Seed every random generator, set the number of threads and choose the device.
 
-    On a CPU, operations are deterministic: equal inputs give equal bytes at equal threads.
+    On a CPU, operations are deterministic: equal inputs give equal bytes with an equal number of threads.
 
     Args:
         device_name: ``execution.device``: auto, cpu or cuda.
-        threads: of this process on the CPU.
-        seed: of the generators of Python, NumPy and torch.
+        threads: CPU threads of this process.
+        seed: for the generators of Python, NumPy and torch.
 
     Raises:
-        MlsError: ``device: cuda`` without a usable GPU; more ranks than GPUs.
+        MlsError: the device is cuda and torch sees no GPU, or there are more ranks than GPUs.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -35,7 +35,7 @@ def set_up(device_name: str, threads: int, seed: int) -> torch.device:
         raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     device = torch.device("cpu")
     if has_gpu and device_name != "cpu":
-        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()  # the first is set by torchrun
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()  # torchrun sets LOCAL_RANK
         if local >= gpus:
             raise MlsError(
                 f"torchrun started more processes than this machine has GPUs ({gpus}); lower --nproc-per-node"
@@ -43,22 +43,22 @@ def set_up(device_name: str, threads: int, seed: int) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     torch.use_deterministic_algorithms(device.type == "cpu")
-    # Filling fresh memory costs time; it guards against bugs, not against another order of sums.
+    # Deterministic mode also fills uninitialised memory. That costs time and only guards against bugs.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = device.type == "cuda"
     return device
 
 
 def workers_of(workers: int | Literal["auto"], threads: int, device: torch.device) -> int:
-    """Processes that prepare images for a job on a device, of ``execution.workers`` and ``execution.threads``."""
+    """Number of processes that prepare images for a job, from ``execution.workers`` and ``execution.threads``."""
     if workers != "auto":
         return workers
     if device.type == "cpu":
         return threads
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it
     return min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bf16 autocast, or nothing for fp32."""
+    """The context for a forward pass: bf16 autocast, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,25 +1,25 @@
-"""Errors that are meant for people: one clear line, a non-zero exit code, nothing half-written."""
+"""Errors for people: the command prints one line, exits with a non-zero code, and leaves nothing half-written."""
 
 from __future__ import annotations
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the state is saved, the same command goes on from there
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the state is saved, and the same command resumes from it
 
 
 class MlsError(Exception):
-    """Something a person can mend: says what is wrong, where, and what to do."""
+    """Something a person can fix. The message says what is wrong, where, and what to do."""
 
 
 class DeterministicError(MlsError):
-    """A failure that the same inputs and the same code will always meet again.
+    """A failure that the same inputs and the same code always meet again.
 
-    It is recorded in ``work/<id>/failed.json``; the stage refuses to spend time on it again
-    until ``mls retry ID``, or until the code has changed.
+    It is recorded in ``work/<id>/failed.json``. The stage then refuses to run again until ``mls retry ID`` or until the
+    code has changed.
     """
 
 
 class DamagedArtifact(MlsError):
-    """An artifact whose files are missing, of another size, or of another content."""
+    """An artifact with a file that is missing, or whose size or content is wrong."""
 
 
 class Interrupted(MlsError):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and small ones of which equal values give equal bytes."""
+"""Write files that appear whole or not at all, and small files whose bytes depend only on their values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mls.runtime.errors import MlsError
 
 
 def write_csv(rows: list[dict[str, float]], path: Path) -> None:
-    """Write rows of numbers; floats with six significant digits."""
+    """Write rows of numbers as CSV; floats with six significant digits."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -25,30 +25,30 @@ def write_csv(rows: list[dict[str, float]], path: Path) -> None:
 
 
 def write_json(value: Any, path: Path, indent: int | None = None) -> None:
-    """Write JSON with sorted keys; a NaN is an error."""
+    """Write JSON with sorted keys; NaN is an error."""
     separators = None if indent else (",", ":")
     text = json.dumps(value, indent=indent, separators=separators, sort_keys=True, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """The sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write whose content appears at ``path`` whole or not at all, also after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yield a file to write; its content appears at ``path`` whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -59,7 +59,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or the renames in a folder, durable."""
+    """Make a file's content, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -68,11 +68,10 @@ def sync(path: Path) -> None:
 
 
 def out_of_space(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; torch and safetensors wrap it in errors of their own."""
+    """Whether a full disk caused an error; torch and safetensors wrap the OSError in errors of their own."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -80,11 +79,11 @@ def out_of_space(error: BaseException | None) -> bool:
 
 @contextmanager
 def explain_full_disk(where: Path) -> Iterator[None]:
-    """Turn 'no space left' into a line that says what to do."""
+    """Turn 'no space left' into one line that says which disk is full and what to do."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, MlsError) or not out_of_space(error):  # what speaks to people names its own disk
+        if isinstance(error, MlsError) or not out_of_space(error):  # an MlsError already names its disk
             raise
         raise MlsError(
             f"the disk that holds {where.resolve()} is full; nothing half-written was kept. "

@@ -1,6 +1,7 @@
-"""Folders that share their files' bytes with another folder, where the disk can.
+"""Copy folders so that both copies share their files' bytes on disk, where the file system can.
 
-Never by symbolic links: DVC records one inside an output as an empty file.
+A file is shared by a reflink or a hard link, never by a symbolic link: DVC records a symbolic link inside an output as
+an empty file.
 """
 
 from __future__ import annotations
@@ -8,59 +9,61 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from mls.runtime.files import sync
 
 FICLONE = 0x40049409
-"""Linux's request for a reflink, ioctl_ficlone(2)."""
+"""Linux's request for a reflink, see ioctl_ficlone(2)."""
 WRITABLE = 0o222
 
 
-def link_folder(source: Path, target: Path, aside: Path, shared: Iterable[str], copied: Iterable[str]) -> None:
-    """Make ``target`` hold files of ``source``: it appears whole, or not at all.
+def link_folder(source: Path, target: Path, staging: Path, shared: Iterable[str], copied: Collection[str]) -> None:
+    """Replace ``target`` by a copy of ``source`` that appears whole or not at all, also after a power cut.
 
     Args:
-        source: where the files are.
-        target: what is there is removed.
-        aside: where it is built, on the disk of ``target``; the caller's lock says that nobody else builds there.
-        shared: names of files that become links, read-only ones: a hard link can be written by either of its names.
-        copied: names of files that become copies.
+        source: folder with the files.
+        target: the copy; what is there now is removed.
+        staging: where the copy is built, on the disk of ``target``; the caller's lock keeps others from it.
+        shared: names of the files to link; they become read-only, since a hard link is writable by both its names.
+        copied: names of the files to copy.
     """
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
     for name in (*shared, *copied):
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-    for name in shared:
-        share(source / name, aside / name)
-        mode = (aside / name).stat().st_mode
-        if mode & WRITABLE:  # a read-only one may be another user's, whose mode is not ours to change
-            try:
-                (aside / name).chmod(mode & ~WRITABLE)
-            except PermissionError:  # one that he lets us write: a copy is ours
-                (aside / name).unlink()
-                shutil.copyfile(source / name, aside / name)
-                (aside / name).chmod(mode & ~WRITABLE)
-        sync(aside / name)
-    for name in copied:
-        shutil.copyfile(source / name, aside / name)
-        sync(aside / name)
-    for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
-        sync(folder)
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in copied:
+            shutil.copyfile(source / name, staging / name)
+        else:
+            _share_read_only(source / name, staging / name)
+    for path in (*staging.rglob("*"), staging):
+        sync(path)
     if target.exists():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside.rename(target)
+    staging.rename(target)
     sync(target.parent)
 
 
+def _share_read_only(source: Path, target: Path) -> None:
+    share(source, target)
+    mode = target.stat().st_mode
+    if mode & WRITABLE:  # a file that is read-only already may be another user's, whose mode we can't change
+        try:
+            target.chmod(mode & ~WRITABLE)
+        except PermissionError:  # another user's file that we may write: use a copy, which is ours
+            target.unlink()
+            shutil.copyfile(source, target)
+            target.chmod(mode & ~WRITABLE)
+
+
 def share(source: Path, target: Path) -> None:
-    """Make a file by reflink, else hard link, else copy; only the last one's errors are errors."""
-    source = source.resolve(strict=True)  # DVC's cache may be linked by symbolic links
-    for way in (_reflink, os.link):
+    """Make ``target`` a reflink, else a hard link, else a copy of a file; only an error of the copy is raised."""
+    source = source.resolve(strict=True)  # DVC may have linked the file from its cache by a symbolic link
+    for link in (_reflink, os.link):
         with suppress(OSError):
-            way(source, target)
+            link(source, target)
             return
         target.unlink(missing_ok=True)
     shutil.copyfile(source, target)

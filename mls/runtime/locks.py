@@ -1,4 +1,8 @@
-"""Kernel locks: who makes an artifact, publishes, downloads. They hold between clones, and end with any death."""
+"""Kernel locks decide which process makes an artifact, publishes or downloads.
+
+They work between clones and users of one machine, and on NFS between machines. The kernel frees a lock when its
+holder dies, so no lock is ever stale.
+"""
 
 from __future__ import annotations
 
@@ -11,55 +15,58 @@ from pathlib import Path
 
 
 def say(message: str) -> None:
-    """A line on stderr; stdout is for results."""
+    """Print a line to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold a kernel lock; wait for a live owner. The kernel frees it on any death."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """Hold a lock; wait while another process holds it.
+
+    Args:
+        path: the lock file, which is created if needed.
+        name: what the lock protects, for the message to a person who waits.
+    """
+    with _opened(path) as handle:
+        if not _try_lock(handle, fcntl.LOCK_EX):
             owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
             say(f"{name}: process {owner or '?'} is making it; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Hold a kernel lock; False, and no lock, where another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
-    finally:
-        os.close(handle)
+    """Hold a lock without waiting; yield False, and hold nothing, if another process has it."""
+    with _opened(path) as handle:
+        yield _try_lock(handle, fcntl.LOCK_EX)
 
 
 def is_locked(path: Path) -> bool:
     """Whether a live process holds a lock."""
+    # Read-only and shared: the file may belong to another user, and NFS needs write access for an exclusive lock.
     try:
-        handle = os.open(path, os.O_RDONLY)  # it may be another user's
+        with path.open("rb") as file:
+            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS has no other lock of a file opened to be read
-    except BlockingIOError:
-        return True
+        yield handle
     finally:
         os.close(handle)
-    return False
+
+
+def _try_lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,10 +1,10 @@
-"""Where what is not committed lives: resumable state, finished artifacts, downloads.
+"""Folders for what is not committed: resumable state, finished artifacts, downloads.
 
-    work(), store()             # $MLS_WORK, $MLS_STORE, else work/ and .store/
-    home()                      # what relative ones are below
+    work(), store()             # $MLS_WORK, $MLS_STORE; by default work/ and .store/
+    home()                      # the folder that relative ones are below
 
-A queued DVC experiment runs in a copy of the working tree that DVC deletes when it fails. Its state must outlive it, so
-that the next try resumes, and what is finished must not be made again: both are the main working tree's.
+DVC runs a queued experiment in a copy of the working tree and deletes the copy when the experiment fails. State and
+finished artifacts must outlive it, so both live in the main working tree.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mls.runtime.errors import MlsError
 
 
 def home() -> Path:
-    """The folder that relative places are below: the working tree or, of a DVC experiment's copy, the main one.
+    """The working tree; in a DVC experiment's copy of it, the main working tree.
 
-    `dvc exp run --queue` and `--temp` make their copies at ``.dvc/tmp/exps/<random name>``. DVC tells its commands the
-    main tree as DVC_ROOT too, but people who look into a copy from a shell have only its path.
+    `dvc exp run --queue` and `--temp` make their copies at ``.dvc/tmp/exps/<random name>``. The path is checked, not
+    DVC_ROOT, because a person who looks into a copy from a shell does not have that variable.
     """
     for folder in Path.cwd().parents:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
@@ -28,32 +28,27 @@ def home() -> Path:
 
 
 def work() -> Path:
-    """Resumable state by id: ``$MLS_WORK``, else ``work/``."""
+    """Resumable state by id: ``$MLS_WORK``, by default ``work/``."""
     return place("MLS_WORK", "work")
 
 
 def store() -> Path:
-    """Finished artifacts by id: ``$MLS_STORE``, else ``.store/``."""
+    """Finished artifacts by id: ``$MLS_STORE``, by default ``.store/``."""
     return place("MLS_STORE", ".store")
 
 
-def is_shared(place: Path) -> bool:
-    """Whether a place is outside this working tree, so that others may use it too."""
-    return not place.resolve().is_relative_to(Path.cwd())
+def place(variable: str, default: str) -> Path:
+    """The folder that an environment variable names; a relative one is below `home`."""
+    return home() / expanded(os.environ.get(variable) or default, variable)
 
 
 def expanded(path: str, what: str) -> Path:
-    """A path whose ``~`` is a home folder.
+    """A path with ``~`` replaced by a home folder.
 
     Raises:
-        MlsError: there is no such home; ``what`` names the path.
+        MlsError: there is no such home; the message names the path as ``what``.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise MlsError(f"{what} is {path!r}: {error}") from error
-
-
-def place(variable: str, default: str) -> Path:
-    """A folder that an environment variable names; a relative one is below `home`."""
-    return home() / expanded(os.environ.get(variable) or default, variable)

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; a plain line every few seconds elsewhere (logs, Snakemake)."""
+"""A progress bar on a terminal; elsewhere (logs, Snakemake) a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 PLAIN_EVERY_S = 15.0
 
 
 class Bar:
-    """Progress over ``total`` steps.
+    """Progress over ``total`` steps: a note, the rate in ``unit`` per second, and the time left.
 
-    with Bar("pretrain mls", total=1920, unit="images", done=0) as bar:
-        bar.advance(1, count=128, note="loss 4.21")
+        with Bar("pretrain mls", total=1920, unit="images", done=0) as bar:
+            bar.advance(1, count=128, note="loss 4.21")
 
-    Shows the note, the rate in ``unit`` per second and the time left. ``MLS_PLAIN=1`` (set by the
-    workflow, whose jobs share a terminal) chooses plain lines. A hidden one (of a rank that another
-    speaks for) only counts.
+    ``MLS_PLAIN=1`` chooses plain lines; the workflow sets it, because its jobs share a terminal. A ``hidden`` bar (of
+    any rank but the first) only counts.
     """
 
     def __init__(self, name: str, total: int, unit: str = "images", done: int = 0, hidden: bool = False) -> None:
@@ -30,14 +29,8 @@ class Bar:
         self._start = self._last = time.monotonic()
         self._fancy: Progress | None = None
         if not hidden and sys.stderr.isatty() and not os.environ.get("MLS_PLAIN"):
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            self._fancy = Progress(*columns, console=Console(stderr=True))
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}")
+            self._fancy = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
     def __enter__(self) -> Bar:
         if self._fancy is not None:
@@ -51,11 +44,11 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Units per second since this process began."""
+        """Units per second since the bar was made."""
         return self._count / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
-        """Go on by ``steps``, which handled ``count`` units."""
+        """Advance by ``steps`` that processed ``count`` units."""
         self.done += steps
         self._count += count
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Stop on request without losing work: SIGTERM, SIGINT and SIGUSR1 set a flag that loops poll."""
+"""Stop on request without losing work: SIGTERM, SIGINT and SIGUSR1 set a flag that training loops poll."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class InterruptGuard:
     """Within the block the first signal only sets ``asked``; a second SIGINT stops at once.
 
-    Worker processes inherit the handler; there it does nothing, because the process id differs:
-    the job itself decides when its workers stop.
+    Forked worker processes inherit the handler. In them it does nothing (the process id differs), because the job
+    itself decides when its workers stop.
     """
 
     def __enter__(self) -> InterruptGuard:
         self.asked: signal.Signals | None = None
         self._pid = os.getpid()
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -37,7 +37,7 @@ class InterruptGuard:
         self.asked = signal.Signals(number)
 
     def stop_if_asked(self, save: Callable[[], None]) -> None:
-        """Call once a step: saves and leaves with exit code 75 if a signal came.
+        """Save and stop if a signal came; call it once a step.
 
         Raises:
             Interrupted: after ``save`` has returned.

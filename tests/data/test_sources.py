@@ -200,10 +200,10 @@ def test_a_subset_by_ids_is_known_by_its_ids_and_not_by_its_file(coco: Server) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1\nx\n", "line 2: 'x' is no image id"),
-        ("1\n-2\n", "line 2: '-2' is no image id"),
+        ("1\nx\n", "line 2: 'x' is not an image id"),
+        ("1\n-2\n", "line 2: '-2' is not an image id"),
         ("1\n2\n1\n", "line 3: id 1 was listed before, on line 1"),
-        ("# none\n", "lists no image id"),
+        ("# none\n", "lists no image ids"),
     ],
 )
 def test_bad_id_files_name_the_line(tmp_path: Path, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts appear whole or not at all; damage is named with what to do."""
+"""Artifacts appear whole or not at all, and the message about a damaged one says what to do."""
 
 from __future__ import annotations
 
@@ -22,22 +22,7 @@ from mls.runtime.errors import DamagedArtifact, DeterministicError, Interrupted,
 from mls.runtime.files import explain_full_disk
 from mls.runtime.locks import is_locked
 from tests.conftest import plan_of, small
-
-
-@pytest.fixture
-def plan(in_tmp: Path) -> Plan:
-    return plan_of(small())
-
-
-@pytest.fixture
-def job(plan: Plan) -> Job:
-    return plan.find("pretrain", "random")[0]
-
-
-def write(context: Context) -> None:
-    (context.out / "weights.bin").write_bytes(b"w" * 100)
-    (context.out / "sub").mkdir()
-    (context.out / "sub" / "metrics.json").write_text('{"a": 1}')
+from tests.pipeline.support import never, write
 
 
 def test_a_made_artifact_opens_and_verifies(plan: Plan, job: Job) -> None:
@@ -95,31 +80,27 @@ def test_damage_is_named_with_what_to_do(plan: Plan, job: Job, damage: object, m
 def test_equal_size_damage_is_found_by_verify(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
     (job.path / "weights.bin").write_bytes(b"x" * 100)
-    assert state(job.path) == "done", "sizes alone can't see it"
+    assert state(job.path) == "done", "sizes can't show it"
     with pytest.raises(DamagedArtifact, match=r"weights\.bin has another content"):
         verify_plan(plan)
 
 
-def test_what_is_removed_from_the_store_too_is_made_again(plan: Plan, job: Job) -> None:
+def test_an_artifact_that_the_store_lost_too_is_made_again(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
     subprocess.run(["rm", "-rf", str(job.path), str(job.stored)], check=True)
     run_stage(plan, job, lambda context: (context.out / "other").touch())
     assert (job.path / "other").exists() and open_artifact(job.path, deep=True)
 
 
-def test_a_complete_folder_without_its_seal_is_adopted_not_remade(plan: Plan, job: Job) -> None:
+def test_a_complete_folder_without_its_manifest_is_reused(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
-    seal = (job.path / "artifact.json").read_bytes()
+    manifest = (job.path / "artifact.json").read_bytes()
     (job.path / "artifact.json").unlink()  # what Snakemake does before it runs a job again
-
-    def never(context: Context) -> None:
-        raise AssertionError("must not run")
-
     run_stage(plan, job, never)
-    assert (job.path / "artifact.json").read_bytes() == seal
+    assert (job.path / "artifact.json").read_bytes() == manifest
 
 
-def test_a_changed_folder_without_its_seal_is_replaced(plan: Plan, job: Job) -> None:
+def test_a_changed_folder_without_its_manifest_is_replaced(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
     (job.path / "artifact.json").unlink()
     (job.path / "weights.bin").unlink()
@@ -128,18 +109,18 @@ def test_a_changed_folder_without_its_seal_is_replaced(plan: Plan, job: Job) -> 
     assert (job.path / "weights.bin").read_bytes() == b"w" * 100
 
 
-def test_two_makings_differ_in_volatile_facts_alone(plan: Plan, job: Job) -> None:
-    seals = []
+def test_two_builds_differ_only_in_volatile_facts(plan: Plan, job: Job) -> None:
+    manifests = []
     for _ in range(2):
         run_stage(plan, job, write)
-        seals.append(json.loads((job.path / "artifact.json").read_text()))
+        manifests.append(json.loads((job.path / "artifact.json").read_text()))
         subprocess.run(["rm", "-rf", str(job.path), str(job.stored)], check=True)
-    made = [seal.pop("made") for seal in seals]
-    assert seals[0] == seals[1]
+    made = [manifest.pop("made") for manifest in manifests]
+    assert manifests[0] == manifests[1]
     assert {"started", "wall_s", "host", "code", "packages"} <= set(made[0])
 
 
-def test_a_deterministic_failure_is_met_again_at_once_until_retry(plan: Plan, job: Job) -> None:
+def test_a_deterministic_failure_is_refused_until_retry(plan: Plan, job: Job) -> None:
     calls = []
 
     def fail(context: Context) -> None:
@@ -157,7 +138,7 @@ def test_a_deterministic_failure_is_met_again_at_once_until_retry(plan: Plan, jo
         forget_failure(job.id)
 
 
-def test_any_failure_is_recorded_and_only_a_deterministic_one_refused(plan: Plan, job: Job) -> None:
+def test_every_failure_is_recorded_and_only_a_deterministic_one_is_refused(plan: Plan, job: Job) -> None:
     def fail(context: Context) -> None:
         raise ValueError("a bug")
 
@@ -168,8 +149,8 @@ def test_any_failure_is_recorded_and_only_a_deterministic_one_refused(plan: Plan
     assert job_state(job) == "done"
 
 
-def test_a_second_attempt_meets_any_failure_on_record_but_goes_on_after_a_kill(plan: Plan, job: Job) -> None:
-    """A scheduler that starts failed jobs again would otherwise repeat a bug as often as it may."""
+def test_a_second_attempt_refuses_any_recorded_failure_and_resumes_after_an_interruption(plan: Plan, job: Job) -> None:
+    """Otherwise a scheduler that restarts failed jobs would repeat a bug many times."""
 
     def fail(context: Context) -> None:
         raise ValueError("a bug")
@@ -188,7 +169,7 @@ def test_a_second_attempt_meets_any_failure_on_record_but_goes_on_after_a_kill(p
 
 
 def test_params_json_is_a_function_of_the_id(in_tmp: Path) -> None:
-    """What the stage doesn't read, labels and machine settings leave no trace."""
+    """Labels, machine settings and params that the stage does not read leave no trace."""
     sha = "0" * 64
     texts = []
     for threads, file, run in ((1, "a.pth", "x"), (2, "b.pth", "y")):
@@ -202,7 +183,7 @@ def test_params_json_is_a_function_of_the_id(in_tmp: Path) -> None:
     assert texts[0] == texts[1] and b"pth" not in texts[0][1]
 
 
-def test_an_input_whose_seal_a_second_workflow_just_deleted_is_adopted(plan: Plan, job: Job) -> None:
+def test_an_input_whose_manifest_another_workflow_just_deleted_is_reused(plan: Plan, job: Job) -> None:
     run_stage(plan, plan.stage("data")[0], write)
     run_stage(plan, job, write)
     (job.path / "artifact.json").unlink()
@@ -211,7 +192,7 @@ def test_an_input_whose_seal_a_second_workflow_just_deleted_is_adopted(plan: Pla
     assert job_state(job) == job_state(features) == "done"
 
 
-def test_other_code_tries_a_recorded_failure_again(plan: Plan, job: Job) -> None:
+def test_a_failure_of_other_code_is_tried_again(plan: Plan, job: Job) -> None:
     job.work.mkdir(parents=True)
     (job.work / "failed.json").write_text(json.dumps({"message": "m", "code": "another", "deterministic": True}))
     run_stage(plan, job, write)
@@ -259,7 +240,7 @@ def test_a_killed_owner_frees_the_lock(plan: Plan, job: Job) -> None:
     assert job_state(job) == "missing"
 
 
-def test_building_over_the_remains_of_another(job: Job) -> None:
+def test_building_replaces_what_another_program_left(job: Job) -> None:
     job.path.mkdir(parents=True)
     (job.path / "half").write_text("left by a broken copy")
     with building(job) as out:

@@ -1,4 +1,4 @@
-"""What is finished is kept by id, once for all who share the store, and linked back; damage is never linked."""
+"""The store keeps finished artifacts by id for all clones that share it; damaged ones are never linked."""
 
 from __future__ import annotations
 
@@ -11,39 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from mls.pipeline import artifact_store as kept
+from mls.pipeline import artifact_store
 from mls.pipeline.artifact import open_artifact, state
 from mls.pipeline.artifact_store import add_all, being_made, claimed, link_back, restore
 from mls.pipeline.gc import collect
 from mls.pipeline.plan import Job, Plan
-from mls.pipeline.runner import Context, run_stage
+from mls.pipeline.runner import run_stage
 from mls.pipeline.status import job_state, verify_plan
 from mls.runtime import links
 from mls.runtime.errors import DamagedArtifact, MlsError
 from mls.runtime.paths import home, store, work
-from tests.conftest import plan_of, small
+from tests.pipeline.support import never, write
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def plan(in_tmp: Path) -> Plan:
-    return plan_of(small())
-
-
-@pytest.fixture
-def job(plan: Plan) -> Job:
-    return plan.find("pretrain", "random")[0]
-
-
-def write(context: Context) -> None:
-    (context.out / "weights.bin").write_bytes(b"w" * 100)
-    (context.out / "sub").mkdir()
-    (context.out / "sub" / "metrics.json").write_text('{"a": 1}')
-
-
-def never(context: Context) -> None:
-    raise AssertionError("must not run")
 
 
 def remove(*paths: Path) -> None:
@@ -51,12 +31,12 @@ def remove(*paths: Path) -> None:
 
 
 def refuse(source: Path, target: Path) -> None:
-    """As another disk does."""
+    """Fail as a link to another disk does."""
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
 def overwrite(file: Path, content: bytes) -> None:
-    """As an editor does, which leaves the other names of a hard link alone."""
+    """Replace a file as an editor does, without changing the other names of a hard link."""
     file.unlink()
     file.write_bytes(content)
 
@@ -69,29 +49,29 @@ def test_an_artifact_that_was_removed_is_linked_not_made(
         monkeypatch.setattr(os, "link", refuse)
         monkeypatch.setattr(links, "_reflink", refuse)
     run_stage(plan, job, write)
-    seal = (job.path / "artifact.json").read_bytes()
+    manifest = (job.path / "artifact.json").read_bytes()
     remove(job.path)
     link_back(plan)
-    assert (job.path / "artifact.json").read_bytes() == seal and open_artifact(job.path, deep=True)
+    assert (job.path / "artifact.json").read_bytes() == manifest and open_artifact(job.path, deep=True)
     remove(job.path)
     run_stage(plan, job, never)
-    assert job_state(job) == "done" and not list(Path("artifacts/.aside").iterdir())
+    assert job_state(job) == "done" and not list(Path("artifacts/.staging").iterdir())
     assert not (job.work / "build").exists()
     assert sum(path.is_file() for path in Path(".store").rglob("*")) == 5, "four files and a lock"
 
 
-def test_links_are_read_only_but_for_the_seal_and_none_is_symbolic(plan: Plan, job: Job) -> None:
+def test_links_are_read_only_except_the_manifest_and_none_is_symbolic(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
     for folder in (job.path, job.stored):
         for name in ("weights.bin", "sub/metrics.json", "params.json"):
             mode = (folder / name).lstat().st_mode
             assert stat.S_ISREG(mode) and not mode & 0o222, name
-    seals = [(folder / "artifact.json").stat() for folder in (job.path, job.stored)]
-    assert seals[0].st_mode & 0o200 and seals[0].st_ino != seals[1].st_ino, "Snakemake wants to write it"
+    manifests = [(folder / "artifact.json").stat() for folder in (job.path, job.stored)]
+    assert manifests[0].st_mode & 0o200 and manifests[0].st_ino != manifests[1].st_ino, "Snakemake wants to write it"
 
 
-def test_an_own_artifact_that_only_artifacts_has_enters_when_it_is_read(plan: Plan, job: Job) -> None:
-    """A pulled one, or one older than the store."""
+def test_an_artifact_that_the_store_lacks_enters_when_it_is_read(plan: Plan, job: Job) -> None:
+    """It was pulled, or is older than the store."""
     for made in (plan.stage("data")[0], job):
         run_stage(plan, made, write)
     remove(Path(".store"))
@@ -104,7 +84,7 @@ def test_an_own_artifact_that_only_artifacts_has_enters_when_it_is_read(plan: Pl
     assert state(job.stored) == "done"
 
 
-def test_only_what_has_the_right_content_enters(plan: Plan, job: Job) -> None:
+def test_only_verified_artifacts_enter_the_store(plan: Plan, job: Job) -> None:
     (data,) = plan.stage("data")
     for made in (data, job):
         run_stage(plan, made, write)
@@ -117,7 +97,9 @@ def test_only_what_has_the_right_content_enters(plan: Plan, job: Job) -> None:
         run_stage(plan, plan.find("features", "linear/random")[0], never)
 
 
-def test_damage_in_the_store_is_said_and_never_linked(plan: Plan, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_in_the_store_is_reported_and_never_linked(
+    plan: Plan, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_stage(plan, job, write)
     remove(job.path)
     overwrite(job.stored / "weights.bin", b"w")
@@ -128,7 +110,7 @@ def test_damage_in_the_store_is_said_and_never_linked(plan: Plan, job: Job, caps
     assert open_artifact(job.stored, deep=True) and open_artifact(job.path, deep=True)
 
 
-def test_verify_looks_into_the_store_and_tells_what_mends(
+def test_verify_checks_the_store_and_says_how_to_repair_it(
     plan: Plan, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_stage(plan, job, write)
@@ -151,23 +133,30 @@ def test_verify_looks_into_the_store_and_tells_what_mends(
     verify_plan(plan)
 
 
-def test_what_a_hard_link_damaged_in_both_places_is_not_called_whole(plan: Plan, job: Job) -> None:
+def test_a_file_damaged_through_a_hard_link_is_damaged_in_both_places(plan: Plan, job: Job) -> None:
     run_stage(plan, job, write)
     overwrite(job.path / "weights.bin", b"x" * 100)
     (job.stored / "weights.bin").unlink()
     os.link(job.path / "weights.bin", job.stored / "weights.bin")
-    with pytest.raises(DamagedArtifact, match=f"rm -rf {job.path} {job.stored}`, then `dvc pull"):
+    with pytest.raises(DamagedArtifact, match=f"rm -rf {job.path} {job.stored}`; then `dvc pull"):
         open_artifact(job.path, deep=True)
 
 
-def test_what_a_kill_left_half_done_is_never_taken_for_complete(
+def test_leftovers_of_a_kill_are_never_taken_for_an_artifact(
     plan: Plan, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for aside in (Path(".store/aside"), Path("artifacts/.aside")):
-        (aside / job.id).mkdir(parents=True)
-        (aside / job.id / "half").touch()
+    for staging in (Path(".store/.staging"), Path("artifacts/.staging")):
+        (staging / job.id).mkdir(parents=True)
+        (staging / job.id / "half").touch()
+
+    def killed_before_the_second(source: Path, target: Path) -> None:
+        if target == job.path:
+            sys.exit("killed when the store has it and artifacts/ does not")
+        install(source, target)
+
+    install = artifact_store._install
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "_link", lambda _: sys.exit("killed after the store had it"))
+        patch.setattr(artifact_store, "_install", killed_before_the_second)
         with pytest.raises(SystemExit):
             run_stage(plan, job, write)
     assert state(job.path) == "missing" and state(job.stored) == "done"
@@ -213,7 +202,7 @@ def test_two_clones_that_share_a_store_make_an_artifact_once(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("shared", ["MLS_STORE", "MLS_WORK"])
-def test_whoever_shares_the_store_or_the_state_sees_the_maker(
+def test_clones_that_share_the_store_or_the_state_see_the_maker(
     shared: str, plan: Plan, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(shared, str(tmp_path / "common"))
@@ -225,7 +214,7 @@ def test_whoever_shares_the_store_or_the_state_sees_the_maker(
         assert not being_made(job.id)
 
 
-def test_a_copy_of_dvc_uses_the_main_trees_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_dvc_made_uses_the_main_trees_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("MLS_DATA", "MLS_WEIGHTS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -245,7 +234,7 @@ def test_a_copy_of_dvc_uses_the_main_trees_places(tmp_path: Path, monkeypatch: p
     assert (work(), store()) == (tmp_path / "elsewhere", Path("/absolute"))
 
 
-def test_a_shared_store_is_not_emptied_by_a_clone_that_knows_nothing_of_it(
+def test_gc_spares_a_shared_store_unless_told_otherwise(
     plan: Plan, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clone = tmp_path / "clone"
@@ -266,7 +255,7 @@ def test_a_shared_store_is_not_emptied_by_a_clone_that_knows_nothing_of_it(
     assert state(job.path) == state(job.stored) == "missing", "nobody else uses a store in the clone"
 
 
-def test_what_dvc_links_symbolically_is_stored_as_a_file(in_tmp: Path) -> None:
+def test_a_symbolic_link_of_dvc_is_stored_as_a_file(in_tmp: Path) -> None:
     Path("cache").write_text("content")
     Path("linked").symlink_to("cache")
     links.share(Path("linked"), Path("shared"))

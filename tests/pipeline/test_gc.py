@@ -1,4 +1,4 @@
-"""Only what nothing refers to is collected: no file, no branch, no published result."""
+"""Only artifacts that no file, branch or published result needs are collected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def repository(in_tmp: Path) -> Path:
     return in_tmp
 
 
-def test_what_a_file_a_branch_or_a_result_needs_stays(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_artifacts_that_a_file_a_branch_or_a_result_needs_stay(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     old = make(write(small(runs={"random": {"method": "none"}}, seeds=[1])), "random")
     git("add", "params.yaml")
     git("commit", "-q", "-m", "another seed")
@@ -69,7 +71,7 @@ def test_what_a_file_a_branch_or_a_result_needs_stays(repository: Path, capsys: 
     assert present() == {old, published, now}
 
 
-def test_what_somebody_begins_to_make_meanwhile_stays(
+def test_an_artifact_that_is_being_made_stays(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = make(write(small(runs={"random": {"method": "none"}}, seeds=[1])), "random")
@@ -84,8 +86,8 @@ def test_what_somebody_begins_to_make_meanwhile_stays(
     assert present() == set()
 
 
-def test_every_stash_counts(repository: Path) -> None:
-    """DVC's queue is kept like git's stash: one name, whose older entries only its log has."""
+def test_artifacts_of_every_stash_entry_stay(repository: Path) -> None:
+    """DVC's queue works like git's stash: one ref, whose older entries are only in its reflog."""
     write(small(runs={"random": {"method": "none"}}))
     git("add", "params.yaml")
     git("commit", "-q", "-m", "now")
@@ -120,13 +122,13 @@ def test_a_file_that_cannot_be_planned_stops_a_deletion(repository: Path) -> Non
     assert unneeded in present()
 
 
-def test_without_git_it_says_so(in_tmp: Path) -> None:
+def test_without_git_it_fails(in_tmp: Path) -> None:
     with pytest.raises(MlsError, match="git for-each-ref failed"):
         collect(delete=False)
 
 
 def test_files_that_an_experiment_names_are_read_at_the_same_place(repository: Path) -> None:
-    """Image ids differ between two branches: each needs its own artifacts."""
+    """The image ids differ between two branches, so each needs artifacts of its own."""
     raw = small(
         datasets={"coco": {"source": "coco", "subset": {"ids": "ids.txt"}}}, runs={"random": {"method": "none"}}
     )

@@ -1,5 +1,4 @@
-"""execution.gpus: `mls pretrain` starts torchrun itself, with leased devices (gloo on a CPU, and devices of no more
-than a name)."""
+"""execution.gpus: `mls pretrain` starts torchrun on leased devices (gloo on a CPU; the devices exist only by name)."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from mls.pipeline.status import job_state
 from mls.runtime.errors import Interrupted, MlsError
 from mls.runtime.locks import is_locked
 from tests.conftest import SMALL, plan_of, small
-from tests.runtime.test_collectives import BROKEN_DECODER
+from tests.runtime.support import BROKEN_DECODER
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ["mls", "pretrain", "0123456789", "-e", "params.yaml", "--attempt", "1"]
@@ -34,7 +33,7 @@ COMMAND = ["mls", "pretrain", "0123456789", "-e", "params.yaml", "--attempt", "1
 
 @pytest.fixture
 def environment(in_tmp: Path) -> dict[str, str]:
-    """Two devices, of which there is nothing but the names."""
+    """Two devices that exist only by name."""
     return {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "a,b",
@@ -46,7 +45,7 @@ def environment(in_tmp: Path) -> dict[str, str]:
 
 @pytest.fixture
 def plan(in_tmp: Path) -> Plan:
-    """Long enough to be stopped; the data are made."""
+    """A run that is long enough to be stopped; its data are made."""
     raw: dict[str, Any] = small(
         pretrain={**SMALL["pretrain"], "epochs": 60},
         execution={**SMALL["execution"], "gpus": 2, "checkpoint_every": 50},
@@ -87,9 +86,10 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.name not in VOLATILE}
 
 
-def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, environment: dict[str, str]) -> None:
-    """SIGUSR1 saves and exits with 75, without torchrun's 30 seconds; kill -9 takes the ranks with it; of a killed
-    rank the other one fails, as it is alone, which is no failure of the job: its second attempt goes on."""
+def test_a_stopped_and_killed_run_resumes_to_the_bytes_of_torchrun(plan: Plan, environment: dict[str, str]) -> None:
+    """SIGUSR1 saves and exits with 75, before torchrun's 30 seconds are over. If a rank is killed, the other one fails,
+    which is not the job's failure, so the second attempt resumes. kill -9 of the launcher kills its ranks too.
+    """
     (job,) = plan.find("pretrain", "mls")
     running = start(environment)
     wait_for_checkpoint(job, running)
@@ -131,7 +131,7 @@ def test_stopped_killed_and_started_again_it_is_what_torchrun_makes(plan: Plan, 
 
 
 def test_a_rank_that_fails(plan: Plan, environment: dict[str, str]) -> None:
-    """What it says is said, the exit code is 1, and from the second attempt on nothing is tried."""
+    """Its error is printed, the exit code is 1, and the second attempt refuses at once."""
     Path("sitecustomize.py").write_text(BROKEN_DECODER)
     running = start(environment | {"PYTHONPATH": f"{Path.cwd()}:{ROOT}"})
     _, log = running.communicate(timeout=300)
@@ -148,8 +148,8 @@ def test_two_gpus_where_there_is_one(plan: Plan, environment: dict[str, str]) ->
     assert running.returncode == 1 and "2 GPUs are asked for at once (execution.gpus)" in log
 
 
-def test_what_is_started(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A srun that only says where it is stands for Slurm's (tests/workflow/test_slurm.py)."""
+def test_command_lines_of_srun_and_torchrun(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake srun prints its last argument (tests/workflow/test_slurm.py has the real one)."""
     Path("srun").write_text('#!/bin/sh\nfor last; do :; done\necho "first: $last"\n')
     Path("srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{in_tmp}:{os.environ['PATH']}")
@@ -180,10 +180,10 @@ def test_a_killed_rank_is_told_from_one_that_torchrun_kills() -> None:
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_what_ranks_of_other_nodes_record_of_a_killed_one_is_forgotten(
+def test_records_that_ranks_on_other_nodes_write_about_a_killed_one_are_removed(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    """A srun whose node says so, or not, stands for Slurm's."""
+    """A fake srun leaves a node's mark that a rank was killed, or does not."""
     (job,) = plan_of(small()).find("pretrain", "mls")
     job.work.mkdir(parents=True)
     record = job.work / "failed.json"
@@ -200,8 +200,8 @@ def test_what_ranks_of_other_nodes_record_of_a_killed_one_is_forgotten(
     assert record.exists() is not killed and not (job.work / "rank-killed").exists()
 
 
-def test_who_starts_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trained run with several GPUs or nodes; and srun comes first, where there are several nodes."""
+def test_which_jobs_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained run with several GPUs or nodes does; on several nodes srun comes first."""
     plan = plan_of(small())
     (mls,), (random,) = plan.find("pretrain", "mls"), plan.find("pretrain", "random")
     assert launch.wants_ranks(mls, Execution(gpus=2), 2) and not launch.wants_ranks(random, Execution(gpus=2), 1)

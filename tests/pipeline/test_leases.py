@@ -1,4 +1,4 @@
-"""Leases of devices: each is one job's at a time, and a holder's death frees it. No GPU is needed: names are enough."""
+"""Each device is leased to one job at a time, and freed when its holder dies. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mls.pipeline.leases import leased
 name, count = sys.argv[1:]
 with leased(int(count)):
     Path(name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
-    if os.fork() == 0:  # as the workers of a loader: alive after their parent's death
+    if os.fork() == 0:  # like a loader's worker, which outlives its parent
         time.sleep(30)
     while not Path("leave").exists():
         time.sleep(0.02)
 Path(name).unlink()
 os._exit(0)
 """
-"""Writes what it was given into a file of its name, and holds it until told to leave."""
+"""Writes its devices into a file with its name, and holds them until the file `leave` exists."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def wait_until_held(*, by: int) -> dict[str, str]:
 
 
 def test_four_jobs_on_two_devices_and_one_is_killed() -> None:
-    """The killed one's device goes to one that waits, although its forked child lives; the fourth waits on."""
+    """A waiting job gets the killed one's device, although the killed one's forked child lives on."""
     jobs = {f"holder-{i}": hold(f"holder-{i}") for i in range(4)}
     try:
         first = wait_until_held(by=2)
@@ -82,18 +82,18 @@ def test_four_jobs_on_two_devices_and_one_is_killed() -> None:
             subprocess.run(["kill", "-9", "--", f"-{job.pid}"], check=False, stderr=subprocess.DEVNULL)
 
 
-def test_one_that_needs_two_waits_for_both_and_is_not_passed_over() -> None:
+def test_a_job_that_needs_two_devices_is_not_overtaken() -> None:
     jobs = [hold("holder-one")]
     try:
         wait_until_held(by=1)
         jobs.append(hold("holder-pair", 2))
         end = time.monotonic() + 60
-        while _free("b.queue"):
+        while nobody_waits_for("b"):
             assert time.monotonic() < end
             time.sleep(0.05)
         jobs.append(hold("holder-late"))
         time.sleep(3 * leases.POLL_S)
-        assert held() == {"holder-one": "a"}, "the late one queues, although b could be had"
+        assert held() == {"holder-one": "a"}, "the late one waits, although b is free"
         jobs[0].kill()
         jobs[0].wait()
         Path("holder-one").unlink()
@@ -103,14 +103,14 @@ def test_one_that_needs_two_waits_for_both_and_is_not_passed_over() -> None:
             subprocess.run(["kill", "-9", "--", f"-{job.pid}"], check=False, stderr=subprocess.DEVNULL)
 
 
-def test_who_waits_for_a_taken_device_keeps_nobody_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_waits_for_one_device_does_not_delay_jobs_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "a")
     jobs = [hold("holder-first")]
     try:
         wait_until_held(by=1)
         jobs.append(hold("holder-waits"))
         end = time.monotonic() + 60
-        while _free("a.queue"):
+        while nobody_waits_for("a"):
             assert time.monotonic() < end
             time.sleep(0.05)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "b")
@@ -121,13 +121,13 @@ def test_who_waits_for_a_taken_device_keeps_nobody_from_another(monkeypatch: pyt
             subprocess.run(["kill", "-9", "--", f"-{job.pid}"], check=False, stderr=subprocess.DEVNULL)
 
 
-def _free(name: str) -> bool:
-    """Whether nobody holds a lock, asked from another process (a process never sees its own as held)."""
-    code = f"import fcntl; fcntl.lockf(open('leases/{name}', 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+def nobody_waits_for(device: str) -> bool:
+    """Whether a device's turn is free, asked from another process: a process does not see its own locks as held."""
+    code = f"from fcntl import *; lockf(open('leases/{device}.lock', 'r+'), LOCK_EX | LOCK_NB, 1, {leases.TURN})"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def test_the_variable_is_as_before_afterwards() -> None:
+def test_the_variable_is_restored() -> None:
     with leased(2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "a,b"
     with leased(1):
@@ -137,13 +137,13 @@ def test_the_variable_is_as_before_afterwards() -> None:
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "a,b"
 
 
-def test_more_than_there_are() -> None:
+def test_more_devices_than_there_are() -> None:
     with pytest.raises(MlsError, match=r"3 GPUs .* offers 2 \(a, b\)"), leased(3):
         pass
 
 
-def test_none_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One job then runs as it always did, and torch says what there is; several ranks have no devices."""
+def test_no_known_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job for one device then runs, and torch says what there is; a job for several can't."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert leases.devices() == []
     with leased(1):
@@ -152,17 +152,12 @@ def test_none_known(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_names_within_a_slurm_job_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of two jobs on a node calls its one device 0."""
+def test_a_slurm_job_has_lock_files_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs on a node both call their one device 0."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     with leased(1):
-        assert {file.name for file in Path("leases").iterdir()} == {
-            "slurm-7-n1-a.queue",
-            "slurm-7-n1-b.queue",
-            "slurm-7-n1-a.lock",
-            "slurm-7-n1-b.lock",
-        }
+        assert {file.name for file in Path("leases").iterdir()} == {"slurm-7-n1-a.lock", "slurm-7-n1-b.lock"}
 
 
 def test_a_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +167,7 @@ def test_a_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_the_folder_is_everybodys_whatever_the_umask(in_tmp: Path) -> None:
+def test_all_users_can_write_the_folder_whatever_the_umask(in_tmp: Path) -> None:
     before = os.umask(0o077)
     try:
         with leased(1):
@@ -183,8 +178,8 @@ def test_the_folder_is_everybodys_whatever_the_umask(in_tmp: Path) -> None:
     assert [file.name for file in in_tmp.iterdir()] == ["leases"]
 
 
-def test_a_link_that_somebody_put_in_its_place(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lock files would be made wherever it leads; a link of one's own choice is another thing."""
+def test_a_symbolic_link_in_place_of_the_folder_is_refused(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lock files would be made wherever it leads. A link that the user names in $MLS_LEASES is followed."""
     Path("elsewhere").mkdir()
     Path("link").symlink_to("elsewhere")
     monkeypatch.delenv("MLS_LEASES")
@@ -197,7 +192,7 @@ def test_a_link_that_somebody_put_in_its_place(in_tmp: Path, monkeypatch: pytest
         assert list(Path("elsewhere").iterdir())
 
 
-def test_what_takes_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_jobs_take_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = small(probe={"linear": {"kind": "linear", "dataset": "scenes", "image_size": 32}})
     plan = plan_of(raw)
     four = Execution(gpus=4)
@@ -213,4 +208,4 @@ def test_what_takes_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(taken(four.model_copy(update={"device": "cpu"})).values()) == {0}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert set(taken(four).values()) == {0}, "auto, and none here"
-    assert max(taken(four.model_copy(update={"device": "cuda"})).values()) == 4, "unseen, from a login node"
+    assert max(taken(four.model_copy(update={"device": "cuda"})).values()) == 4, "a login node need not have any"

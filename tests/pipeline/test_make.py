@@ -1,4 +1,4 @@
-"""What a stage command waits for, and in which order; what it forgets before it begins."""
+"""What a stage command waits for, in which order, and which old failures it forgets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def plan(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """One untrained backbone to make, which takes the one device, of which there is only the name."""
+    """One untrained backbone to make, on one device that exists only by name."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "a")
     monkeypatch.setenv("MLS_LEASES", "leases")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -42,13 +42,13 @@ def plan(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def is_free(device: str) -> bool:
-    """Whether nobody holds it, asked from another process (a process never sees its own lock as held)."""
+    """Whether a device is free, asked from another process: a process does not see its own locks as held."""
     code = f"import fcntl; fcntl.lockf(open('leases/{device}.lock', 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def said(running: subprocess.Popen[str], text: str) -> None:
-    """Read its log up to a line that has the text."""
+    """Read the log up to a line with the text."""
     assert running.stderr is not None
     lines = []
     for line in running.stderr:
@@ -59,7 +59,7 @@ def said(running: subprocess.Popen[str], text: str) -> None:
 
 
 def test_no_device_is_held_while_another_makes_the_artifact(plan: Plan) -> None:
-    """Neither when it is being made from the start, nor when that begins while this one waits for a device."""
+    """Neither if it is made when this process starts, nor if that begins while it waits for a device."""
     (job,) = plan.stage("pretrain")
     command = [sys.executable, "-m", "mls", "pretrain", "random", "-e", "small.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -79,10 +79,10 @@ def test_no_device_is_held_while_another_makes_the_artifact(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_failure_of_an_earlier_run_is_not_the_first_attempts(
+def test_the_first_attempt_forgets_the_failure_of_an_earlier_run(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
-    """An attempt that is stopped before it begins leaves nothing that its retry would take for its failure."""
+    """Otherwise the retry of an attempt that was stopped while it waited would take the old failure as its own."""
 
     @contextmanager
     def stopped(count: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Ids: what changes them, what never does, and what is shared."""
+"""Ids: what changes them, what does not, and which jobs are shared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_shipped_experiment_is_valid_and_planned(path: Path, monkeypatch: 
 
 
 def test_ids_of_the_micro_experiment_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A changed id means that nobody's artifacts are found again: raise a stage version, knowingly."""
+    """A changed id makes everybody's finished artifacts useless, so it must be a decision: raise a stage's version."""
     monkeypatch.chdir(ROOT)
     plan = plan_file(Path("experiments/micro.yaml"))
     assert {f"{job.stage} {label}": job.id for job in plan.jobs.values() for label in plan.labels[job.id]} == PINNED
@@ -64,7 +64,7 @@ UNREAD = {
 
 @pytest.mark.parametrize(("changes", "matter"), [(READ, True), (UNREAD, False)])
 @pytest.mark.parametrize("run", PEERS)
-def test_a_method_is_named_by_what_it_reads_alone(run: str, changes: dict[str, Any], matter: bool) -> None:
+def test_an_id_covers_exactly_the_params_that_the_method_reads(run: str, changes: dict[str, Any], matter: bool) -> None:
     base = id_of(plan_of(small(runs=PEERS)), "pretrain", run)
     for change in changes[run]:
         merged = {
@@ -75,7 +75,7 @@ def test_a_method_is_named_by_what_it_reads_alone(run: str, changes: dict[str, A
         assert (id_of(other, "pretrain", run) != base) == matter, change
 
 
-def test_params_json_tells_what_a_method_reads() -> None:
+def test_params_json_has_exactly_the_params_that_the_method_reads() -> None:
     plan = plan_of(small(runs=PEERS))
     engine = {name for name in METHODS["moco"].reads if name not in ("moco", "resident")}
     found = {}
@@ -103,7 +103,7 @@ def test_equal_rows_are_one_job_and_renaming_runs_only_the_table() -> None:
     assert set(twice.jobs) - set(renamed.jobs) == {twice.tables.id}
 
 
-def test_a_baseline_prints_another_table_and_runs_nothing_else() -> None:
+def test_a_baseline_changes_only_the_tables() -> None:
     columns = ["linear.mAP"]
     plain, compared = (
         plan_of(small(tables={"main": {"columns": columns, **more}})) for more in ({}, {"baseline": "mls"})
@@ -132,7 +132,7 @@ def test_a_data_param_reaches_everything_that_reads_it() -> None:
     assert shared == {id_of(base, "pretrain", "random")}, "random weights read no data"
 
 
-def test_seeds_repeat_what_has_a_seed() -> None:
+def test_only_runs_with_a_seed_are_repeated() -> None:
     sha = "0" * 64
     runs = {"random": {"method": "none"}, "mine": {"method": "weights", "weights": {"file": "a.pth", "sha256": sha}}}
     plan = plan_of(small(seeds=[0, 1, 2], runs=runs))

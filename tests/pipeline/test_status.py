@@ -1,4 +1,4 @@
-"""What `mls status` says, and what a failed run lists at its end."""
+"""What `mls status` prints, and what a failed run lists at its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stumble(context: Context) -> None:
     raise RuntimeError("boom")
 
 
-def test_failures_are_listed_with_what_tries_again(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_listed_with_how_to_try_again(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(small())
     (sure, unsure) = (plan.find("pretrain", run)[0] for run in ("random", "moco-v2"))
     assert failures(plan) == []
@@ -42,7 +42,7 @@ def test_failures_are_listed_with_what_tries_again(in_tmp: Path, capsys: pytest.
     assert said[-3:] == ["2 failed", *expected]
 
 
-def test_a_failure_that_was_mended_since_is_none(in_tmp: Path) -> None:
+def test_a_finished_job_has_no_failure(in_tmp: Path) -> None:
     plan = plan_of(small())
     (job,) = plan.find("pretrain", "random")
     run_stage(plan, job, lambda context: None)

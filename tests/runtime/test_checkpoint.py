@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, older ones stand in for broken ones, and none executes anything."""
+"""Checkpoints are written atomically, a damaged one is replaced by an older one, and reading executes no code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_same_step_is_replaced(two: Path) -> None:
     assert loaded is not None and loaded["again"]
 
 
-def test_strays_go_and_other_files_stay(two: Path) -> None:
+def test_leftovers_are_removed_and_other_files_stay(two: Path) -> None:
     for name in ("checkpoint-000000001.pt", ".checkpoint-000000012.pt.77.tmp", "checkpoint-mine.pt", "lock"):
         (two / name).write_bytes(b"")
     save_resumable(state_at(20), two, 20, keep=1)
@@ -91,7 +91,7 @@ def test_a_failed_save_keeps_the_last_ones(two: Path, monkeypatch: pytest.Monkey
     assert {path.name: path.read_bytes() for path in two.iterdir()} == before
 
 
-def test_cut_at_any_length_leads_to_the_one_before(two: Path) -> None:
+def test_a_file_truncated_at_any_length_is_skipped(two: Path) -> None:
     last = two / "checkpoint-000000012.pt"
     whole = last.read_bytes()
     lengths = {0, 1, 4, 30, len(whole) - 1, *range(0, len(whole), 211)}
@@ -107,7 +107,7 @@ def test_cut_at_any_length_leads_to_the_one_before(two: Path) -> None:
 
 
 def test_an_altered_byte_never_alters_the_state(two: Path) -> None:
-    """torch itself would load altered weights: it skips the check sums."""
+    """torch itself would load altered weights, since it does not verify the checksums."""
     last = two / "checkpoint-000000012.pt"
     whole = last.read_bytes()
     noticed = 0
@@ -130,7 +130,7 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
-def test_garbage_and_hostile_pickles_lead_to_the_one_before(two: Path) -> None:
+def test_garbage_and_hostile_pickles_are_skipped(two: Path) -> None:
     mark = two / "executed"
     (two / "checkpoint-000000013.pt").write_bytes(np.random.default_rng(0).bytes(5000))
     (two / "checkpoint-000000014.pt").write_bytes(pickle.dumps(Hostile(mark)))  # torch's old format
@@ -145,20 +145,20 @@ def test_garbage_and_hostile_pickles_lead_to_the_one_before(two: Path) -> None:
     assert mark.exists(), "it would have"
 
 
-def test_none_readable_starts_again(two: Path) -> None:
+def test_if_no_checkpoint_can_be_read_training_starts_again(two: Path) -> None:
     for path in two.iterdir():
         path.write_bytes(b"")
     state, problems = load_resumable(two)
     assert state is None
     assert problems[0].endswith("going on from the one before it") and problems[1].endswith("starting again")
     assert load_resumable(two) == (None, [])
-    save_resumable(state_at(4), two, 4, keep=1)  # what was set aside does not count, and stays
+    save_resumable(state_at(4), two, 4, keep=1)  # unreadable files do not count, and stay
     assert names(two) == [
         f"checkpoint-{s}" for s in ("000000003.pt.unreadable", "000000004.pt", "000000012.pt.unreadable")
     ]
 
 
-def test_no_permission_is_no_damage(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission_is_not_renamed(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""Two ranks are one: the same losses, gradients and dictionaries; resumed, the same bytes. (gloo on a CPU.)"""
+"""Two ranks (gloo on a CPU) give the losses, gradients and dictionaries of one; resumed, they give the same bytes."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from mls.runtime.checkpoint import load_resumable
 from mls.runtime.errors import MlsError
 from mls.train.pretrain import check_ranks
 from tests.conftest import PEERS, SMALL, small, with_peers
+from tests.runtime.support import BROKEN_DECODER
 from tests.train import two_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +37,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "M
 
 
 CASES = [("mls", 2), ("mls", 4), ("moco-v2", 2), *((run, 2) for run in PEERS), ("slotcon", 4)]
-"""Method and groups of batch norm: with 2 each rank's is plain, with 4 each computes two."""
+"""Method and number of batch-norm groups: with 2 each rank has one group, with 4 each has two."""
 
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What two ranks give in each case, all from one torchrun, whose start takes the longest."""
+    """The results of two ranks in every case, from a single torchrun, because its start takes the longest."""
     folder = tmp_path_factory.mktemp("two-ranks")
     with chdir(folder):
         make_data(two_ranks.plan(2))
@@ -98,7 +99,7 @@ def close(a: torch.Tensor, b: torch.Tensor, most: float, what: str) -> None:
 
 @pytest.mark.parametrize(("run", "checkpoint_every"), [("mls", 25), ("moco-v2", 1), ("slotcon", 25)])
 def test_two_ranks_resume_to_the_same_bytes(in_tmp: Path, run: str, checkpoint_every: int) -> None:
-    """Stopped by SIGTERM to one rank in the middle and run again, against an undisturbed run of two ranks."""
+    """A SIGTERM to one rank stops both; run again, they give the bytes of an undisturbed run."""
     execution = {**SMALL["execution"], "checkpoint_every": checkpoint_every}
     plan = written(with_peers(pretrain={**SMALL["pretrain"], "epochs": 30}, execution=execution))
     make_data(plan)
@@ -157,8 +158,8 @@ def test_runs_that_do_not_train_need_one_rank(in_tmp: Path) -> None:
     assert "is there" in finish("random")
 
 
-def test_what_stops_rank_0_is_what_is_said(in_tmp: Path) -> None:
-    """Its input is missing: the other rank is told, and buries nothing."""
+def test_the_error_of_rank_0_is_reported(in_tmp: Path) -> None:
+    """Its input is missing; the other rank leaves without an error of its own."""
     written(small())
     running = start("mls")
     _, log = running.communicate(timeout=120)
@@ -166,8 +167,8 @@ def test_what_stops_rank_0_is_what_is_said(in_tmp: Path) -> None:
     assert "Connection closed" not in log
 
 
-def test_the_rank_that_fails_says_why(in_tmp: Path) -> None:
-    """Rank 1 can't read an image: the record is its own, not what rank 0 saw of it."""
+def test_the_record_of_a_failure_is_from_the_rank_that_failed(in_tmp: Path) -> None:
+    """Rank 1 can't read an image; the record is not rank 0's view of it."""
     plan = written(small())
     make_data(plan)
     (job,) = plan.find("pretrain", "mls")
@@ -177,17 +178,6 @@ def test_the_rank_that_fails_says_why(in_tmp: Path) -> None:
     assert running.returncode != 0, log
     record = json.loads((job.work / "failed.json").read_text())
     assert record["message"] == "broken on purpose" and record["rank"] == 1 and job_state(job) == "failed"
-
-
-BROKEN_DECODER = """
-import os
-if os.environ.get("RANK") == "1":
-    import mls.data.image_store
-    from mls.runtime.errors import MlsError
-    def broken(self, row):
-        raise MlsError("broken on purpose")
-    mls.data.image_store.ImageStore.decode = broken
-"""
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -211,7 +201,7 @@ def test_ranks_that_cannot_form_the_groups(splits: int, what: str, monkeypatch: 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="SyncBN needs two GPUs")
 def test_sync_bn_equals_one_group(in_tmp: Path) -> None:
-    """The first losses of two ranks with SyncBN are those of one rank with plain batch norm."""
+    """Two ranks with SyncBN have the first losses of one rank with plain batch norm."""
     raw = small(
         pretrain={**SMALL["pretrain"], "moco": {**SMALL["pretrain"]["moco"], "bn_splits": 1}},
         execution={**SMALL["execution"], "device": "cuda"},

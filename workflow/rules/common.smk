@@ -1,8 +1,8 @@
 # What every rule shares: the plan of the experiment file, inputs by id, resources, the lock.
 #
-# Ids and paths come from the experiment file (mls.pipeline.plan): a changed param means another path, and a file that
-# exists is never out of date. There is no configfile: Snakemake would merge several, and one experiment's rows would
-# leak into another. Only mls.config reads the file.
+# Ids and paths come from the experiment file (mls.pipeline.plan): a changed param gives another path, so a file that
+# exists is never out of date. Only mls.config reads the file. It is not a configfile, because Snakemake merges several
+# configfiles, and one experiment's rows would leak into another.
 
 import os
 import shlex
@@ -26,20 +26,20 @@ from mls.pipeline.artifact_store import plan_here
 
 EXPERIMENT = str(config.get("experiment", "params.yaml"))
 try:
-    PLAN = plan_here(Path(EXPERIMENT))  # what the store has is linked, not made again
+    PLAN = plan_here(Path(EXPERIMENT))  # links what the store has
 except MlsError as error:
     raise WorkflowError(str(error))
 
 EXPERIMENT_NAME = PLAN.loaded.experiment.experiment
 
-# DVC expects the folder of every phase, even of one that makes nothing.
+# DVC expects the folder of every stage, even of one that makes nothing.
 for stage in STAGES:
     (ARTIFACTS / stage).mkdir(parents=True, exist_ok=True)
 
 EXECUTION = PLAN.loaded.experiment.execution
 MLS = f"env MLS_PLAIN=1 {shlex.quote(sys.executable)} -m mls"
 
-# As many jobs as there are devices, unless a profile or --resources says how many.
+# As many GPU jobs at once as there are devices, unless a profile or --resources says otherwise.
 if devices() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(devices()))
 
@@ -47,8 +47,8 @@ if devices() and "gpu" not in workflow.global_resources:
 HELD = ExitStack()
 
 
-# One Snakemake an experiment at a time: a killed `dvc repro` leaves its Snakemake running, and two
-# would delete one another's outputs. The kernel frees the lock on any death; -n takes none.
+# One Snakemake per experiment at a time: a killed `dvc repro` leaves its Snakemake running, and two would delete each
+# other's outputs. The kernel frees the lock when the holder dies; -n takes no lock.
 onstart:
     HELD.enter_context(
         locked(
@@ -58,13 +58,13 @@ onstart:
     )
 
 
-# Other runs went on (keep-going), so what failed may be far above in the log.
+# Other jobs went on (keep-going), so the failed ones may be far above in the log.
 onerror:
     failed = failures(PLAN)
     heading = (
         f"{len(failed)} of {len(PLAN.jobs)} jobs failed:"
         if failed
-        else "no failure is recorded: jobs were stopped, killed or not begun; run the same again"
+        else "no failure is recorded: jobs were stopped, killed or not started; run the same command again"
     )
     print("\n  ".join([heading, *failed]), file=sys.stderr)
 
@@ -73,15 +73,15 @@ MANIFESTS = {job.id: f"{job.path}/artifact.json" for job in PLAN.jobs.values()}
 
 
 def manifests(stage):
-    """Every artifact of one stage."""
+    """Manifests of every artifact of one stage."""
     return [MANIFESTS[job.id] for job in PLAN.stage(stage)]
 
 
 def inputs_of(stage):
-    """Input function: the artifacts that job `id` of a stage reads.
+    """Input function: manifests of the artifacts that job `id` of a stage reads.
 
-    They are ancient(): `dvc checkout` gives files new times, and times decide nothing here. An artifact that is there
-    needs no input that is not: Snakemake would make it again, ancient or not, where something else needs that input.
+    They are ancient(), because `dvc checkout` gives files new times. A finished artifact has no missing inputs: if
+    another job needed a missing input, Snakemake would make the finished artifact again after it, ancient or not.
     """
 
     def inputs(wildcards):
@@ -99,26 +99,27 @@ def inputs_of(stage):
 
 
 def gpu(wildcards):
-    """GPUs of a job; leased by the stage itself."""
+    """Number of GPUs of a job; the stage itself leases them."""
     job = PLAN.jobs.get(wildcards.id)
     return 0 if job is None else gpus_of(job, EXECUTION)
 
 
 def attempt(wildcards, attempt):
-    """From the second on, a failure that is on record is final."""
+    """Number of the try; from the second on, a recorded failure is final."""
     return attempt
 
 
 def name_of(wildcards):
-    """What a person calls the job, for Snakemake's log."""
+    """The job's name in Snakemake's log."""
     return PLAN.name(PLAN.jobs[wildcards.id])
 
 
 def stage_command(stage):
     """Shell command of a stage's job.
 
-    `exec`: signals reach the stage itself. What it says on stderr goes to the terminal and to its log; `tee` ignores
-    signals and ends with the stage, so that the last lines of a stopped one are kept.
+    `exec` replaces the shell by the stage, so signals reach the stage and the exit code is its own. Its stderr goes to
+    the terminal and to its log, after the lines of earlier tries. `tee` ignores signals and ends when the stage does,
+    so the log has the last lines of a stopped stage too.
     """
     return (
         "exec {MLS} "

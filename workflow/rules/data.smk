@@ -1,4 +1,4 @@
-# Sources become verified stores of images; those of local photos have a folder that DVC does not track.
+# A verified image store for every dataset. Those of local photos are in artifacts/photos, which DVC does not track.
 
 
 rule data:

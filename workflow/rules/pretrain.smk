@@ -1,15 +1,15 @@
-# A backbone for every run and seed. Resumable state is in work/<id>/, never a declared output:
-# Snakemake deletes those before a job and after its failure.
+# A backbone for every run and seed. Resumable state is in work/<id>/ and is not a declared output, because Snakemake
+# deletes outputs before a job and after its failure.
 
 
-# On several machines the stage calls srun itself: `mpi` keeps the executor plugin from it, and `gres` are GPUs of each.
+# On several nodes the stage calls srun itself: `mpi` keeps the executor plugin from doing so. `gres` is GPUs per node.
 NODES = {"nodes": EXECUTION.nodes, "tasks": EXECUTION.nodes, "mpi": "srun"}
 if EXECUTION.device == "cuda" or (EXECUTION.device == "auto" and devices()):
     NODES |= {"gres": f"gpu:{EXECUTION.gpus}", "tasks_per_gpu": 0}
 
 
 def ranks(wildcards):
-    """Processes on each machine."""
+    """Number of processes on each node."""
     return gpu(wildcards) if trains_together(PLAN.jobs[wildcards.id]) else 1
 
 

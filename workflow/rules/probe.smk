@@ -1,4 +1,4 @@
-# Backbones judged: classifiers on their features, or fine-tuned.
+# Backbones evaluated by classification: classifiers on their features, or fine-tuning.
 
 
 rule probe:

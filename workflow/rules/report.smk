@@ -1,8 +1,8 @@
-# What Snakemake's report shows: `make report`, or mls report, then snakemake --report FILE.html pages
+# The pages of Snakemake's report: `make report`, or mls report, then snakemake --report FILE.html pages
 
 PAGES = f"report/{EXPERIMENT_NAME}-{PLAN.tables.id}"
 
-# For the captions, which see nothing of this file but its config.
+# For the captions, which can read only the config.
 config["shown"] = {
     "experiment": EXPERIMENT_NAME,
     "file": EXPERIMENT,

@@ -1,4 +1,4 @@
-# Tables and figures from every metrics.json, and results/<experiment>/, the published view of them.
+# Tables and figures from every metrics.json, and results/<experiment>/, where they are published.
 
 
 rule tables:

@@ -1,4 +1,4 @@
-# Backbones fine-tuned on detection and segmentation.
+# Backbones evaluated by fine-tuning on detection and segmentation.
 
 
 rule transfer:
