@@ -128,7 +128,7 @@ def first_pair(store: ImageStore, config: Pretrain, seed: int) -> Pair:
         MlsError: names the image that does not decode.
     """
     views = TwoViews(store, config.model_copy(update={"resident": "no"}), seed)  # of one batch
-    return pair_of(views[0], views, 0, torch.device("cpu"))
+    return pair_of(views[0], views, config, 0, torch.device("cpu"))
 
 
 def sample_place(config: Pretrain, seed: int) -> int:

@@ -11,8 +11,9 @@ import torch
 
 from mls.config.methods import Mls
 from mls.methods.method import Embedded
-from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, true_neighbours, weight_at
+from mls.methods.mls import MLS, multi_label_loss, weight_at
 from mls.methods.moco import MoCo
+from mls.methods.pseudo_labels import pseudo_labels, true_neighbours
 from mls.runtime import collectives
 from tests.methods.support import TRUE, build, config, pair, unit
 
