@@ -350,5 +350,5 @@ def test_the_truth_is_no_part_of_the_method() -> None:
     method = truthful()
     assert method.state_dict().keys() == build(MoCo).state_dict().keys()
     method.truth_RC = None
-    with pytest.raises(RuntimeError, match="label_space is truth, and nobody gave truth_RC"):
+    with pytest.raises(RuntimeError, match="needs use_labels first"):
         method(pair())
