@@ -256,11 +256,10 @@ def measure_ours(args: argparse.Namespace) -> Rates:
     device = set_up(execution.device, execution.threads, 0)
     views = TwoViews(ImageStore(Path(args.side)), job.config, 0, threads=args.threads)
     work = Path(tempfile.mkdtemp(dir=Path.cwd()))
-    trainer = loop.Trainer(
-        Context(job, "run", work, work, execution, {}, plan), build_method(job.config), views, device
-    )
+    context = Context(job, "run", work, work, execution, {}, plan)
+    trainer = loop.Trainer(context, job.config, build_method(job.config), views, device)
     made = views[0]
-    pair = pair_of(made, views, 0, device, trainer.resident)
+    pair = pair_of(made, views, job.config, 0, device, trainer.resident)
 
     def stepped(feed: Iterable[Any]) -> Iterator[None]:
         for batch in feed:
@@ -269,7 +268,7 @@ def measure_ours(args: argparse.Namespace) -> Rates:
 
     def prepared() -> Iterator[object]:
         for step, batch in enumerate(batches(views, 0, args.workers)):
-            yield pair_of(batch, views, step, device, trainer.resident)
+            yield pair_of(batch, views, job.config, step, device, trainer.resident)
 
     def fixed() -> float:
         with patch.object(loop, "pair_of", lambda *_: pair):

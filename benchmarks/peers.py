@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace, run: str) -> tuple[float, float]:
         store = ImageStore(args.pictures or open_artifact(source.path).path)
         context = Context(job, run, Path(folder), Path(folder), execution, {}, plan)
         views = TwoViews(store, job.config, 0, threads=execution.threads)
-        trainer = Trainer(context, build_method(job.config), views, device)
+        trainer = Trainer(context, job.config, build_method(job.config), views, device)
         start = 0.0
         feed = batches(views, 0, workers_of(execution.workers, execution.threads, device))
         for done in range(WARM_UP + args.steps):

@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     views = TwoViews(ImageStore(store), job.config, 0, rank(), world())
     context = Context(job, "run", Path("out"), Path("work"), execution, {}, plan)
     context.work.mkdir()
-    trainer = Trainer(context, build_method(job.config), views, device)
+    trainer = Trainer(context, job.config, build_method(job.config), views, device)
     loaded = clock(trainer, batches(views, 0, args.workers), args.steps)
     fixed = clock(trainer, repeat(views[0]), args.steps)
     gpu = device.type == "cuda"

@@ -1,23 +1,23 @@
-"""What a probe is judged by: average precision of each class, top-1 accuracy, precision and recall of decisions.
+"""Metrics of classification: average precision per class, top-1 accuracy, precision and recall of decisions.
 
     per_class_C = average_precisions(scores_NC, truth_NC, ignored_NC)        # NaN where a class has no positive
     mean = mean_average_precision(scores_NC, truth_NC, ignored_NC, "11")     # over the classes that have one
     decisions(scores_NC, truth_NC, ignored_NC)["CF1"]
 
-Average precision has three definitions in the literature (`Kind`), and papers seldom say which is theirs. With P the
+Average precision has three definitions in the literature (`Kind`), and papers seldom say which one they use. With P the
 precision and R the recall of the images down to a score:
 
 - ``area``: sum of (R_n - R_{n-1}) P_n over all points, without interpolation. scikit-learn's
   ``average_precision_score``; without ties also that of ML-GCN and CSRA: the mean of P over the positives.
-- ``envelope``: the same with P_n replaced by the greatest precision at that recall or a higher one. VOC's
+- ``envelope``: the same with P_n replaced by the highest precision at that recall or a higher one. VOC's
   development kits from 2010 on (``VOCap.m``), and VISSL's SVM protocol.
-- ``11``: the mean of the greatest precision at recall >= t, over t = 0, 0.1 .. 1. VOC 2007's kit (``VOCevalcls.m``).
+- ``11``: the mean of the highest precision at recall >= t, over t = 0, 0.1 .. 1. VOC 2007's kit (``VOCevalcls.m``).
 
-Images with equal scores enter together in all three, so that their order is irrelevant. The kits (and VISSL, ML-GCN,
-CSRA) sort and let them enter one by one: there, the value depends on the order in which tied images happen to lie.
+In all three, images with equal scores enter together, so their order does not matter. The kits (and VISSL, ML-GCN,
+CSRA) let them enter one by one, so there the value depends on the order in which tied images happen to be stored.
 
-An image is ignored for a class (VOC: all its objects of the class are ``difficult``) when it is to count neither for
-nor against: it is left out of that class, as the kits leave it out of true and of false positives.
+An image can be ignored for a class (VOC: all its objects of the class are ``difficult``): it then counts as neither a
+true nor a false positive, as in the kits.
 
 Shape legend: N images, C classes, K distinct scores. Scores are not NaN; they may be infinite. All values are shares
 from 0 to 1.
@@ -36,11 +36,7 @@ Kind = Literal["area", "envelope", "11"]
 
 
 def average_precision(scores_N: Scores, truth_N: Truth, kind: Kind = "area") -> float:
-    """Average precision of one class; see the module for the three definitions.
-
-    Returns:
-        A share, or NaN where no image is positive: precision then has nothing to measure.
-    """
+    """Return the average precision of one class, NaN if no image is positive; see the module for the definitions."""
     positives = int(truth_N.sum())
     if not positives:
         return float("nan")
@@ -56,22 +52,22 @@ def average_precision(scores_N: Scores, truth_N: Truth, kind: Kind = "area") -> 
 
 
 def ranking(scores_N: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Order images from the highest score: int64 (N,); and the last place of each distinct score: int64 (K,)."""
+    """Return the images in order of falling score, int64 (N,), and each distinct score's last place, int64 (K,)."""
     order_N = np.argsort(-scores_N, kind="stable")
     sorted_N = scores_N[order_N]
-    # compared, not subtracted: infinite scores can be equal too
+    # Compared, not subtracted: infinite scores can be equal too.
     return order_N, np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]), len(order_N) - 1)
 
 
 def average_precisions(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, kind: Kind = "area"
 ) -> NDArray[np.float64]:
-    """Average precision of each class, float64 (C,); NaN where a class has no positive.
+    """Return the average precision of each class, float64 (C,), NaN for a class without positives.
 
     Args:
-        scores_NC: higher for likelier.
-        truth_NC: what is so.
-        ignored_NC: pairs of image and class that don't count; default: none.
+        scores_NC: higher means likelier.
+        truth_NC: ground truth.
+        ignored_NC: pairs of image and class that do not count; default: none.
         kind: the definition, see the module.
     """
     counts_NC = np.ones_like(truth_NC) if ignored_NC is None else ~ignored_NC
@@ -82,27 +78,27 @@ def average_precisions(
 def mean_average_precision(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, kind: Kind = "area"
 ) -> float:
-    """Mean of `average_precisions` over the classes that have a positive; NaN where none has."""
+    """Return the mean of `average_precisions` over the classes with a positive, NaN if none has one."""
     values_C = average_precisions(scores_NC, truth_NC, ignored_NC, kind)
     defined = values_C[~np.isnan(values_C)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
 def decisions(scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None) -> dict[str, float]:
-    """Precision, recall and F1 of the decision "score > 0", as the multi-label literature has them [ML-GCN, CSRA].
+    """Return precision, recall and F1 of the decision "score > 0", as the multi-label literature does [ML-GCN, CSRA].
 
-    CP and CR are the means of the classes' precisions and recalls, over the classes that have a positive; OP and OR
-    are of all decisions on all classes together. CF1 is the harmonic mean of CP and CR (not the mean of the classes'
-    F1s), OF1 that of OP and OR.
+    CP and CR are the means of the classes' precisions and recalls, over the classes with a positive; OP and OR are
+    computed from all decisions on all classes together. CF1 is the harmonic mean of CP and CR (not the mean of the
+    classes' F1s), OF1 that of OP and OR.
 
-    0/0: a class that is never predicted has precision 0; so has a classifier that never says yes; F1 is 0 where
-    precision and recall are. Where no class has a positive all six are NaN. The published evaluators differ in what
-    hardly shows: ML-GCN's says yes at 0 too, and both count a class that is never predicted as one wrong yes in OP.
+    0/0: a class that is never predicted has precision 0, and so has a classifier that never says yes; F1 is 0 if
+    precision and recall are. If no class has a positive, all six are NaN. The published evaluators differ slightly:
+    ML-GCN's says yes at 0 too, and both count a class that is never predicted as one wrong yes in OP.
 
     Args:
         scores_NC: logits.
-        truth_NC: what is so.
-        ignored_NC: pairs of image and class that don't count; default: none.
+        truth_NC: ground truth.
+        ignored_NC: pairs of image and class that do not count; default: none.
 
     Returns:
         ``CP``, ``CR``, ``CF1``, ``OP``, ``OR``, ``OF1``.
@@ -111,12 +107,12 @@ def decisions(scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = Non
     if ignored_NC is not None:
         yes_NC, truth_NC = yes_NC & ~ignored_NC, truth_NC & ~ignored_NC
     right_C, yes_C, positives_C = (yes_NC & truth_NC).sum(axis=0), yes_NC.sum(axis=0), truth_NC.sum(axis=0)
-    judged = positives_C > 0
-    if not judged.any():
+    counts_C = positives_C > 0
+    if not counts_C.any():
         return dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), float("nan"))
     values: dict[str, float] = {}
     for letter, precision, recall in (
-        ("C", (right_C / np.maximum(yes_C, 1))[judged].mean(), (right_C[judged] / positives_C[judged]).mean()),
+        ("C", (right_C / np.maximum(yes_C, 1))[counts_C].mean(), (right_C[counts_C] / positives_C[counts_C]).mean()),
         ("O", right_C.sum() / max(yes_C.sum(), 1), right_C.sum() / positives_C.sum()),
     ):
         f1 = 2 * precision * recall / (precision + recall) if recall else 0.0
@@ -125,11 +121,11 @@ def decisions(scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = Non
 
 
 def hits(scores_NC: Scores, truth_NC: Truth) -> Truth:
-    """Tell whose highest score is their class: bool (N,); of equal scores the first class counts."""
+    """Return which images have their class as highest score, bool (N,); among equal scores the first class counts."""
     hits_N: Truth = scores_NC.argmax(axis=1) == truth_NC.argmax(axis=1)
     return hits_N
 
 
 def top1(scores_NC: Scores, truth_NC: Truth) -> float:
-    """Share of images whose highest score is their class, see `hits`."""
+    """Return the share of images whose highest score is their class, see `hits`."""
     return float(np.mean(hits(scores_NC, truth_NC)))

@@ -1,1 +1,1 @@
-"""Pretraining methods: MoCo-v2 and MLS; the mathematics as pure functions."""
+"""Pretraining methods; their mathematics as pure functions."""

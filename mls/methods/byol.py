@@ -1,7 +1,7 @@
-"""BYOL: each view's projection predicts the other view's by the moving average (https://arxiv.org/abs/2006.07733).
+"""BYOL: each view predicts the moving average's projection of the other view (https://arxiv.org/abs/2006.07733).
 
-There are no negatives. The dictionary is filled as in every method, and read by the log alone; in the log z is the
-prediction of the first view.
+There are no negatives. The dictionary is filled as in every method, but only the log reads it; there, z is the
+prediction from the first view.
 
 Shapes: B images of this rank, N of the global batch, G backbone and d embedding dimensions, C channels, H x W pixels.
 """
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
+from mls.methods.method import Embedded, Method, Pair, keys_of
 from mls.methods.momentum import rising_momentum
+from mls.models.precision import at_least_float32
 from mls.models.projector import build_byol_mlp
 from mls.runtime.collectives import gather
 
@@ -35,7 +36,7 @@ def prediction_loss(p: Tensor, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Predicted(Embedded):
-    """The other direction of a pair; both L2-normalised."""
+    """Adds the other direction of a pair; both L2-normalised."""
 
     p_key_Bd: Tensor
     """Prediction of the second view by the online network."""
@@ -49,18 +50,18 @@ class BYOL(Method[Predicted]):
     negatives = False
 
     def build_heads(self, feature_dim: int) -> int:
-        """BYOL's projector and predictor."""
+        """Set BYOL's projector and predictor."""
         chosen = self.config.byol
         self.projector = build_byol_mlp(feature_dim, chosen.hidden_dim, chosen.projection_dim)
         self.predictor = build_byol_mlp(chosen.projection_dim, chosen.hidden_dim, chosen.projection_dim)
         return chosen.projection_dim
 
     def momentum_at(self, epoch: float) -> float:
-        """Rises to 1."""
+        """Return m, which rises to 1."""
         return rising_momentum(self.config.byol.momentum, epoch / self.config.epochs)
 
     def embed(self, pair: Pair) -> Predicted:
-        """Run both networks on both views, each view with batch statistics of its own."""
+        """Run both networks on both views, each view with its own batch statistics."""
         (g_query_BG, p_query_Bd), (_, p_key_Bd) = (self._predict(x) for x in (pair.query_BCHW, pair.key_BCHW))
         (_, target_query_Bd), (g_BG, z_Bd) = (self._target(x) for x in (pair.query_BCHW, pair.key_BCHW))
         keys = keys_of(pair, gather(g_BG), gather(z_Bd))
@@ -77,6 +78,6 @@ class BYOL(Method[Predicted]):
         return at_least_float32(g_BG), F.normalize(at_least_float32(self.key_projector(g_BG)), dim=1)
 
     def losses(self, e: Predicted) -> dict[str, Tensor]:
-        """The sum of both directions."""
+        """Return the sum of both directions."""
         loss = prediction_loss(e.z_query_Bd, e.z_key_Bd) + prediction_loss(e.p_key_Bd, e.z_query_target_Bd)
         return {"loss": loss, "prediction": loss}

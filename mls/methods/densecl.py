@@ -1,8 +1,8 @@
-"""DenseCL: MoCo-v2 with a second InfoNCE between places of two views that match (https://arxiv.org/abs/2011.09157).
+"""DenseCL: MoCo-v2 with a second InfoNCE between matching cells of two views (https://arxiv.org/abs/2011.09157).
 
 The backbone's last map has S cells. Each cell of the query view is matched to the cell of the key view whose backbone
-feature is nearest; their dense projections are a positive pair. The negatives are earlier images' dense projections,
-pooled over their cells, in a dictionary of their own.
+feature is nearest; their dense projections are a positive pair. The negatives are dense projections of earlier images,
+pooled over their cells, in a separate dictionary.
 
 Shapes: B images of this rank, N of the global batch, D dictionary entries, S cells of a map, G backbone and d
 embedding dimensions, C channels, H x W pixels.
@@ -17,23 +17,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mls.config.experiment import Pretrain
-from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
+from mls.methods.method import Embedded, Method, Pair, keys_of
 from mls.methods.moco import info_nce
 from mls.methods.momentum import shuffled
+from mls.models.precision import at_least_float32
 from mls.models.projector import build_dense_projector, build_projector
 from mls.runtime.collectives import own
 
 
 @torch.no_grad()
 def match(query_BGS: Tensor, key_BGS: Tensor) -> Tensor:
-    """Return for each cell of the query the cell of the key with the greatest cosine (Eq. 4 of DenseCL).
+    """Return for each cell of the query the cell of the key with the highest cosine (Eq. 4 of DenseCL).
 
     Args:
         query_BGS: backbone features of the query's cells, any scale.
-        key_BGS: those of the key's.
+        key_BGS: backbone features of the key's cells, any scale.
 
     Returns:
-        int64 (B, S); of equal ones the first.
+        int64 (B, S); among equals the first.
     """
     return (F.normalize(query_BGS, dim=1).transpose(1, 2) @ F.normalize(key_BGS, dim=1)).argmax(2)
 
@@ -43,7 +44,7 @@ def dense_info_nce(q_BdS: Tensor, k_BdS: Tensor, match_BS: Tensor, queue_Dd: Ten
 
     Args:
         q_BdS: dense projections of the query's cells, L2-normalised.
-        k_BdS: those of the key's, L2-normalised, without gradient.
+        k_BdS: dense projections of the key's cells, L2-normalised, without gradient.
         match_BS: which cell of the key is the positive of each cell of the query.
         queue_Dd: negatives, L2-normalised.
         temperature: t > 0.
@@ -59,14 +60,14 @@ def dense_info_nce(q_BdS: Tensor, k_BdS: Tensor, match_BS: Tensor, queue_Dd: Ten
 
 @dataclass(frozen=True)
 class DenseEmbedded(Embedded):
-    """What a pair gives besides."""
+    """Adds the maps and dense projections of a pair."""
 
     map_query_BGS: Tensor
     map_key_BGS: Tensor
     dense_query_BdS: Tensor
     dense_key_BdS: Tensor
     dense_Nd: Tensor
-    """The pooled dense projections of the global batch's keys, L2-normalised, as they will be enqueued."""
+    """Pooled dense projections of the global batch's keys, L2-normalised, as they will be enqueued."""
 
 
 class DenseCL(Method[DenseEmbedded]):
@@ -82,7 +83,7 @@ class DenseCL(Method[DenseEmbedded]):
         self.register_buffer("dense_Dd", F.normalize(entries, dim=1))
 
     def build_heads(self, feature_dim: int) -> int:
-        """MoCo-v2's projector, and its twin for cells."""
+        """Set MoCo-v2's projector, and its twin for cells."""
         dim = self.config.moco.projection_dim
         self.projector = build_projector(feature_dim, dim)
         self.dense_projector = build_dense_projector(feature_dim, dim)
@@ -107,18 +108,14 @@ class DenseCL(Method[DenseEmbedded]):
         )
 
     def _encode(self, x_BCHW: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Map, projection and dense projections by the online encoder, or (``key_``) by the key encoder."""
+        """Return map, projection and dense projections, by the online or (prefix ``key_``) the key encoder."""
         backbone, projector, dense = (self.get_submodule(f"{prefix}{name}") for name in self.followed)
         map_BGhw = self.map_of(backbone, x_BCHW)
         z_Bd, dense_Bdhw = projector(map_BGhw.mean((2, 3))), dense(map_BGhw)
-        return (
-            at_least_float32(map_BGhw).flatten(2),
-            at_least_float32(z_Bd),
-            at_least_float32(dense_Bdhw).flatten(2),
-        )
+        return at_least_float32(map_BGhw).flatten(2), at_least_float32(z_Bd), at_least_float32(dense_Bdhw).flatten(2)
 
     def losses(self, e: DenseEmbedded) -> dict[str, Tensor]:
-        """``(1 - lambda) info_nce + lambda dense`` (Eq. 3 of DenseCL)."""
+        """Return ``(1 - lambda) info_nce + lambda dense`` (Eq. 3 of DenseCL)."""
         temperature, weight = self.config.moco.temperature, self.config.densecl.weight
         single = info_nce(e.z_query_Bd, e.z_key_Bd, self.dictionary.z_Dd, temperature)
         matched_BS = match(e.map_query_BGS, e.map_key_BGS)
@@ -127,7 +124,7 @@ class DenseCL(Method[DenseEmbedded]):
 
     @torch.no_grad()
     def finish_step(self, finite: Tensor) -> None:
-        """As every method; the dense dictionary moves with the other."""
-        if self.embedded is not None:
+        """Write the dense keys, then do what every method does."""
+        if self.embedded is not None:  # before the keys are enqueued: that moves the pointer
             self.dictionary.write(self.dense_Dd, self.embedded.dense_Nd, finite)
         super().finish_step(finite)

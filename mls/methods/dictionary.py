@@ -1,8 +1,8 @@
 """The dictionaries Q_g and Q_z of Eq. 6 in one first-in-first-out store.
 
-Entry i of both is the same key: one pointer moves them together, so their order can't part. With
-each key goes where it came from, so that pseudo-labels can be judged (do neighbours share a class?)
-and drawn (which crop of which image?).
+Entry i of both is the same key: one pointer moves them together, so their orders cannot diverge. Each key is stored
+with its origin, so that pseudo-labels can be evaluated (do neighbours share a class?) and drawn (which crop of which
+image?).
 
 Shapes: N keys of a global batch, D dictionary entries, G backbone and d embedding dimensions.
 """
@@ -33,9 +33,9 @@ class Keys(NamedTuple):
 
 
 class Dictionary(nn.Module):
-    """D entries of Q_g and Q_z with their origin; any batch size fits, there is no divisibility rule.
+    """D entries of Q_g and Q_z with their origin; batches of any size fit.
 
-    Begins as random normal directions (MoCo's own start; the paper's Fig. 3 agrees).
+    Begins as random normal directions, as MoCo does (the paper's Fig. 3 agrees).
     """
 
     z_Dd: Tensor
@@ -54,12 +54,12 @@ class Dictionary(nn.Module):
 
     @property
     def known_D(self) -> Tensor:
-        """Which entries are keys by now, bool."""
+        """Return which entries are keys by now, bool."""
         return self.row_D != RANDOM
 
     @torch.no_grad()
     def snapshot_with(self, keys: Keys) -> tuple[Tensor, Tensor]:
-        """Return what Q_g and Q_z will be once these keys are in; changes nothing."""
+        """Return Q_g and Q_z as they will be with these keys; changes nothing."""
         g_DG, z_Dd = self.g_DG.clone(), self.z_Dd.clone()
         for own_DX, new_NX in ((g_DG, keys.g_NG), (z_Dd, keys.z_Nd)):
             self.write(own_DX, new_NX, torch.ones((), dtype=torch.bool, device=g_DG.device))
@@ -67,11 +67,11 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Keys, finite: Tensor) -> None:
-        """Overwrite the oldest entries with the keys, in order; of more than D keys the last D stay.
+        """Overwrite the oldest entries with the keys, in order; of more than D keys keep the last D.
 
         Args:
             keys: of the whole global batch.
-            finite: bool scalar on the device; where false, nothing changes.
+            finite: bool scalar on the device; if false, nothing changes.
         """
         for own_DX, new_NX in zip((self.g_DG, self.z_Dd, self.row_D, self.box_D4), keys, strict=True):
             self.write(own_DX, new_NX, finite)
@@ -79,18 +79,15 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def write(self, own_DX: Tensor, new_NX: Tensor, finite: Tensor) -> None:
-        """Put what belongs to the next keys into a tensor in the dictionary's order; the pointer stays.
+        """Write one row per key where the next keys go, into a tensor in the dictionary's order; keep the pointer.
 
         Args:
-            own_DX: rows like the dictionary's, changed in place.
-            new_NX: a row of each key.
-            finite: bool scalar on the device; where false, nothing changes.
+            own_DX: one row per entry, changed in place.
+            new_NX: one row per key.
+            finite: bool scalar on the device; if false, nothing changes.
         """
-        places, last_NX = self._places(new_NX)
-        own_DX[places] = torch.where(finite, last_NX.to(own_DX.dtype), own_DX[places])
-
-    def _places(self, new_NX: Tensor) -> tuple[Tensor, Tensor]:
-        """Where rows go, and which: of more than D the last D."""
         size = len(self.z_Dd)
         last_NX = new_NX[-size:]
-        return (self.pointer + torch.arange(len(last_NX), device=self.pointer.device)) % size, last_NX
+        # Indices, not slices: the pointer stays on the device. `where`, not `if`: the host must not wait for the flag.
+        places = (self.pointer + torch.arange(len(last_NX), device=self.pointer.device)) % size
+        own_DX[places] = torch.where(finite, last_NX.to(own_DX.dtype), own_DX[places])

@@ -1,22 +1,22 @@
-"""What every method shares: two encoders, the dictionary of keys, and how a step goes.
+"""What every method shares: two encoders, the dictionary of keys, and the order of a step.
 
     losses = method(pair)
     losses["loss"].backward()
     optimizer.step()
     method.finish_step(finite)
 
-A method says which heads it has (`build_heads`), what its encoders make of two views (`embed`) and what it
-minimises (`losses`). The key encoder, batch norm, the dictionary and thus the diagnostics are the same for all.
+A method defines its heads (`build_heads`), what its encoders make of two views (`embed`) and what it minimises
+(`losses`). The key encoder, batch norm, the dictionary and therefore the diagnostics are the same for all.
 
 Shapes: V = 2 views, B images of this rank, N of the global batch, D dictionary entries, G backbone and d embedding
-dimensions, C channels, H x W pixels.
+dimensions, C channels, H x W pixels, R rows of the store.
 """
 
 from __future__ import annotations
 
 import copy
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -28,13 +28,17 @@ from mls.config.experiment import Pretrain
 from mls.config.methods import METHODS
 from mls.methods.dictionary import Dictionary, Keys
 from mls.methods.momentum import update_key_encoder
+from mls.methods.pseudo_labels import pseudo_labels
 from mls.models.backbone import build_backbone, feature_dims, last_map
 from mls.models.batchnorm import split_batch_norm
 from mls.runtime.collectives import gather, world
 
+DEFAULT_POSITIVES = 20
+"""k of the label agreement for methods without positives of their own [the paper's k]."""
+
 
 class Pair(NamedTuple):
-    """What one step is fed: two views of each image of this rank, and what the step needs besides."""
+    """Input of one step: two views of each image of this rank, and where they come from."""
 
     query_BCHW: Tensor
     """v1 of Eq. 3, normalised."""
@@ -47,19 +51,19 @@ class Pair(NamedTuple):
     flips_VB: Tensor
     """bool, which views are mirrored."""
     key_order_N: Tensor | None
-    """The keys' permutation over the batch norm groups, equal on all ranks; None with one group."""
+    """Permutation of the keys over the batch norm groups, equal on all ranks; None with one group."""
     epoch: float
     """Epochs trained so far, with fraction."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What the encoders make of a pair; keys are without gradient. Methods that need more add fields."""
+    """What the encoders make of a pair; keys have no gradient. Methods that need more add fields in a subclass."""
 
     g_query_BG: Tensor
     """Pooled backbone features of the query view, raw (Eq. 4)."""
     z_query_Bd: Tensor
-    """What is compared with the keys: their L2-normalised projections (Eq. 5)."""
+    """L2-normalised projections of them, to compare with the keys (Eq. 5)."""
     z_key_Bd: Tensor
     """The key of each query: L2-normalised projection by the key encoder."""
     keys: Keys
@@ -71,16 +75,20 @@ E = TypeVar("E", bound=Embedded)
 
 
 class Method(nn.Module, Generic[E]):
-    """Base of the methods. Q_g and Q_z are kept by all of them, also where the loss reads neither: with them every run
-    tells in the same way whether it collapses, and whether its neighbours share labels.
+    """Base class of the methods.
+
+    All of them keep Q_g and Q_z, even if the loss reads neither: so every run reports collapse and label agreement in
+    the same way.
     """
 
     followed: ClassVar[tuple[str, ...]] = ("backbone", "projector")
-    """Modules that the key encoder has too (``key_<name>``), as moving averages."""
+    """Modules that the key encoder has too (as ``key_<name>``), as moving averages."""
     negatives: ClassVar[bool] = True
     """Whether the loss reads the dictionary."""
     exported: ClassVar[str] = "backbone"
-    """Which backbone is the result: the online one, or the moving average's (``key_backbone``)."""
+    """Which backbone is the result: the online one or the moving average (``key_backbone``)."""
+    gradient_terms: ClassVar[Mapping[str, str]] = {}
+    """Losses whose gradient with respect to z is logged, with the name that it gets: ``grad_<name>``."""
 
     key_backbone: nn.Module
     key_projector: nn.Module
@@ -104,45 +112,62 @@ class Method(nn.Module, Generic[E]):
         self.embedded: E | None = None
 
     def build_heads(self, feature_dim: int) -> int:
-        """Set ``projector``, and whatever else stands on the backbone; return the dimension of z."""
+        """Set ``projector`` and any other module on top of the backbone; return the dimension of z."""
         raise NotImplementedError
 
     def embed(self, pair: Pair) -> E:
-        """Run all networks; what comes out is float32 at least, normalised or not as `Embedded` says."""
+        """Run all networks; the results are at least float32, normalised or not as `Embedded` says."""
         raise NotImplementedError
 
     def losses(self, e: E) -> dict[str, Tensor]:
-        """Return the method's losses by name; ``loss`` is what is minimised. Reads the dictionary, changes nothing."""
+        """Return the losses by name; ``loss`` is minimised. Reads the dictionary, changes nothing."""
         raise NotImplementedError
 
+    def positives(self, e: E, g_DG: Tensor, z_Dd: Tensor) -> Tensor:
+        """Return which entries of Q_g and Q_z count as each query's positives, bool (B, D), for the label agreement.
+
+        By default the nearest by g; a method that labels entries itself overrides it.
+        """
+        return pseudo_labels(e.g_query_BG, g_DG, min(DEFAULT_POSITIVES, len(g_DG)))
+
+    def use_labels(self, labels_RC: Tensor | None) -> None:
+        """Take the ground truth of every row, bool, None if some train image has none. By default it is not used."""
+
+    def scheduled_at(self, epoch: float) -> dict[str, float]:
+        """Return what the method schedules, by the name of its column in the curves. By default nothing."""
+        return {}
+
     def momentum_at(self, epoch: float) -> float:
-        """m of the key encoder's moving average after a step."""
+        """Return m of the key encoder's moving average for a step at this epoch."""
         return self.config.moco.momentum
 
     def compile_encoders(self) -> None:
-        """``torch.compile`` both backbones, and the way to their last map."""
+        """``torch.compile`` both backbones, whole and up to their last map."""
         self.backbone.compile()
         self.key_backbone.compile()
         self.map_of = torch.compile(last_map)
 
     def forward(self, pair: Pair) -> dict[str, Tensor]:
-        """Losses of one batch of view pairs; ``embedded`` stays for `finish_step` and the diagnostics."""
+        """Return the losses of one batch; keep ``embedded`` for `finish_step` and the diagnostics."""
         self.embedded = self.embed(pair)
         with torch.autocast(pair.query_BCHW.device.type, enabled=False):
             return self.losses(self.embedded)
 
     @torch.no_grad()
     def finish_step(self, finite: Tensor) -> None:
-        """After the optimiser's step: move the key encoder, enqueue this batch's keys.
+        """Move the key encoder and enqueue this batch's keys; call it after the optimiser's step.
+
+        The moving average follows the updated weights, and the keys come last, so that no query of this step has met
+        its own key among the negatives.
 
         Args:
-            finite: bool scalar on the device; where false, nothing changes.
+            finite: bool scalar on the device; if false, nothing changes.
 
         Raises:
-            RuntimeError: no forward came before.
+            RuntimeError: there was no forward.
         """
         if self.embedded is None:
-            raise RuntimeError("finish_step without a forward before it")
+            raise RuntimeError("finish_step needs a forward before it")
         momentum = self.momentum_at(self.embedded.epoch)
         for name in self.followed:
             update_key_encoder(getattr(self, name), getattr(self, f"key_{name}"), momentum, finite)
@@ -151,16 +176,11 @@ class Method(nn.Module, Generic[E]):
 
 
 def build_method(config: Pretrain) -> Method[Any]:
-    """Build the method of a run, one of those that train, with fresh weights."""
+    """Build the trained method of a run with fresh weights."""
     made_by: type[Method[Any]] = pkgutil.resolve_name(METHODS[config.method].made_by)
     return made_by(config)
 
 
 def keys_of(pair: Pair, g_NG: Tensor, z_Nd: Tensor) -> Keys:
-    """Return the keys of the global batch from features of any scale and L2-normalised projections of it."""
+    """Return the keys of the global batch from its features (of any scale) and its L2-normalised projections."""
     return Keys(F.normalize(g_NG, dim=1), z_Nd, gather(pair.row_B), gather(pair.boxes_VB4[1]))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Leave autocast's half precision: losses and labels are computed in float32 (float64 stays)."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

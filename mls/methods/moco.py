@@ -6,12 +6,15 @@ dimensions, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
+from mls.methods.method import Embedded, Method, Pair, keys_of
 from mls.methods.momentum import shuffled
+from mls.models.precision import at_least_float32
 from mls.models.projector import build_projector
 from mls.runtime.collectives import own
 
@@ -31,7 +34,7 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
         A scalar, float32 (float64 for float64 inputs).
 
     Raises:
-        RuntimeError: shapes that do not fit, from torch.
+        RuntimeError: the shapes do not fit (from torch).
     """
     positive_B1 = (q * k).sum(1, keepdim=True)
     negative_BD = q @ queue.T
@@ -40,15 +43,17 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 
 
 class MoCo(Method[Embedded]):
-    """The contrastive base: https://arxiv.org/abs/2003.04297."""
+    """MoCo-v2, the contrastive base of MLS (https://arxiv.org/abs/2003.04297)."""
+
+    gradient_terms: ClassVar = {"info_nce": "nce"}
 
     def build_heads(self, feature_dim: int) -> int:
-        """MoCo-v2's projector."""
+        """Set MoCo-v2's projector."""
         self.projector = build_projector(feature_dim, self.config.moco.projection_dim)
         return self.config.moco.projection_dim
 
     def embed(self, pair: Pair) -> Embedded:
-        """Run both encoders; normalisation is in float32 whatever the autocast."""
+        """Run both encoders; normalise in float32 whatever the autocast."""
         g_query_BG = self.backbone(pair.query_BCHW)
         z_query_Bd = self.projector(g_query_BG)
         g_NG, z_Nd = shuffled(self._encode_keys, pair.key_BCHW, pair.key_order_N)
@@ -66,6 +71,6 @@ class MoCo(Method[Embedded]):
         return at_least_float32(g_BG), at_least_float32(self.key_projector(g_BG))
 
     def losses(self, e: Embedded) -> dict[str, Tensor]:
-        """InfoNCE against the dictionary's Q_z."""
+        """Return InfoNCE against the dictionary's Q_z."""
         loss = info_nce(e.z_query_Bd, e.z_key_Bd, self.dictionary.z_Dd, self.config.moco.temperature)
         return {"loss": loss, "info_nce": loss}

@@ -1,4 +1,4 @@
-"""What MoCo-like methods share: the key encoder's moving average, and shuffled batch norm.
+"""The key encoder's moving average, and shuffled batch norm.
 
 Shapes: B images of this rank, N of the global batch.
 """
@@ -20,15 +20,15 @@ SHUFFLE_STREAM = 3
 
 @torch.no_grad()
 def update_key_encoder(online: nn.Module, key: nn.Module, momentum: float, finite: Tensor) -> None:
-    """``key += (1 - momentum) * (online - key)`` over all parameters, in three fused calls.
+    """Move the key encoder: ``key += (1 - momentum) * (online - key)`` over all parameters, in three fused calls.
 
-    Buffers (batch norm's running statistics) are the key encoder's own, as in MoCo.
+    Buffers (batch norm's running statistics) stay the key encoder's own, as in MoCo.
 
     Args:
         online: the encoder that is trained.
         key: its moving average, changed in place.
         momentum: m, a share from 0 to 1.
-        finite: bool scalar on the device; where false, nothing changes.
+        finite: bool scalar on the device; if false, nothing changes.
     """
     keys: list[Tensor] = list(key.parameters())
     towards: list[Tensor] = list(online.parameters())
@@ -38,7 +38,7 @@ def update_key_encoder(online: nn.Module, key: nn.Module, momentum: float, finit
 
 
 def rising_momentum(base: float, progress: float) -> float:
-    """Return m of BYOL and SlotCon: half a cosine from ``base`` at the training's begin to 1 at its end.
+    """Return m of BYOL and SlotCon: half a cosine from ``base`` at the start of training to 1 at its end.
 
     ``1 - (1 - base) (cos(pi progress) + 1) / 2`` (arXiv 2006.07733, section 3.3).
 
@@ -50,7 +50,7 @@ def rising_momentum(base: float, progress: float) -> float:
 
 
 def key_order(seed: int, step: int, size: int) -> Tensor:
-    """The permutation (N,) of a step's keys over the batch norm groups: a function of seed and step alone."""
+    """Return the permutation (N,) of a step's keys over the batch norm groups, a function of seed and step only."""
     return torch.from_numpy(np.random.default_rng((seed, step, 0, SHUFFLE_STREAM)).permutation(size))
 
 
@@ -58,15 +58,15 @@ def key_order(seed: int, step: int, size: int) -> Tensor:
 def shuffled(
     encode: Callable[[Tensor], tuple[Tensor, ...]], key_BCHW: Tensor, order_N: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Encode the key views in another order than the queries, over all ranks, and put the keys back in order.
+    """Encode the key views in a different order than the queries, over all ranks, and put the keys back in order.
 
-    A key then shares its batch norm statistics with other images than its query does, so that the
-    statistics don't give the pair away (MoCo's shuffled batch norm; here on one device too).
+    A key then shares its batch norm statistics with different images than its query does, so the statistics do not
+    give the pair away (MoCo's shuffled batch norm; here on one device too).
 
     Args:
         encode: the key encoder: images (B, C, H, W) to tensors (B, ...), such as features and projections.
         key_BCHW: this rank's key views.
-        order_N: permutation of the global batch, equal on all ranks; None: as they are.
+        order_N: permutation of the global batch, equal on all ranks; None keeps the order.
 
     Returns:
         The same tensors of the global batch, (N, ...), in rank order.

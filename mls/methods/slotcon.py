@@ -1,8 +1,8 @@
-"""SlotCon: the cells of a map are grouped by learnt prototypes, and the groups contrasted (arXiv 2205.15288).
+"""SlotCon: learnt prototypes group the cells of a map, and the groups are contrasted (arXiv 2205.15288).
 
-Where two views show the same place, student and teacher must group it alike. Each prototype pools its cells to a slot;
-slots in use in both views are contrasted with those of all images. At most S prototypes are in use in an image, one a
-cell: its slots are packed into M = min(K, S) places, those that the teacher uses first, so that none has to be counted.
+Student and teacher must group alike what both views show. Each prototype pools its cells into a slot; slots in use in
+both views are contrasted with the slots of all images. An image uses at most S prototypes, one per cell, so its slots
+are packed into M = min(K, S) places, those in use by the teacher first. The host knows M without reading a count.
 
 Shapes: V = 2 views, B images of this rank, N of the global batch, K prototypes, M packed slots, S = h x w cells, G
 backbone and d embedding dimensions, C channels, H x W pixels.
@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from mls.config.experiment import Pretrain
 from mls.data.geometry import align, common_region
-from mls.methods.method import Embedded, Method, Pair, at_least_float32, keys_of
+from mls.methods.method import Embedded, Method, Pair, keys_of
 from mls.methods.momentum import rising_momentum
+from mls.models.precision import at_least_float32
 from mls.models.projector import SlotPredictor, build_pixel_projector
 from mls.runtime.collectives import gather, mean_over_ranks, per_rank, rank
 
@@ -28,7 +29,7 @@ from mls.runtime.collectives import gather, mean_over_ranks, per_rank, rank
 def pool_slots(x_Bdhw: Tensor, prototypes_Kd: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return slots (B, K, d), means of the cells weighted by their assignment, and scores (B, K, h, w), cosines.
 
-    A cell's assignment is the softmax over prototypes of score / temperature, and 1e-6 [the authors' code].
+    A cell's assignment is the softmax over prototypes of score / temperature, plus 1e-6 [the authors' code].
 
     Args:
         x_Bdhw: projections of the cells, not normalised.
@@ -42,7 +43,7 @@ def pool_slots(x_Bdhw: Tensor, prototypes_Kd: Tensor, temperature: float) -> tup
 
 
 def in_use(scores_BKhw: Tensor) -> Tensor:
-    """Return which prototypes are the best one of some cell, bool (B, K)."""
+    """Return which prototypes are the best match of at least one cell, bool (B, K)."""
     best_BS = scores_BKhw.argmax(1).flatten(1)
     return torch.zeros_like(scores_BKhw[:, :, 0, 0], dtype=torch.bool).scatter_(1, best_BS, True)
 
@@ -55,8 +56,10 @@ def grouping_loss(
     Args:
         student_BKhw: scores.
         teacher_BKhw: scores of the same places, centred, without gradient.
-        counts_B: bool; the views of the others have nothing in common. The loss is the mean of these, on all ranks
-            (each has its part of it).
+        counts_B: bool, which images count: those whose views overlap. The loss is their mean over all ranks, to which
+            each rank contributes its part.
+        student_temperature: tau_s > 0.
+        teacher_temperature: tau_t > 0.
     """
     log_q_BKhw = (student_BKhw / student_temperature).log_softmax(1)
     p_BKhw = (teacher_BKhw / teacher_temperature).softmax(1)
@@ -69,9 +72,9 @@ def slot_loss(q_BMd: Tensor, valid_BM: Tensor, k_NMd: Tensor, use_NM: Tensor, fi
 
     Args:
         q_BMd: predictions, L2-normalised; the positive is the key of the same image and place.
-        valid_BM: bool, which count: in use in both views. The loss is the mean of these, on all ranks.
+        valid_BM: bool, which slots count: those in use in both views. The loss is their mean over all ranks.
         k_NMd: keys of the global batch, L2-normalised, without gradient.
-        use_NM: bool, which keys there are: in use in the teacher's view.
+        use_NM: bool, which keys exist: those in use in the teacher's view.
         first: place of this rank's first image in the global batch.
         temperature: tau > 0.
     """
@@ -79,12 +82,12 @@ def slot_loss(q_BMd: Tensor, valid_BM: Tensor, k_NMd: Tensor, use_NM: Tensor, fi
     logits = logits.masked_fill(~use_NM.flatten(), -torch.inf)
     valid = valid_BM.flatten()
     own_key = torch.arange(len(valid), device=valid.device) + first * valid_BM.shape[1]
-    total = F.cross_entropy(logits, own_key.masked_fill(~valid, -100), reduction="sum")  # -100: does not count
+    total = F.cross_entropy(logits, own_key.masked_fill(~valid, -100), reduction="sum")  # -100: ignored
     return 2 * temperature * total / per_rank(valid)
 
 
 class View(NamedTuple):
-    """What one network makes of one view; g and z are means over the cells, z is L2-normalised."""
+    """One view by one network; g and z are means over the cells, z is L2-normalised."""
 
     g_BG: Tensor
     z_Bd: Tensor
@@ -93,7 +96,7 @@ class View(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """A view by the student, the other by the teacher: what `grouping_loss` and `slot_loss` take."""
+    """One view by the student, the other by the teacher: inputs of `grouping_loss` and `slot_loss`."""
 
     student_BKhw: Tensor
     teacher_BKhw: Tensor
@@ -105,7 +108,7 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Slots(Embedded):
-    """What a pair gives besides; the means are the teacher's scores over all cells of both views and all ranks."""
+    """Adds both directions of a pair; ``mean_K`` is the teacher's mean score over all cells, views and ranks."""
 
     directions: tuple[Direction, Direction]
     overlaps_B: Tensor
@@ -113,7 +116,7 @@ class Slots(Embedded):
 
 
 class SlotCon(Method[Slots]):
-    """Semantic grouping with slots. In the log z is the mean of a view's projections."""
+    """Semantic grouping with slots. In the log, z is the mean of a view's projections."""
 
     followed = ("backbone", "projector", "prototypes")
     negatives = False
@@ -125,7 +128,7 @@ class SlotCon(Method[Slots]):
         self.register_buffer("centre_K", torch.zeros(config.slotcon.prototypes))
 
     def build_heads(self, feature_dim: int) -> int:
-        """Projector of the cells, prototypes, predictor of the slots."""
+        """Set the projector of the cells, the prototypes and the predictor of the slots."""
         chosen = self.config.slotcon
         self.projector = build_pixel_projector(feature_dim, chosen.hidden_dim, chosen.projection_dim)
         self.prototypes = nn.Embedding(chosen.prototypes, chosen.projection_dim)
@@ -133,11 +136,11 @@ class SlotCon(Method[Slots]):
         return chosen.projection_dim
 
     def momentum_at(self, epoch: float) -> float:
-        """Rises to 1."""
+        """Return m, which rises to 1."""
         return rising_momentum(self.config.slotcon.momentum, epoch / self.config.epochs)
 
     def embed(self, pair: Pair) -> Slots:
-        """Run both networks on both views; a view by the student meets the other by the teacher."""
+        """Run both networks on both views; pair each view by the student with the other by the teacher."""
         students = [self._group(x, "") for x in (pair.query_BCHW, pair.key_BCHW)]
         with torch.no_grad():
             teachers = [self._group(x, "key_") for x in (pair.query_BCHW, pair.key_BCHW)]
@@ -160,7 +163,7 @@ class SlotCon(Method[Slots]):
         )
 
     def _group(self, x_BCHW: Tensor, prefix: str) -> View:
-        """A view by the student, or (``key_``) by the teacher."""
+        """Return a view by the student, or (prefix ``key_``) by the teacher."""
         backbone, projector = (self.get_submodule(f"{prefix}{name}") for name in ("backbone", "projector"))
         prototypes_Kd = self.get_parameter(f"{prefix}prototypes.weight")
         map_BGhw = self.map_of(backbone, x_BCHW)
@@ -170,7 +173,7 @@ class SlotCon(Method[Slots]):
         return View(at_least_float32(map_BGhw).mean((2, 3)), F.normalize(x_Bdhw.mean((2, 3)), dim=1), *slots)
 
     def _contrast(self, student: View, teacher: View) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `slot_loss` needs of a direction."""
+        """Return the inputs of `slot_loss` for one direction."""
         use_BK = in_use(teacher.scores_BKhw)
         packed_BM = use_BK.int().argsort(dim=1, descending=True, stable=True)[:, : teacher.scores_BKhw[0, 0].numel()]
         index_BMd = packed_BM[:, :, None].expand(-1, -1, teacher.slots_BKd.shape[2])
@@ -180,7 +183,7 @@ class SlotCon(Method[Slots]):
         return F.normalize(q_BMd, dim=2), valid_BM, gather(k_BMd), gather(use_BK.gather(1, packed_BM))
 
     def losses(self, e: Slots) -> dict[str, Tensor]:
-        """``lambda_g grouping + (1 - lambda_g) slots``, each the sum of both directions."""
+        """Return ``lambda_g grouping + (1 - lambda_g) slots``, each the sum of both directions."""
         chosen, first = self.config.slotcon, rank() * len(e.g_query_BG)
         temperatures = chosen.student_temperature, chosen.teacher_temperature
         grouping, slots = (e.mean_K.new_zeros(()) for _ in range(2))
@@ -193,7 +196,7 @@ class SlotCon(Method[Slots]):
 
     @torch.no_grad()
     def finish_step(self, finite: Tensor) -> None:
-        """As every method; the centre is a moving average of the teacher's scores."""
+        """Move the centre, a moving average of the teacher's scores, then do what every method does."""
         if self.embedded is not None:
             moved_K = self.embedded.mean_K.lerp(self.centre_K, self.config.slotcon.centre_momentum)
             self.centre_K.copy_(torch.where(finite, moved_K, self.centre_K))

@@ -1,1 +1,1 @@
-"""Networks: the ResNet backbone, the projector, and other people's weights."""
+"""Networks: the ResNet backbone, heads, batch norm, and loading weights from elsewhere."""

@@ -1,4 +1,4 @@
-"""The ResNet every stage shares: torchvision's network and names, with a width and a small stem.
+"""The ResNet that all stages share: torchvision's network and names, with a width and a small stem.
 
 backbone = build_backbone(Backbone(name="resnet18", width=0.5, stem="small"))
 features_BC = backbone(images_BCHW)     # pooled
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mls.config.experiment import Backbone
+from mls.models.names import few
 from mls.runtime.errors import MlsError
 
 LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -25,18 +26,22 @@ LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
 }
-BASE_PLANES = (64, 128, 256, 512)
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 """The four stages, C2-C5 of a feature pyramid, by torchvision's names."""
 
 
+def stage_planes(config: Backbone) -> list[int]:
+    """Return the planes of the four stages at the configured width, multiples of 8."""
+    return [max(8, round(planes * config.width / 8) * 8) for planes in (64, 128, 256, 512)]
+
+
 def build_backbone(config: Backbone) -> ResNet:
-    """Return a randomly initialised ResNet whose output is the pooled feature (``fc`` is gone).
+    """Return a randomly initialised ResNet whose output is the pooled feature (``fc`` is the identity).
 
     Initialisation is torchvision's own (He normal, fan out), drawn from torch's global generator.
     """
     block, blocks = LAYOUTS[config.name]
-    planes = [max(8, round(p * config.width / 8) * 8) for p in BASE_PLANES]
+    planes = stage_planes(config)
     net = ResNet(block, list(blocks), num_classes=1)
     if config.width != 1.0:
         net.inplanes = planes[0]
@@ -55,16 +60,12 @@ def build_backbone(config: Backbone) -> ResNet:
 
 
 def feature_dims(config: Backbone) -> list[int]:
-    """Channels of the four stages C2-C5; the last is the dimension of the pooled feature."""
-    block, _ = LAYOUTS[config.name]
-    return [max(8, round(p * config.width / 8) * 8) * block.expansion for p in BASE_PLANES]
+    """Return the channels of the four stages C2-C5; the last is the dimension of the pooled feature."""
+    return [planes * LAYOUTS[config.name][0].expansion for planes in stage_planes(config)]
 
 
 def feature_maps(backbone: ResNet, images_BCHW: Tensor, last: str = LAYERS[-1]) -> OrderedDict[str, Tensor]:
-    """Return the outputs of the four stages, keyed ``"0"`` to ``"3"`` (as torchvision's FPN expects).
-
-    Stages after ``last`` are not computed.
-    """
+    """Return the outputs of the stages up to ``last``, keyed ``"0"`` to ``"3"`` as torchvision's FPN expects."""
     x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(images_BCHW))))
     maps: OrderedDict[str, Tensor] = OrderedDict()
     for i, layer in enumerate(LAYERS[: LAYERS.index(last) + 1]):
@@ -74,12 +75,12 @@ def feature_maps(backbone: ResNet, images_BCHW: Tensor, last: str = LAYERS[-1]) 
 
 
 def last_map(backbone: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Return the output of the last stage (B, G, h, w), which the backbone itself would pool."""
+    """Return the output of the last stage (B, G, h, w), before the backbone's pooling."""
     return feature_maps(cast(ResNet, backbone), images_BCHW)["3"]
 
 
 def save_backbone(backbone: nn.Module, path: Path) -> None:
-    """Write a state dict in torchvision's names, contiguous, sorted, on the CPU."""
+    """Write the state dict in torchvision's names, sorted, contiguous, from the CPU."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in sorted(backbone.state_dict().items())}
     save_file(state, path)
 
@@ -88,20 +89,16 @@ def load_backbone(config: Backbone, path: Path) -> ResNet:
     """Build the backbone and load ``backbone.safetensors`` into it; every tensor must match.
 
     Raises:
-        MlsError: keys or shapes differ; names the first ones.
+        MlsError: names or shapes differ; lists them.
     """
-    net = build_backbone(config)
-    state = load_file(path)
-    own = net.state_dict()
-    wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong:
-        raise MlsError(
-            f"{path} does not fit {config.name} (width {config.width}, stem {config.stem}): {', '.join(wrong[:5])}"
-        )
+    net, state = build_backbone(config), load_file(path)
+    ours, theirs = ({name: t.shape for name, t in tensors.items()} for tensors in (net.state_dict(), state))
+    if wrong := sorted({name for name, _ in ours.items() ^ theirs.items()}):
+        raise MlsError(f"{path} does not fit {config.name} (width {config.width}, stem {config.stem}): {few(wrong)}")
     net.load_state_dict(state)
     return net
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Lay out the weights for fast convolutions; values are unchanged."""
+    """Lay out the weights for fast convolutions; their values stay."""
     return module.to(memory_format=torch.channels_last)

@@ -5,9 +5,9 @@
     running = RunningStatistics(net)
     running.write(mean(running.read()))     # average over ranks
 
-What a batch norm does on W devices, each with its own share of the batch, one device does with W
-groups, to the last digits. So a result depends on the groups and not on how many ranks compute them
-(MoCo's shuffled batch norm needs groups: https://arxiv.org/abs/1911.05722, section 3.3).
+Batch norm on W devices, each with its own share of the batch, equals batch norm with W groups on one device, up to
+rounding. So a result depends on the groups, not on how many ranks compute them (MoCo's shuffled batch norm needs
+groups: https://arxiv.org/abs/1911.05722, section 3.3).
 
 Shapes: S groups, C channels, P = 2 x (all channels of all batch norms).
 """
@@ -20,16 +20,17 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mls.models.precision import at_least_float32
 from mls.runtime.collectives import world
 
 
 class SplitBatchNorm(_BatchNorm):
-    """Batch norm that cuts a training batch into ``splits`` groups of consecutive images.
+    """Batch norm that splits a training batch into ``splits`` groups of consecutive images.
 
-    Each group is normalised by its own statistics. The running statistics are the average of what
-    each group alone would make of the old ones; ranks that hold some of the groups each and average
-    their running statistics get the same, up to rounding. In evaluation it is plain batch norm.
-    Made from plain batch norm by `split_batch_norm`; the state dict is plain batch norm's.
+    Each group is normalised by its own statistics. Each group also updates its own copy of the running statistics, and
+    their mean is kept: ranks that hold some of the groups each and average their running statistics get the same, up to
+    rounding. In evaluation it is plain batch norm. `split_batch_norm` makes it from plain batch norm; the state dict is
+    plain batch norm's.
     """
 
     splits: int = 1
@@ -39,8 +40,8 @@ class SplitBatchNorm(_BatchNorm):
         """Normalise (B, C, ...); dtype and memory format stay.
 
         Raises:
-            ValueError: in training, if ``splits`` does not divide B; if a group has one value per
-                channel (torch's message); if there are no running statistics or no momentum.
+            ValueError: in training, if ``splits`` does not divide B, a group has one value per channel (from torch), or
+                there are no running statistics or no momentum.
         """
         if not self.training:
             return super().forward(input)
@@ -52,7 +53,6 @@ class SplitBatchNorm(_BatchNorm):
         ):
             raise ValueError("split batch norm needs running statistics and a momentum, as torchvision's networks have")
         self.num_batches_tracked.add_(1)
-        # Every group moves its own copy of the old statistics.
         mean_SC = self.running_mean.repeat(self.splits, 1)
         var_SC = self.running_var.repeat(self.splits, 1)
         groups = zip(input.chunk(self.splits), mean_SC.unbind(), var_SC.unbind(), strict=True)
@@ -65,22 +65,23 @@ class SplitBatchNorm(_BatchNorm):
         return torch.cat(outputs)
 
     def extra_repr(self) -> str:
-        """Plain batch norm's, and the groups."""
+        """Add the groups to plain batch norm's text."""
         return f"{super().extra_repr()}, splits={self.splits}"
 
 
 class SplitBatchNorm1d(SplitBatchNorm, nn.BatchNorm1d):
-    """Of vectors (B, C)."""
+    """For vectors (B, C)."""
 
 
 class SplitBatchNorm2d(SplitBatchNorm, nn.BatchNorm2d):
-    """Of maps (B, C, H, W)."""
+    """For maps (B, C, H, W)."""
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch norm by the statistics of some of the vectors; for heads that are only trained: no running statistics.
+    """Batch norm whose statistics come from the valid vectors only.
 
-    With several ranks and one group the statistics are those of all ranks, as SyncBN's.
+    It has no running statistics: it is for heads that are dropped after training. With several ranks and one group the
+    statistics are those of all ranks, as in SyncBN.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -89,13 +90,13 @@ class MaskedBatchNorm(nn.Module):
         self.eps, self.splits, self.synced = eps, 1, True
 
     def forward(self, x_BMC: Tensor, valid_BM: Tensor) -> Tensor:
-        """Normalise M vectors of each image; a group is some consecutive images, as in `SplitBatchNorm`.
+        """Normalise M vectors of each image; a group is consecutive images, as in `SplitBatchNorm`.
 
         Args:
-            x_BMC: of any floating dtype; statistics are of float32 at least.
+            x_BMC: of any floating dtype; the statistics are at least float32.
             valid_BM: bool, which vectors count. A group without any gets the bias.
         """
-        x_SRC = x_BMC.to(torch.promote_types(x_BMC.dtype, torch.float32)).view(self.splits, -1, x_BMC.shape[2])
+        x_SRC = at_least_float32(x_BMC).view(self.splits, -1, x_BMC.shape[2])
         valid_SR1 = valid_BM.reshape(self.splits, -1, 1).to(x_SRC.dtype)
         count_S11 = self._total(valid_SR1.sum(1, keepdim=True)).clamp(min=1)
         centred_SRC = x_SRC - self._total((x_SRC * valid_SR1).sum(1, keepdim=True)) / count_S11
@@ -111,14 +112,14 @@ class MaskedBatchNorm(nn.Module):
 def split_batch_norm(module: nn.Module, splits: int) -> None:
     """Give every batch norm of a module ``splits`` groups, in place.
 
-    The modules stay the same objects with the same parameters, buffers and hooks; they only get
-    another class. With 1, plain batch norm stays what it is.
+    The modules stay the same objects with the same parameters, buffers and hooks; only their class changes. With 1,
+    plain batch norm stays as it is.
 
     Raises:
         ValueError: ``splits`` is below 1.
     """
     if splits < 1:
-        raise ValueError(f"batch norm needs 1 group at least, not {splits}")
+        raise ValueError(f"batch norm needs at least 1 group, not {splits}")
     for child in module.modules():
         if splits > 1 and not isinstance(child, SplitBatchNorm):
             for plain, split in ((nn.BatchNorm1d, SplitBatchNorm1d), (nn.BatchNorm2d, SplitBatchNorm2d)):
@@ -133,9 +134,9 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
 class RunningStatistics:
     """Running means and variances of all batch norms (of any dimension) of a module, as one vector (P,).
 
-    The batch norm modules are found once, their buffers at each call: ``module.to()``, loading a
-    state dict and `split_batch_norm` may come later; replacing modules (as
-    ``nn.SyncBatchNorm.convert_sync_batchnorm`` does) may not.
+    One vector makes averaging over ranks one all-reduce, and masking one kernel. The batch norm modules are found once,
+    their buffers at each call: ``module.to()``, loading a state dict and `split_batch_norm` may come later, but not
+    replacing modules (as ``nn.SyncBatchNorm.convert_sync_batchnorm`` does).
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -146,19 +147,18 @@ class RunningStatistics:
         return [buffer for buffer in both if buffer is not None]
 
     def read(self) -> Tensor:
-        """Return a copy (P,); of a module without batch norm an empty vector, on the CPU."""
+        """Return a copy (P,); without batch norms an empty vector on the CPU."""
         buffers = self._buffers()
         return torch.cat(buffers) if buffers else torch.empty(0)
 
     @torch.no_grad()
     def write(self, flat_P: Tensor) -> None:
-        """Put a vector like `read`'s into the buffers.
+        """Copy a vector like `read`'s into the buffers.
 
-        Not between a forward and its backward: autograd refuses where plain batch norm's buffers
-        have changed.
+        Do not call it between a forward and its backward: autograd refuses changed buffers of plain batch norm.
 
         Raises:
-            RuntimeError: another length than P, from torch.
+            RuntimeError: the length is not P (from torch).
         """
         buffers = self._buffers()
         parts = flat_P.split([len(buffer) for buffer in buffers])
@@ -169,12 +169,12 @@ class RunningStatistics:
         return [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
 
     def counts(self) -> Tensor:
-        """Return how many batches each norm has seen, a copy; of a module without batch norm an empty vector."""
+        """Return a copy of how many batches each norm has seen; without batch norms an empty vector."""
         counts = self._counts()
         return torch.stack(counts) if counts else torch.empty(0)
 
     @torch.no_grad()
     def uncount(self, finite: Tensor, before: Tensor) -> None:
-        """Where ``finite`` (bool scalar) is false, go back to the counts ``before`` (of `counts`)."""
+        """If ``finite`` (bool scalar) is false, restore the counts ``before`` (from `counts`)."""
         if counts := self._counts():
             torch._foreach_copy_(counts, list(torch.where(finite, torch.stack(counts), before).unbind()))

@@ -1,6 +1,6 @@
-"""Other people's weights: torchvision, timm, MoCo, DenseCL and Detectron2 checkpoints become our backbone.
+"""Weights from elsewhere: checkpoints of torchvision, timm, MoCo, DenseCL and Detectron2 become our backbone.
 
-Files are read without executing anything they hold (``weights_only=True`` or safetensors).
+Files are read without executing anything in them (``weights_only=True`` or safetensors).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Pretrain
 from mls.models.backbone import build_backbone
-from mls.models.names import few, from_detectron2
+from mls.models.names import COUNTER, few, from_detectron2
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import sha256
 from mls.runtime.paths import place
@@ -36,12 +36,12 @@ PREFIXES = (
     "module.",
     "model.",
 )
-"""What stands before ``conv1.weight``: torchvision and timm nothing; MoCo ``module.encoder_q.``;
-DenseCL ``backbone.`` or ``encoder_q.0.``."""
+"""What precedes ``conv1.weight``: nothing in torchvision and timm, ``module.encoder_q.`` in MoCo, ``backbone.`` or
+``encoder_q.0.`` in DenseCL."""
 
 
 def weights_root() -> Path:
-    """Folder of weight files: ``$MLS_WEIGHTS``, else ``weights/``."""
+    """Return the folder of weight files: ``$MLS_WEIGHTS``, else ``weights/``."""
     return place("MLS_WEIGHTS", "weights")
 
 
@@ -49,7 +49,7 @@ def load_weights(config: Pretrain, log: Callable[[str], None]) -> ResNet:
     """Load the file that ``pretrain.weights`` names into the run's backbone.
 
     Raises:
-        MlsError: the file is missing or has another sha256.
+        MlsError: the file is missing or has a different sha256.
         DeterministicError: it can't be read safely, or does not fit the backbone.
     """
     if config.weights is None:
@@ -71,20 +71,20 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's tensors by name.
 
     Raises:
-        DeterministicError: not a checkpoint, or one that would need to execute code.
+        DeterministicError: it is not a checkpoint, or reading it would execute code.
     """
     try:
         raw: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
         raise DeterministicError(
-            f"{path} can't be read as tensors alone ({reason}); save its state_dict and use that"
+            f"{path} can't be read as plain tensors ({reason}); save its state_dict and use that"
         ) from error
     for key in NESTED:
         if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
             raw = raw[key]
     if not isinstance(raw, Mapping):
-        raise DeterministicError(f"{path} holds no mapping of names to tensors")
+        raise DeterministicError(f"{path} does not hold a mapping of names to tensors; save a state_dict and use that")
     return dict(raw)
 
 
@@ -94,10 +94,10 @@ def translate(
     """Pick the backbone's tensors out of a checkpoint, by the prefix that matches most of them.
 
     Returns:
-        The state dict in torchvision's names, the prefix, and the names that were not used.
+        The state dict in torchvision's names, the prefix, and the unused names.
 
     Raises:
-        DeterministicError: a tensor is missing or has another shape; names them.
+        DeterministicError: tensors are missing or have a different shape; lists them.
     """
     if converted := {ours: tensor for name, tensor in state.items() if (ours := from_detectron2(name))}:
         unused = [name for name in state if not from_detectron2(name)]
@@ -105,45 +105,38 @@ def translate(
         return picked, "Detectron2's names", [*ignored, *unused]
     prefix = max(PREFIXES, key=lambda p: sum(f"{p}{name}" in state for name in wanted))
     picked = {name: state[f"{prefix}{name}"] for name in wanted if f"{prefix}{name}" in state}
-    # Old checkpoints lack this counter; it plays no part in the result.
-    picked |= {n: t for n, t in wanted.items() if n not in picked and n.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in picked]
-    if missing:
+    # Old checkpoints lack this counter, which does not affect the result.
+    picked |= {n: t for n, t in wanted.items() if n not in picked and n.endswith(COUNTER)}
+    if missing := [name for name in wanted if name not in picked]:
         raise DeterministicError(
             f"{path} lacks {len(missing)} of {len(wanted)} backbone tensors: {few(missing)}; "
             f"it holds: {few(list(state))}"
         )
-    misshapen = [
-        f"{n} {tuple(picked[n].shape)} instead of {tuple(t.shape)}"
-        for n, t in wanted.items()
-        if picked[n].shape != t.shape
-    ]
-    if misshapen:
-        raise DeterministicError(f"{path} does not fit pretrain.backbone: {few(misshapen)}")
+    shapes = [(n, tuple(picked[n].shape), tuple(t.shape)) for n, t in wanted.items()]
+    if wrong := [f"{name} {found} instead of {expected}" for name, found, expected in shapes if found != expected]:
+        raise DeterministicError(f"{path} does not fit pretrain.backbone: {few(wrong)}")
     ignored = [name for name in state if not (name.startswith(prefix) and name[len(prefix) :] in wanted)]
     return picked, prefix, ignored
 
 
 def load_imagenet(config: Pretrain) -> ResNet:
-    """torchvision's supervised weights, from ``$MLS_WEIGHTS`` if the file is there, else downloaded.
+    """Load torchvision's supervised weights, from `weights_root` if the file is there, else downloaded to it.
 
     The file's name holds the start of its sha256, which is checked either way.
 
     Raises:
-        MlsError: not there and not to be downloaded, or not the published file.
+        MlsError: the file can't be downloaded, or is not the published one.
     """
     entry = torchvision.models.get_model_weights(config.backbone.name)[config.imagenet.weights]
-    name = entry.url.rsplit("/", 1)[1]
-    path = weights_root() / name
+    path = weights_root() / entry.url.rsplit("/", 1)[1]
+    digest = path.stem.rsplit("-", 1)[1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=name.rsplit("-", 1)[1].split(".")[0])
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=digest)
         except (OSError, RuntimeError) as error:
-            raise MlsError(
-                f"can't download {entry.url} ({error}); fetch it by other means and put it at {path}"
-            ) from error
-    if not sha256(path).startswith(name.rsplit("-", 1)[1].split(".")[0]):
+            raise MlsError(f"can't download {entry.url} ({error}); fetch it yourself and put it at {path}") from error
+    if not sha256(path).startswith(digest):
         raise MlsError(f"{path} is not the published file (its sha256 differs from its name); remove it and try again")
     net = build_backbone(config.backbone)
     net.load_state_dict(translate(read_state(path), net.state_dict(), path)[0])

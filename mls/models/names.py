@@ -1,6 +1,6 @@
-"""What the tensors of a ResNet are called in torchvision, timm and Detectron2.
+"""Names of a ResNet's tensors in torchvision, timm and Detectron2.
 
-torchvision and timm name them alike. Detectron2 has batch norms inside its convolutions:
+torchvision and timm use the same names. Detectron2 puts batch norms inside the convolutions:
 
     conv1.weight                    stem.conv1.weight
     bn1.running_mean                stem.conv1.norm.running_mean
@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 COUNTER = "num_batches_tracked"
-"""Ends the names of tensors that play no part in the result; frozen batch norms have none."""
+"""Suffix of tensors that do not affect the result; frozen batch norms lack them."""
 
 _STAGE = re.compile(r"layer(\d)\.(\d+)\.(?:conv(\d)|bn(\d)|downsample\.(\d))\.(\w+)")
 _D2_STAGE = re.compile(r"res(\d)\.(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
@@ -24,7 +24,7 @@ _D2_PREFIX = re.compile(r"^(?:model\.)?(?:backbone\.bottom_up\.|backbone\.|roi_h
 
 
 def to_detectron2(name: str) -> str:
-    """Detectron2's name, inside its ResNet, of a tensor with torchvision's.
+    """Return Detectron2's name, within its ResNet, for torchvision's name of a tensor.
 
     Raises:
         ValueError: torchvision's ResNets have no such tensor.
@@ -33,16 +33,15 @@ def to_detectron2(name: str) -> str:
         return f"stem.conv1.{'norm.' if match[1] == 'bn' else ''}{match[2]}"
     match = _STAGE.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is no tensor of a ResNet of torchvision")
+        raise ValueError(f"torchvision's ResNets have no tensor {name!r}")
     layer, block, conv, norm, downsample, leaf = match.groups()
     convolution = "shortcut" if downsample else f"conv{conv or norm}"
     return f"res{int(layer) + 1}.{block}.{convolution}.{'norm.' if norm or downsample == '1' else ''}{leaf}"
 
 
 def from_detectron2(name: str) -> str | None:
-    """torchvision's name of a tensor of a Detectron2 model; None where it is not of its ResNet."""
-    found = _D2_PREFIX.match(name)
-    bare = name[found.end() :] if found else name
+    """Return torchvision's name for a tensor of a Detectron2 model; None if it is not part of its ResNet."""
+    bare = _D2_PREFIX.sub("", name)
     if match := _D2_STEM.fullmatch(bare):
         return f"{'bn' if match[1] else 'conv'}1.{match[2]}"
     match = _D2_STAGE.fullmatch(bare)
@@ -56,5 +55,5 @@ def from_detectron2(name: str) -> str | None:
 
 
 def few(names: Sequence[str]) -> str:
-    """Some of the names, and how many there are."""
+    """Return the first names, and how many there are if some are left out."""
     return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "") if names else "none"

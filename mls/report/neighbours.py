@@ -127,7 +127,7 @@ def first_pair(store: ImageStore, config: Pretrain, seed: int) -> Pair:
     """
     # only one batch is read, so loading all images onto the device would not pay
     views = TwoViews(store, config.model_copy(update={"resident": "no"}), seed)
-    return pair_of(views[0], views, 0, torch.device("cpu"))
+    return pair_of(views[0], views, config, 0, torch.device("cpu"))
 
 
 def sample_place(config: Pretrain, seed: int) -> int:

@@ -1,4 +1,4 @@
-"""What the log tells of a step besides its losses: is the method learning, and do its pseudo-labels mean anything?
+"""What the log shows of a step besides its losses: does the method learn, and do its pseudo-labels mean anything?
 
 Shapes: B images, D dictionary entries, G backbone and d embedding dimensions, C classes, R rows of the store.
 """
@@ -21,34 +21,30 @@ from mls.methods.diagnostics import (
     uniformity,
 )
 from mls.methods.method import Embedded, Method
-from mls.methods.mls import MLS, pseudo_labels
-from mls.methods.moco import MoCo
-
-NEIGHBOURS = 20
-"""k of the label agreement of a method that has none of its own [the paper's]."""
 
 
 @torch.no_grad()
 def diagnose(method: Method[Any], row_B: Tensor, labels_RC: Tensor | None) -> dict[str, Tensor]:
     """Return scalars on the device by name, NaN where undefined (a dictionary without keys, say).
 
+    All of them look at the dictionary without this batch's keys: with ``enqueue: before`` or ``split`` a query's own
+    key is a positive too, and would always agree. With several ranks each sees its own queries, and the log has the
+    mean over ranks.
+
     Args:
-        method: after its forward, before `finish_step`: the dictionary does not hold this batch's keys.
+        method: after its forward, before `finish_step`.
         row_B: the batch's rows in the store.
-        labels_RC: ground truth of every row, bool; None where the dataset has none.
+        labels_RC: ground truth of every row, bool; None if the dataset has none.
 
     Returns:
-        ``accuracy`` of InfoNCE; ``filled``, the share of the dictionary that is keys; mean and standard
-        deviation of the cosines g.Q_g and z.Q_z; ``queue_mean``, the length of Q_z's mean; ``alignment`` and
-        ``uniformity`` of z; of MoCo-v2 and MLS what `gradients` tells; with labels also
-        ``agreement``, the share of pseudo-positives that share a class with their query, and
-        ``agreement_base``, that share among all entries. Always of the dictionary without this batch's keys:
-        with ``enqueue: before`` or ``split`` a query's own key is a label too, and would agree by itself.
-        With several ranks each sees its own queries, and the log has the mean over ranks.
+        ``accuracy`` of InfoNCE; ``filled``, the share of the dictionary that is keys; mean and standard deviation of
+        the cosines g.Q_g and z.Q_z; ``queue_mean``, the length of Q_z's mean; ``alignment`` and ``uniformity`` of z;
+        `gradients`; with labels also ``agreement``, the share of positives that share a class with their query, and
+        ``agreement_base``, that share among all entries.
     """
     e, dictionary = method.embedded, method.dictionary
     if e is None:
-        raise RuntimeError("diagnose without a forward before it")
+        raise RuntimeError("diagnose needs a forward before it")
     known_D = dictionary.known_D
     g_mean, g_std = score_mean_std(F.normalize(e.g_query_BG, dim=1) @ dictionary.g_DG.T, known_D)
     z_mean, z_std = score_mean_std(e.z_query_Bd @ dictionary.z_Dd.T, known_D)
@@ -62,14 +58,10 @@ def diagnose(method: Method[Any], row_B: Tensor, labels_RC: Tensor | None) -> di
         "queue_mean": mean_direction(dictionary.z_Dd, known_D),
         "alignment": alignment(e.z_query_Bd, e.z_key_Bd),
         "uniformity": uniformity(e.z_query_Bd),
+        **gradients(method, e),
     }
-    if isinstance(method, MoCo):
-        out |= gradients(method, e)
     if labels_RC is not None:
-        if isinstance(method, MLS):
-            positives_BD = method.positives(e, dictionary.g_DG, dictionary.z_Dd)
-        else:
-            positives_BD = pseudo_labels(e.g_query_BG, dictionary.g_DG, min(NEIGHBOURS, len(known_D)))
+        positives_BD = method.positives(e, dictionary.g_DG, dictionary.z_Dd)
         entry_labels_DC = labels_RC[dictionary.row_D.clamp(min=0)]
         out["agreement"], out["agreement_base"] = label_agreement(
             positives_BD, known_D, labels_RC[row_B], entry_labels_DC
@@ -77,16 +69,18 @@ def diagnose(method: Method[Any], row_B: Tensor, labels_RC: Tensor | None) -> di
     return out
 
 
-def gradients(method: MoCo, e: Embedded) -> dict[str, Tensor]:
-    """Return how hard each term pulls at an embedding, and whether they pull the same way.
+def gradients(method: Method[Any], e: Embedded) -> dict[str, Tensor]:
+    """Return how hard each of the method's `gradient_terms` pulls at an embedding, and whether two pull the same way.
 
-    Of an image's own terms (not their mean over the batch), with respect to its normalised z, tangential to the
-    sphere: along z nothing moves. Mean over the batch; lambda is not in it.
+    The gradient is of an image's own term (not of the mean over the batch) with respect to its normalised z, projected
+    onto the tangent of the sphere, since normalisation removes any move along z. lambda is not in it.
 
     Returns:
-        ``grad_nce`` and, of MLS with a term that reads z, ``grad_ml``, norms; ``grad_cosine`` of the two, -1 to 1.
-        Nothing of a method that has another loss in the place of InfoNCE.
+        ``grad_<name>`` of each term that reads z, the mean norm over the batch; with two terms also ``grad_cosine``,
+        their mean cosine, -1 to 1.
     """
+    if not method.gradient_terms:
+        return {}
     z_Bd = e.z_query_Bd.detach().requires_grad_()
 
     def tangential(loss: Tensor) -> Tensor:
@@ -94,15 +88,15 @@ def gradients(method: MoCo, e: Embedded) -> dict[str, Tensor]:
         grad_Bd = grad_Bd * len(z_Bd)
         return grad_Bd - (grad_Bd * z_Bd).sum(1, keepdim=True) * z_Bd
 
-    device = z_Bd.device.type
-    with torch.enable_grad(), torch.autocast(device, enabled=False):
+    with torch.enable_grad(), torch.autocast(z_Bd.device.type, enabled=False):
         losses = method.losses(replace(e, g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd))
-        if "info_nce" not in losses:
-            return {}
-        nce_Bd = tangential(losses["info_nce"])
-        out = {"grad_nce": nce_Bd.norm(dim=1).mean()}
-        if "multi_label" in losses and losses["multi_label"].requires_grad:
-            ml_Bd = tangential(losses["multi_label"])
-            out["grad_ml"] = ml_Bd.norm(dim=1).mean()
-            out["grad_cosine"] = F.cosine_similarity(nce_Bd, ml_Bd).mean()
+        pulls = {
+            f"grad_{name}": tangential(losses[term])
+            for term, name in method.gradient_terms.items()
+            if term in losses and losses[term].requires_grad
+        }
+    out = {name: pull_Bd.norm(dim=1).mean() for name, pull_Bd in pulls.items()}
+    if len(pulls) == 2:
+        one_Bd, other_Bd = pulls.values()
+        out["grad_cosine"] = F.cosine_similarity(one_Bd, other_Bd).mean()
     return {name: value.detach() for name, value in out.items()}

@@ -1,12 +1,13 @@
-"""Steps that are not finite change nothing, and are told of one step late, so that no step waits for the host.
+"""Non-finite steps are skipped on the device; the host learns of them one step later, so it never blocks.
 
-Whether a step's loss and gradient are finite is a flag on the device; the optimiser, the key encoder,
-the dictionary and the running statistics are masked by it there. The host reads the flag while the
-next step runs, counts it, and keeps what is needed to look into it.
+Whether a step's loss and gradient are finite is a flag on the device. The optimiser, the key encoder, the dictionary
+and the running statistics are masked by it there. The host reads the flag while the next step runs, counts it, and
+saves what is needed to reproduce the step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,63 +21,62 @@ from mls.runtime.checkpoint import save_checkpoint
 
 @dataclass(frozen=True)
 class LateStep:
-    """What the host learns of a step after it."""
+    """What the host learns of a step, one step later."""
 
     step: int
-    values: list[float]
-    """As they were handed in."""
+    values: dict[str, float]
     batch: ViewBatch
     rng: dict[str, Any]
+    """State of the generators before the step."""
 
 
 class LateReader:
     """Hands values from the device to the host one step late."""
 
     def __init__(self) -> None:
-        self._waiting: tuple[int, Tensor, torch.cuda.Event | None, ViewBatch, dict[str, Any]] | None = None
+        self._pending: Callable[[], LateStep] | None = None
 
-    def exchange(self, step: int, values: Tensor, batch: ViewBatch, rng: dict[str, Any]) -> LateStep | None:
-        """Take this step's values, return the last step's: the host waits for that one at most."""
+    def exchange(self, step: int, values: dict[str, Tensor], batch: ViewBatch, rng: dict[str, Any]) -> LateStep | None:
+        """Start to copy the values of this step (scalars on the device); return the step before.
+
+        The host waits only for the copy of the step before, which the device finished long ago: reading this step's
+        values here would leave the device idle until the host has queued the next step.
+        """
         before = self.drain()
-        on_gpu = values.device.type == "cuda"
-        copy = torch.empty_like(values, device="cpu", pin_memory=on_gpu).copy_(values, non_blocking=True)
-        event = None
-        if on_gpu:
-            event = torch.cuda.Event()
+        values_V = torch.stack([*values.values()])
+        on_gpu = values_V.device.type == "cuda"
+        # Only a copy to pinned memory is asynchronous; the event tells when it has arrived.
+        host_V = torch.empty_like(values_V, device="cpu", pin_memory=on_gpu).copy_(values_V, non_blocking=True)
+        event = torch.cuda.Event() if on_gpu else None
+        if event is not None:
             event.record()
-        self._waiting = (step, copy, event, batch, rng)
+
+        def read() -> LateStep:
+            if event is not None:
+                event.synchronize()
+            return LateStep(step, dict(zip(values, host_V.tolist(), strict=True)), batch, rng)
+
+        self._pending = read
         return before
 
     def drain(self) -> LateStep | None:
-        """Return what is still waiting, if anything."""
-        if self._waiting is None:
-            return None
-        step, copy, event, batch, rng = self._waiting
-        self._waiting = None
-        if event is not None:
-            event.synchronize()
-        return LateStep(step, copy.tolist(), batch, rng)
+        """Return the pending step, if any."""
+        pending, self._pending = self._pending, None
+        return pending() if pending else None
 
 
-def dump(told: LateStep, values: dict[str, float], seed: int, epoch: int, names: list[str], folder: Path) -> Path:
-    """Write the batch of a step that was not finite: images, crops, random draws and generator state.
+def dump(late: LateStep, folder: Path, **facts: Any) -> Path:
+    """Write the batch of a non-finite step: images, crops, random draws and generator state.
 
-    The views can be made again from it: ``draws`` are every random number of the augmentation.
+    The views can be made again from it: ``draws`` are all random numbers of the augmentation.
+
+    Args:
+        late: the step.
+        folder: made where it does not exist.
+        **facts: plain values to store beside it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"step-{told.step:09d}.pt"
-    save_checkpoint(
-        {
-            "step": told.step,
-            "epoch": epoch,
-            "seed": seed,
-            "values": values,
-            "images": names,
-            "rows": told.batch.rows_B,
-            "boxes": told.batch.boxes_VB4,
-            "draws": told.batch.draws_VBU,
-            "rng": told.rng,
-        },
-        file,
-    )
+    file = folder / f"step-{late.step:09d}.pt"
+    batch = {"rows": late.batch.rows_B, "boxes": late.batch.boxes_VB4, "draws": late.batch.draws_VBU}
+    save_checkpoint({**facts, **batch, "step": late.step, "values": late.values, "rng": late.rng}, file)
     return file

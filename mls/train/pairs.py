@@ -1,4 +1,4 @@
-"""From a loaded batch to what a method is fed: augmented views on the device, and the keys' order.
+"""From a loaded batch to a method's input: augmented views on the device, and the order of the keys.
 
 Shapes: V = 2 views, B images of this rank, N of the global batch, C channels, H x W pixels.
 """
@@ -17,18 +17,26 @@ from mls.methods.momentum import key_order
 
 
 def pair_of(
-    batch: ViewBatch, views: TwoViews, step: int, device: torch.device, resident: Resident | None = None
+    batch: ViewBatch,
+    views: TwoViews,
+    config: Pretrain,
+    step: int,
+    device: torch.device,
+    resident: Resident | None = None,
 ) -> Pair:
-    """Return what a step's method is fed: the batch's crops as augmented views on the device, and the keys' order.
+    """Return a method's input for one step.
 
     Args:
-        batch: of the loader.
-        views: what it was made by.
+        batch: from the loader.
+        views: the data set that made the batch.
+        config: of the run.
         step: counts from 0.
         device: where the method is.
-        resident: cuts the crops where the batch brings none (``pretrain.resident: cuda``).
+        resident: cuts the crops if the batch has none (``pretrain.resident: cuda``).
+
+    Raises:
+        ValueError: neither the batch nor ``resident`` has the images.
     """
-    config = views.config
 
     def view(v: int) -> Tensor:
         if batch.crops_VBCHW is not None:
@@ -40,16 +48,18 @@ def pair_of(
         augmented_BCHW = ColourAugment(config.augment, v)(crops_BCHW, batch.draws_VBU[v])
         return augmented_BCHW.contiguous(memory_format=layout_of(config))
 
-    query_BCHW, key_BCHW = view(0), view(1)
-    order_N = None
-    if config.moco.bn_splits > 1:
-        order_N = key_order(views.seed, step, config.batch_size).to(device, non_blocking=True)
-    rows_B = batch.rows_B.to(device, non_blocking=True)
-    boxes_VB4 = batch.boxes_VB4.to(device, non_blocking=True)
-    flips_VB = flips(config.augment, batch.draws_VBU).to(device, non_blocking=True)
-    return Pair(query_BCHW, key_BCHW, rows_B, boxes_VB4, flips_VB, order_N, step / views.steps_per_epoch)
+    order_N = key_order(views.seed, step, config.batch_size) if config.moco.bn_splits > 1 else None
+    return Pair(
+        query_BCHW=view(0),
+        key_BCHW=view(1),
+        row_B=batch.rows_B.to(device, non_blocking=True),
+        boxes_VB4=batch.boxes_VB4.to(device, non_blocking=True),
+        flips_VB=flips(config.augment, batch.draws_VBU).to(device, non_blocking=True),
+        key_order_N=None if order_N is None else order_N.to(device, non_blocking=True),
+        epoch=step / views.steps_per_epoch,
+    )
 
 
 def layout_of(config: Pretrain) -> torch.memory_format:
-    """How images and convolutions lie in memory."""
+    """Memory format of images and convolutions."""
     return torch.channels_last if config.channels_last else torch.contiguous_format

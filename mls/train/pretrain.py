@@ -6,7 +6,6 @@ torchrun --nproc-per-node 2 -m mls pretrain mls        # the same on two GPUs; p
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -25,15 +24,15 @@ from mls.runtime.checkpoint import NAME, save_checkpoint
 from mls.runtime.collectives import rank, world
 from mls.runtime.device import set_up
 from mls.runtime.errors import MlsError
+from mls.runtime.files import write_csv, write_json
 from mls.train.log import write_curves
 from mls.train.loop import Trainer
 
 
 def run(context: Context) -> None:
-    """Make the pretraining artifact: weights, and for trained ones final state, curves and metrics.
+    """Make the pretraining artifact: the weights; for trained methods also final state, curves and metrics.
 
-    With several ranks all of them train and rank 0 writes. The running statistics of batch norm that
-    are kept are the mean over groups and ranks.
+    All ranks train, and rank 0 writes.
     """
     config: Pretrain = context.job.config
     if rank() > 0 and config.method not in TRAINED:
@@ -42,19 +41,10 @@ def run(context: Context) -> None:
     metrics: dict[str, Any] = {"steps": 0}
     backbone: nn.Module
     if config.method in TRAINED:
-        check_ranks(config, device)
-        if config.resident == "cuda" and device.type != "cuda":
-            raise MlsError("pretrain.resident is 'cuda', but this run is on the CPU; use 'cpu' or 'no'")
-        store, threads = ImageStore(context.inputs["data"].path), context.execution.threads
-        views = TwoViews(store, config, context.job.seed, rank(), world(), threads)
-        trainer = Trainer(context, build_method(config), views, device)
-        trainer.run()
+        trainer = train(context, config, device)
         if rank() > 0:
             return
-        write_trained(context, trainer, views)
-        last = {k: v for row in trainer.curves.rows for k, v in row.items() if not math.isnan(v)}
-        metrics = {k: v for k, v in last.items() if k not in ("step", "epoch", "lr")}
-        metrics |= {"steps": views.steps, "nonfinite_steps": trainer.nonfinite}
+        metrics = write_training(context, trainer)
         backbone = trainer.method.get_submodule(trainer.method.exported)
     elif config.method == "weights":
         backbone = load_weights(config, context.log)
@@ -63,35 +53,53 @@ def run(context: Context) -> None:
     else:
         backbone = build_backbone(config.backbone)
     save_backbone(backbone, context.out / "backbone.safetensors")
-    (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(metrics, context.out / "metrics.json", indent=1)
+
+
+def train(context: Context, config: Pretrain, device: torch.device) -> Trainer:
+    """Train this rank's share of a run; return the finished trainer.
+
+    Raises:
+        MlsError: the device or the number of ranks does not fit the params.
+    """
+    check_ranks(config, device)
+    if config.resident == "cuda" and device.type != "cuda":
+        raise MlsError("pretrain.resident is 'cuda', but this run is on the CPU; use 'cpu' or 'no'")
+    store, threads = ImageStore(context.inputs["data"].path), context.execution.threads
+    views = TwoViews(store, config, context.job.seed, rank(), world(), threads)
+    trainer = Trainer(context, config, build_method(config), views, device)
+    trainer.run()
+    return trainer
 
 
 def check_ranks(config: Pretrain, device: torch.device) -> None:
-    """Stop where so many ranks can't compute what the params say.
+    """Check that this number of ranks can compute what the params say.
 
     Raises:
-        MlsError: says what to set.
+        MlsError: it can't; says what to set.
     """
     splits = config.moco.bn_splits
     if world() == 1:
         return
     if splits == 1 and device.type != "cuda":
         raise MlsError(
-            f"moco.bn_splits 1 over {world()} ranks is SyncBN, which torch has for GPUs alone; "
+            f"moco.bn_splits 1 over {world()} ranks is SyncBN, which torch only has for GPUs; "
             f"set moco.bn_splits to a multiple of {world()}, or use one rank"
         )
     if splits > 1 and splits % world():
         raise MlsError(
-            f"moco.bn_splits {splits} groups can't be shared evenly by {world()} ranks; "
-            "use a number of ranks that divides it"
+            f"{world()} ranks can't share moco.bn_splits {splits} groups evenly; "
+            f"use a number of ranks that divides {splits}"
         )
 
 
-def write_trained(context: Context, trainer: Trainer, views: TwoViews) -> None:
-    """Write what only a trained backbone has: final state, curves, speed, derived values."""
+def write_training(context: Context, trainer: Trainer) -> dict[str, Any]:
+    """Write final state, curves, speed and derived values of a training; return its metrics."""
+    views, rows = trainer.views, trainer.curves.rows
     save_checkpoint(trainer.state(), context.out / NAME)
-    write_curves(trainer.curves.rows, context.out / "curves.csv")
-    timing = "".join(f"{step},{rate:.1f}\n" for step, rate in trainer.speed)
-    (context.out / "timing.csv").write_text(f"step,images_per_s\n{timing}", encoding="utf-8")
+    write_curves(rows, context.out / "curves.csv")
+    write_csv([{"step": trainer.step, "images_per_s": trainer.images_per_s}], context.out / "timing.csv")
     derived = {"steps": views.steps, "steps_per_epoch": views.steps_per_epoch, "train_images": len(views.rows)}
-    (context.out / "derived.json").write_text(json.dumps(derived), encoding="utf-8")
+    write_json(derived, context.out / "derived.json")
+    last = {k: v for row in rows for k, v in row.items() if k not in ("step", "epoch", "lr") and not math.isnan(v)}
+    return last | {"steps": views.steps, "nonfinite_steps": trainer.nonfinite}

@@ -96,13 +96,13 @@ def test_a_batch_without_crops_takes_those_of_the_resident_images(store: ImageSt
     batch = without[1]
     assert batch.crops_VBCHW is None
     kept = Resident(store, without.rows, 1)
-    ours = pair_of(batch, without, 1, CPU, kept)
-    theirs = pair_of(with_crops[1], with_crops, 1, CPU)
+    ours = pair_of(batch, without, without.config, 1, CPU, kept)
+    theirs = pair_of(with_crops[1], with_crops, with_crops.config, 1, CPU)
     one_level = 1.01 / 255 / 0.224
     assert torch.allclose(ours.query_BCHW, theirs.query_BCHW, atol=one_level)
     assert torch.allclose(ours.key_BCHW, theirs.key_BCHW, atol=one_level)
     with pytest.raises(ValueError, match="needs resident images"):
-        pair_of(batch, without, 1, CPU)
+        pair_of(batch, without, without.config, 1, CPU)
 
 
 def test_what_does_not_fit_is_refused_before_memory_is_taken(
@@ -160,7 +160,8 @@ def test_training_with_resident_images(kept: str, tmp_path: Path, monkeypatch: p
         work = tmp_path / choice
         work.mkdir()
         views = TwoViews(ImageStore(data.path), job.config, 0)
-        trainer = Trainer(Context(job, "run", work, work, execution, {}, plan), MLS(job.config), views, device)
+        context = Context(job, "run", work, work, execution, {}, plan)
+        trainer = Trainer(context, job.config, MLS(job.config), views, device)
         trainer.run()
         losses[choice] = [row["loss"] for row in trainer.curves.rows]
     assert len(losses["no"]) == 3

@@ -11,8 +11,9 @@ import torch
 
 from mls.config.methods import Mls
 from mls.methods.method import Embedded
-from mls.methods.mls import MLS, multi_label_loss, pseudo_labels, true_neighbours, weight_at
+from mls.methods.mls import MLS, multi_label_loss, weight_at
 from mls.methods.moco import MoCo
+from mls.methods.pseudo_labels import pseudo_labels, true_neighbours
 from mls.runtime import collectives
 from tests.methods.support import TRUE, build, config, pair, unit
 
@@ -349,5 +350,5 @@ def test_the_truth_is_no_part_of_the_method() -> None:
     method = truthful()
     assert method.state_dict().keys() == build(MoCo).state_dict().keys()
     method.truth_RC = None
-    with pytest.raises(RuntimeError, match="label_space is truth, and nobody gave truth_RC"):
+    with pytest.raises(RuntimeError, match="needs use_labels first"):
         method(pair())

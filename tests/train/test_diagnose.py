@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mls.methods.method import Embedded
-from mls.methods.mls import MLS, multi_label_loss, pseudo_labels
+from mls.methods.mls import MLS, multi_label_loss
 from mls.methods.moco import MoCo, info_nce
+from mls.methods.pseudo_labels import pseudo_labels
 from mls.train.diagnose import diagnose, gradients
 from tests.methods.support import TRUE, build, config, pair
 
@@ -175,7 +176,7 @@ def test_agreement_of_the_truth_is_that_of_its_own_labels() -> None:
     found = {}
     for space in ("truth", "backbone"):
         mls = build(MLS, config(label_space=space, topk=4))
-        mls.truth_RC = labels_RC if space == "truth" else None
+        mls.use_labels(labels_RC)
         mls(pair(8))
         mls.finish_step(TRUE)
         mls(pair(8, seed=1))

@@ -27,11 +27,7 @@ from mls.runtime.checkpoint import load_resumable
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.train import loop
 from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
-
-
-def job_of(plan: Plan, run: str) -> Job:
-    (job,) = plan.find("pretrain", run)
-    return job
+from tests.train.support import job_of
 
 
 def contents(job: Job) -> dict[str, bytes]:

@@ -7,12 +7,12 @@ import math
 import pytest
 
 from mls.config.experiment import Optimizer
-from mls.train.schedule import learning_rate
+from mls.train.schedule import warmup_cosine
 
 
 def test_without_warmup_it_is_half_a_cosine_from_lr_to_zero() -> None:
     config = Optimizer(lr=0.3)
-    rates = [learning_rate(step, 100, 10, config) for step in range(101)]
+    rates = [warmup_cosine(step, 100, 10, config) for step in range(101)]
     assert rates == [0.5 * 0.3 * (1 + math.cos(math.pi * step / 100)) for step in range(101)]
     assert rates[0] == 0.3
     assert rates[50] == pytest.approx(0.15)
@@ -21,19 +21,19 @@ def test_without_warmup_it_is_half_a_cosine_from_lr_to_zero() -> None:
 
 def test_warmup_rises_evenly_and_the_cosine_takes_the_rest() -> None:
     config = Optimizer(lr=0.5, warmup_epochs=1.6)  # of 5 steps: 8 steps
-    rates = [learning_rate(step, 40, 5, config) for step in range(41)]
+    rates = [warmup_cosine(step, 40, 5, config) for step in range(41)]
     assert rates[:8] == pytest.approx([0.5 * n / 9 for n in range(1, 9)])
     assert rates[8] == 0.5 == max(rates)
-    assert rates[8:] == [learning_rate(step, 32, 5, Optimizer(lr=0.5)) for step in range(33)]
+    assert rates[8:] == [warmup_cosine(step, 32, 5, Optimizer(lr=0.5)) for step in range(33)]
 
 
 def test_part_of_a_step_is_rounded() -> None:
     for epochs, peak in ((0.24, 0), (0.26, 1), (0.29, 1), (0.76, 2)):
         config = Optimizer(lr=1.0, warmup_epochs=epochs)
-        assert [learning_rate(step, 20, 2, config) for step in range(20)].index(1.0) == peak
+        assert [warmup_cosine(step, 20, 2, config) for step in range(20)].index(1.0) == peak
 
 
 def test_warmup_counts_in_epochs() -> None:
     config = Optimizer(lr=1.0, warmup_epochs=0.29)
-    assert learning_rate(28, 1000, 100, config) < 1
-    assert learning_rate(29, 1000, 100, config) == 1
+    assert warmup_cosine(28, 1000, 100, config) < 1
+    assert warmup_cosine(29, 1000, 100, config) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +12,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mls.train.pretrain
-from mls.data.image_store import ImageStore
-from mls.data.loader import TwoViews
-from mls.methods.method import Pair, build_method
+from mls.methods.method import Pair
 from mls.methods.moco import MoCo
 from mls.pipeline.plan import Plan
-from mls.pipeline.runner import Context, run_stage
-from mls.runtime.device import set_up
-from mls.train import loop
+from mls.pipeline.runner import run_stage
 from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
-from tests.train.test_loop import job_of
+from tests.train.support import job_of, trainer_of
 
 READS = (
     torch.ops.aten._local_scalar_dense.default,
@@ -103,16 +98,6 @@ def test_layouts_agree(plan: Plan) -> None:
     one, two = (trainer.window.means() for trainer in trainers)
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     assert trainers[1].method.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def trainer_of(plan: Plan, run: str = "mls") -> loop.Trainer:
-    """A trainer before its first step."""
-    job = job_of(plan, run)
-    execution = plan.loaded.experiment.execution
-    device = set_up(execution.device, execution.threads, 0)
-    views = TwoViews(ImageStore(plan.stage("data")[0].path), job.config, 0)
-    context = Context(job, run, Path("out"), job.work, execution, {}, plan)
-    return loop.Trainer(context, build_method(job.config), views, device)
 
 
 def test_the_log_explains_a_rising_loss_and_a_large_dictionary(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

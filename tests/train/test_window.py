@@ -1,4 +1,4 @@
-"""A window of the curves that a checkpoint of other code began is refused by name."""
+"""A window that different code began, in a checkpoint, is rejected."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from mls.train.window import Window
 CPU, TRUE = torch.device("cpu"), torch.tensor(True)
 
 
-def test_a_window_goes_on_with_its_own_names_alone() -> None:
+def scalars(**values: float) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def test_a_resumed_window_only_accepts_its_own_names() -> None:
     saved = Window()
-    saved.add(["loss"], torch.tensor([1.0]), TRUE)
+    saved.add(scalars(loss=1.0), TRUE)
     resumed, other = Window(), Window()
     for window in (resumed, other):
         window.load(saved.state(), CPU)
     with pytest.raises(MlsError, match="saved by code that logs other values; remove the run's folder"):
-        other.add(["loss", "queue_mean"], torch.tensor([1.0, 2.0]), TRUE)
-    resumed.add(["loss"], torch.tensor([3.0]), TRUE)
+        other.add(scalars(loss=1.0, queue_mean=2.0), TRUE)
+    resumed.add(scalars(loss=3.0), TRUE)
     assert resumed.means() == {"loss": 2.0}
-    resumed.add(["loss", "queue_mean"], torch.tensor([1.0, 2.0]), TRUE)
+    resumed.add(scalars(loss=1.0, queue_mean=2.0), TRUE)
     assert resumed.means() == {"loss": 1.0, "queue_mean": 2.0}, "a new window may have other names"

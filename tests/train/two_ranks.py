@@ -1,4 +1,4 @@
-"""Steps of one small run in float64, on as many ranks as there are; what they give is written for a test.
+"""Train a few steps of small runs in float64, on as many ranks as there are, and save the results for a test.
 
 torchrun --standalone --nproc-per-node 2 -m tests.train.two_ranks OUT METHOD,SPLITS,STEPS[,POISONED STEP] ...
 """
@@ -24,7 +24,7 @@ from tests.conftest import SMALL, plan_of, with_peers
 
 
 def plan(splits: int) -> Plan:
-    """8 epochs of 3 steps of 16 images; batch norm in some groups (of 4 at least: of 2 the gradients explode)."""
+    """8 epochs of 3 steps of 16 images; groups of batch norm need at least 4 images: with 2 the gradients explode."""
     data = {"scenes": {**SMALL["datasets"]["scenes"], "train": 48}}
     moco = {**SMALL["pretrain"]["moco"], "bn_splits": splits}
     pretrain = {**SMALL["pretrain"], "epochs": 8, "batch_size": 16, "moco": moco}
@@ -32,9 +32,10 @@ def plan(splits: int) -> Plan:
 
 
 def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, Any]:
-    """Train; return each step's losses, and after the first step gradients, dictionary and all else.
+    """Train; return each step's losses, gradients and state after the first step, and the state at the end.
 
-    At the step ``poisoned`` the last rank's loss is not a number; ``changed`` names what it changed all the same.
+    At the step ``poisoned`` the last rank's loss is NaN; ``changed`` names what that step changed, which should be
+    nothing.
     """
     chosen = plan(splits)
     (job,) = chosen.find("pretrain", run)
@@ -47,7 +48,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
         device = set_up(execution.device, execution.threads, 0)
         views = TwoViews(ImageStore(data.path), job.config, 0, rank(), world())
         method = build_method(job.config)
-        trainer = Trainer(context, method, views, device)
+        trainer = Trainer(context, job.config, method, views, device)
         original = method.losses
 
         def losses(e: Any) -> dict[str, torch.Tensor]:
@@ -62,8 +63,7 @@ def trace(run: str, splits: int, steps: int, poisoned: int = -1) -> dict[str, An
             if trainer.step == poisoned + 1:
                 found["changed"] = [n for n, value in snapshot(method).items() if not torch.equal(value, before[n])]
             means = trainer.window.means()
-            terms = trainer.names[: trainer.names.index("accuracy")]
-            found["losses"].append([means[k] for k in (*terms, "accuracy", "grad_norm")])
+            found["losses"].append([means[k] for k in (*trainer.loss_names, "accuracy", "grad_norm")])
             if trainer.step == 1:
                 found["gradients"] = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
                 found["state"] = snapshot(method)
