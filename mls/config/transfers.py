@@ -40,7 +40,7 @@ class TransferSection(Section):
     momentum: Momentum = 0.9
     """Of SGD."""
     made_by: ClassVar[str]
-    """``module:Class`` of what trains it, a `mls.transfer.interface.Transfer`."""
+    """``module:Class`` of what trains it, a `mls.transfer.interface.TransferTask`."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class TorchvisionDetector(TransferSection):
 
     kind: Literal["instance", "detection"]
     backend: Literal["torchvision"] = "torchvision"
-    made_by = "mls.transfer.detection:Detection"
+    made_by = "mls.transfer.detection:TorchvisionDetection"
     image_size: Annotated[int, Field(ge=32)] = 800
     """Shorter side in training and testing, pixels (longer side: at most 5/3 of it)."""
     epochs: Positive = 12.0
