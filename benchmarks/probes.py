@@ -39,9 +39,10 @@ import sklearn
 import torch
 
 from mls.config.probes import SvmProbe
-from mls.metrics import Scores, mean_average_precision
+from mls.metrics import Scores, Truth, mean_average_precision
 from mls.pipeline.provenance import code
 from mls.probe import linear
+from mls.probe.feature_set import Images
 
 RESULTS = Path(__file__).resolve().parent / "results" / "probes.csv"
 COLUMNS = """date measured round images features classes decay strengths threads seconds cpu_seconds chosen test_mAP
@@ -148,21 +149,26 @@ Side = tuple[Callable[[np.ndarray], Scores], object, int]
 """Gives the scores of features, what was chosen, and the number of candidates."""
 
 
+def images_of(features_ND: np.ndarray, truth_NC: Truth) -> Images:
+    """Images without names of which no class is ignored."""
+    return Images(np.arange(len(truth_NC)), [""] * len(truth_NC), features_ND, truth_NC, np.zeros_like(truth_NC))
+
+
 def logistic(args: argparse.Namespace, train: Split, val: Split) -> Side:
     """mls.probe.linear."""
     names = [str(c) for c in range(args.classes)]
     options: dict[str, Any] = {"multi_label": True, "names": names, "threads": args.threads}
-    fitted = linear.fit(*train, *val, strengths=args.strengths, **options)
+    fitted = linear.fit_strengths(images_of(*train), images_of(*val), strengths=args.strengths, **options)
     return fitted.scores, fitted.strength, len(args.strengths)
 
 
 def svm(args: argparse.Namespace, train: Split, val: Split) -> Side:
     """mls.probe.svm, VISSL's protocol, on train alone: as many images as the others."""
-    from mls.probe.svm import fit
+    from mls.probe.svm import fit_costs
 
     task = SvmProbe(kind="svm", dataset="none")
     options: dict[str, Any] = {"names": [str(c) for c in range(args.classes)], "multi_label": True}
-    fitted = fit(*train, costs=task.costs, folds=task.folds, threads=args.threads, **options)
+    fitted = fit_costs(images_of(*train), costs=task.costs, folds=task.folds, threads=args.threads, **options)
     return fitted.scores, "per class", len(task.costs)
 
 

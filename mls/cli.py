@@ -169,10 +169,10 @@ def report(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """Recompute the metrics of a probe or transfer from its predictions (or from a .parquet file)."""
-    from mls.probe.score import print_score
+    from mls.probe.score import print_probe_score
 
     if args.target.endswith(".parquet"):
-        return print_score(Path(args.target))
+        return print_probe_score(Path(args.target))
     from mls.pipeline.artifact import open_artifact
 
     plan = plan_here(args.experiment)
@@ -180,12 +180,12 @@ def score(args: argparse.Namespace) -> None:
         print(f"{plan.name(job)}\n", flush=True)
         artifact = open_artifact(job.path)
         if job.stage == "probe":
-            print_score(artifact.file("predictions.parquet"))
+            print_probe_score(artifact.file("predictions.parquet"))
             continue
         from mls.data.image_store import ImageStore
-        from mls.transfer.rescore import print_score as print_transfer
+        from mls.transfer.rescore import print_transfer_score
 
-        print_transfer(job.config, ImageStore(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
+        print_transfer_score(job.config, ImageStore(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
     return None
 
 

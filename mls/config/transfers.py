@@ -57,7 +57,7 @@ class TorchvisionDetector(TransferSection):
 
     kind: Literal["instance", "detection"]
     backend: Literal["torchvision"] = "torchvision"
-    made_by = "mls.transfer.detection:Detection"
+    made_by = "mls.transfer.detection:TorchvisionDetection"
     image_size: Annotated[int, Field(ge=32)] = 800
     """Shorter side in training and testing, pixels; the longer side is at most 5/3 of it."""
     epochs: Positive = 12.0

@@ -1,28 +1,29 @@
-"""How far a metric would move with other test images: 95 % bootstrap intervals over images.
+"""How much a metric would vary with other test images: 95 % bootstrap intervals over images.
 
     found = average_precision_intervals(scores_NC, truth_NC, ignored_NC)
     found.mean, found.per_class[0]                # (low, high) of mAP, and of the first class
-    mean_intervals(ap_NC).mean                    # of a mean over images, then over classes; NaN counts nowhere
+    mean_intervals(ap_NC).mean                    # of a mean over images, then over classes; NaNs are left out
     mean_intervals(hits(scores_NC, truth_NC)[:, None]).mean                               # of top-1
 
-Basic intervals [Davison and Hinkley, 1997, section 5.2] of 1000 resamples of the images with replacement: as far as
-resamples lie above the sample's value, so far may the true one lie below it, ``2 x - high`` to ``2 x - low``, cut to
-shares. They cover the sampling of test images alone: neither another pretraining nor another training of the
-classifier.
+Basic intervals [Davison and Hinkley, 1997, section 5.2] of 1000 resamples of the images with replacement: the sample's
+value ``x`` and the resamples' quantiles ``low`` and ``high`` give ``2 x - high`` to ``2 x - low``, clipped to 0 to 1.
+They cover only the sampling of test images, not the variation between pretrainings or trainings of the classifier.
 
-Percentile intervals (``low`` to ``high``) would mislead: average precision of few positives is too high on average, and
-a resample's is higher still. Of simulated test sets with normal scores, 20 classes and 7 % positive, a weak classifier
-(mAP 22) had the mAP of endless images in its percentile and its basic interval in 0.80 and 0.93 of the sets of 5,000
-images, in 0.42 and 0.90 of 1,000, in 0.05 and 0.87 of 300; a good one (88) in 0.95 and 0.92 of 300. On very small sets
-(100 images, 80 classes: 0.00 and 0.28) the value itself is what misleads, and no interval helps.
+Percentile intervals (``low`` to ``high``) would mislead: average precision on few positives is biased upwards, and a
+resample's even more. In simulated test sets with normal scores, 20 classes and 7 % positives, the mAP on infinitely
+many images lay within the percentile and the basic interval in these shares of the sets: for a weak classifier (mAP
+22) in 0.80 and 0.93 with 5,000 images, 0.42 and 0.90 with 1,000, 0.05 and 0.87 with 300; for a good one (mAP 88) in
+0.95 and 0.92 with 300. On very small sets (100 images, 80 classes: 0.00 and 0.28) the value itself misleads, and no
+interval helps.
 
-A resample is a weight per image, the times it was drawn, so scores are sorted once and not 1000 times. Average
-precision is `mls.metrics`' ``area``. A resample that holds no positive of a class has no value of it: that
-class is left out of this resample's mean, and this resample out of that class's interval.
+A resample is a weight per image, the number of times it was drawn, so scores are sorted once and not 1000 times.
+Average precision is the ``area`` of `mls.metrics`. If a resample holds no positive of a class, its mean leaves out that
+class, and the interval of that class leaves out the resample.
 
-The same numbers come out whatever the number of threads: sums run through scipy's sparse products, which have one.
-Memory: about that of the scores, and `WEIGHTS` numbers. Shape legend: N images, C classes, R resamples (of
-a block), K distinct scores that a positive image has.
+The numbers do not depend on the number of threads: sums run through scipy's sparse products, which use one.
+Memory: about that of the scores, and `WEIGHTS` numbers.
+
+Shape legend: N images, C classes, R resamples (of a block), K distinct scores of positive images.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ RESAMPLES = 1000
 LEVEL = 0.95
 SEED = 0
 BLOCK = 64
-"""Resamples that are weighed at a time: few enough that a class's sums stay in the processor's cache."""
+"""Resamples per block: few enough that a class's sums stay in the processor's cache."""
 WEIGHTS = 2**22
-"""Weights that are held at a time, at most (unless there are more images)."""
+"""Greatest number of weights in memory at a time (or one per image, if that is more)."""
 
 Interval = tuple[float, float]
 Values = NDArray[np.float64]
@@ -50,16 +51,11 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Intervals:
-    """Low and high ends, shares; None where the sample, or every resample, has no value."""
+    """Low and high ends, shares; None if the sample or every resample has no value."""
 
     mean: Interval | None
     """Of the mean over the classes."""
     per_class: list[Interval | None]
-
-
-def percent(interval: Interval | None) -> list[float] | None:
-    """An interval of shares as ``metrics.json`` has it."""
-    return None if interval is None else [100 * end for end in interval]
 
 
 def average_precision_intervals(
@@ -69,7 +65,7 @@ def average_precision_intervals(
 
     Args:
         scores_NC: higher for likelier; not NaN.
-        truth_NC: what is so.
+        truth_NC: true classes.
         ignored_NC: pairs of image and class that don't count; default: none.
         resamples: how many.
     """
@@ -77,10 +73,10 @@ def average_precision_intervals(
 
 
 def mean_intervals(values_NC: Values | Truth, *, resamples: int = RESAMPLES) -> Intervals:
-    """Intervals of each class's mean over images, and of the mean of these.
+    """Intervals of each class's mean over images, and of the mean over classes.
 
     Args:
-        values_NC: any value of an image; NaN where it has none of that class.
+        values_NC: a value per image and class; NaN where there is none.
         resamples: how many.
     """
     present_NC = ~np.isnan(values_NC)
@@ -96,7 +92,7 @@ def intervals(values_CR: Values) -> Intervals:
     """Intervals of each class's values and of their mean over classes.
 
     Args:
-        values_CR: column 0: the sample's own; the others: the resamples'.
+        values_CR: column 0 is of the sample, the others of the resamples.
     """
     defined_CR = ~np.isnan(values_CR)
     count_R = defined_CR.sum(axis=0)
@@ -119,7 +115,7 @@ def resampled_average_precisions(
 ) -> Values:
     """Average precision of each class, float64 (C, 1 + resamples); NaN where it has no positive.
 
-    Column 0 is of the images as they are.
+    Column 0 is of the sample itself.
     """
     counts_NC = np.ones_like(truth_NC) if ignored_NC is None else ~ignored_NC
     columns = zip(scores_NC.T, truth_NC.T, counts_NC.T, strict=True)
@@ -134,7 +130,7 @@ def resampled_average_precisions(
 def weights(n: int, resamples: int) -> Iterator[Scores]:
     """Yield how often each image is drawn in each resample: float32 whole numbers (N, R), a block at a time.
 
-    First comes a block of one: every image once.
+    The first block is the sample itself: one column, every image once.
     """
     yield np.ones((n, 1), dtype=np.float32)
     rng = np.random.default_rng(SEED)
@@ -148,13 +144,13 @@ def weights(n: int, resamples: int) -> Iterator[Scores]:
 
 @dataclass(frozen=True)
 class Sorted:
-    """One class's images, sorted: two sparse matrices of ones that gather weights between positives.
+    """One class's images, sorted by score: two sparse matrices of ones that sum weights between positives.
 
-    Only where recall grows does average precision change, so sums are wanted at the K scores that a positive has.
+    Average precision changes only where recall grows, so sums are needed only at the K scores of positives.
     """
 
     images_KN: csr_array
-    """Row k: the images whose score is score k or above it, down from score k - 1."""
+    """Row k: the images with scores from score k up to, but without, score k - 1."""
     positives_KN: csr_array
     """Row k: the positive images among them; all have score k."""
 
@@ -180,7 +176,7 @@ class Sorted:
         new_KR = (self.positives_KN @ weights_NR).astype(np.float64)
         found_KR = np.cumsum(new_KR, axis=0)
         all_KR = np.cumsum(self.images_KN @ weights_NR, axis=0, dtype=np.float64)
-        # where nothing is drawn yet nothing is found either: 0 / 1
+        # before the first drawn image both are 0, which gives 0 / 1
         area_R, found_R = (new_KR * found_KR / np.maximum(all_KR, 1)).sum(axis=0), found_KR[-1]
         return np.divide(area_R, found_R, np.full(len(area_R), np.nan), where=found_R > 0)
 

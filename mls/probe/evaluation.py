@@ -1,17 +1,17 @@
-"""Scores of a split's images and what is true of them: ``predictions.parquet``, and the metrics that follow from it.
+"""Scores of a split's images and their labels: ``predictions.parquet``, and the metrics that follow from it.
 
-    judged = Evaluation(rows_N, names, "test", classes, multi_label, truth_NC, ignored_NC, scores_NC, decided=True)
-    write_predictions(judged, out / "predictions.parquet")
-    metrics = summarise(read_predictions(out / "predictions.parquet"))     # the same as summarise(judged)
+    found = Evaluation(rows_N, names, "test", classes, multi_label, truth_NC, ignored_NC, scores_NC, decided=True)
+    write_predictions(found, out / "predictions.parquet")
+    metrics = summarise(read_predictions(out / "predictions.parquet"))     # the same as summarise(found)
 
-| column | what |
+| column | content |
 |---|---|
 | ``image``, ``name``, ``split`` | the row of the data artifact, the image's name, ``test`` or ``val`` |
 | ``classes``, ``ignored`` | indices of its classes, and of those that count neither for nor against it |
 | ``score:<class>`` | float32, one column per class, in the classes' order |
 
-The schema's metadata holds, under ``mls``, JSON of ``classes``, ``multi_label`` and ``decided``: the file says all
-that a metric needs. Equal scores make equal bytes.
+The schema's metadata holds JSON of ``classes``, ``multi_label`` and ``decided`` under ``mls``, so the file says
+everything that a metric needs. Equal scores give equal bytes.
 
 Shape legend: N images, C classes.
 """
@@ -19,6 +19,7 @@ Shape legend: N images, C classes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mls.metrics import Scores, Truth, average_precisions, decisions, hits, mean_average_precision, top1
-from mls.probe.bootstrap import LEVEL, RESAMPLES, average_precision_intervals, mean_intervals, percent
+from mls.probe.bootstrap import LEVEL, RESAMPLES, Interval, Intervals, average_precision_intervals, mean_intervals
+from mls.probe.columns import AGAIN, IMAGE, LABELS, check_columns, listed, read_table, unlisted
 from mls.runtime.errors import MlsError
 
 SPLITS = ("test", "val")
 KEY = b"mls"
-AGAIN = "make the probe again"
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Scores of some images beside what is true of them: all that a metric needs.
+    """Scores of some images and their labels: everything that a metric needs.
 
     Raises:
-        MlsError: no images or no classes, a class named twice, another split, scores that are NaN, a class that is
-            both true and ignored, or an image of a single-label set that has not one class.
-        ValueError: arrays whose shapes or types do not match (a fault of the caller's code).
+        MlsError: no images or no classes, two classes of one name, a wrong split, scores that are NaN, a class that is
+            both true and ignored, or an image of a single-label set without exactly one class.
+        ValueError: arrays whose shapes or types do not match (a bug of the caller).
     """
 
     rows_N: NDArray[np.int64]
@@ -62,18 +63,21 @@ class Evaluation:
     """Whether a score of 0 means even odds, so that precision and recall of "score > 0" make sense."""
 
     def __post_init__(self) -> None:
-        """Check all that the metrics rely on."""
+        """Check what the metrics rely on."""
         shape = len(self.names), len(self.classes)
-        for name, dtype in (("truth_NC", np.bool_), ("ignored_NC", np.bool_), ("scores_NC", np.float32)):
+        for name, dtype, wanted in (
+            ("truth_NC", np.bool_, shape),
+            ("ignored_NC", np.bool_, shape),
+            ("scores_NC", np.float32, shape),
+            ("rows_N", np.int64, shape[:1]),
+        ):
             found = getattr(self, name)
-            if found.shape != shape or found.dtype != dtype:
-                raise ValueError(f"{name} is {found.dtype} {found.shape}, not {np.dtype(dtype)} {shape}")
-        if self.rows_N.shape != shape[:1] or self.rows_N.dtype != np.int64:
-            raise ValueError(f"rows_N is {self.rows_N.dtype} {self.rows_N.shape}, not int64 {shape[:1]}")
+            if found.shape != wanted or found.dtype != dtype:
+                raise ValueError(f"{name} is {found.dtype} {found.shape}, not {np.dtype(dtype)} {wanted}")
         if self.split not in SPLITS:
-            raise MlsError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
+            raise MlsError(f"split {self.split!r} is not {' or '.join(SPLITS)}")
         if not all(shape):
-            raise MlsError(f"there is nothing to judge: {shape[0]} images of {self.split}, {shape[1]} classes")
+            raise MlsError(f"there is nothing to evaluate: {shape[0]} images of {self.split}, {shape[1]} classes")
         if twice := sorted({name for name in self.classes if self.classes.count(name) > 1}):
             raise MlsError(f"two classes have the same name: {', '.join(twice)}; rename one in the data set")
         if (wrong_NC := np.isnan(self.scores_NC)).any():
@@ -88,67 +92,88 @@ class Evaluation:
         if not self.multi_label and (wrong_N := (self.truth_NC.sum(axis=1) != 1) | self.ignored_NC.any(axis=1)).any():
             raise MlsError(
                 f"each image of a single-label set has one class and ignores none; {wrong_N.sum()} of {shape[0]} "
-                f"{self.split} images are not so; the first: {self.names[int(wrong_N.argmax())]}"
+                f"{self.split} images break this rule; the first: {self.names[int(wrong_N.argmax())]}"
             )
 
 
-def summarise(judged: Evaluation) -> dict[str, Any]:
-    """Return what ``metrics.json`` says of these scores, in percent.
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the metrics of some scores for ``metrics.json``, in percent.
 
-    Of test: ``mAP``, ``mAP_11`` and ``mAP_envelope`` (see `mls.metrics`), with ``decided`` also ``CP`` ..
-    ``OF1``; or ``top1``. Of val: ``val``, which is mAP or top-1. ``per_class`` is average precision (``area``), also
-    for single-label sets; None, and listed in ``undefined_classes``, where no image is positive: mAP is the mean of
-    the others. ``interval`` holds the 95 % intervals (see `mls.probe.bootstrap`) of the headline and of each class.
+    On test: ``mAP``, ``mAP_11`` and ``mAP_envelope`` (see `mls.metrics`), with ``decided`` also ``CP`` ..
+    ``OF1``; or ``top1``. On val: ``val``, which is mAP or top-1. See `class_metrics` for the others; ``per_class`` is
+    average precision (``area``), also for single-label sets.
 
     Raises:
         MlsError: no image of a multi-label split is positive.
     """
-    arrays = judged.scores_NC, judged.truth_NC, judged.ignored_NC
+    arrays = evaluation.scores_NC, evaluation.truth_NC, evaluation.ignored_NC
     per_class_C = average_precisions(*arrays)
-    if judged.multi_label and np.isnan(per_class_C).all():
-        raise MlsError(f"the {judged.split} split of this dataset has no positive image of any class")
-    sampled = average_precision_intervals(*arrays)
-    if judged.multi_label:
-        headline, spread = "mAP", sampled.mean
-        values = {"mAP": mean_average_precision(*arrays)}
+    if evaluation.multi_label and np.isnan(per_class_C).all():
+        raise MlsError(f"the {evaluation.split} split of this dataset has no positive image of any class")
+    intervals = average_precision_intervals(*arrays)
+    if evaluation.multi_label:
+        headline, values = "mAP", {"mAP": mean_average_precision(*arrays)}
     else:
-        headline, spread = "top1", mean_intervals(hits(judged.scores_NC, judged.truth_NC)[:, None]).mean
-        values = {"top1": top1(judged.scores_NC, judged.truth_NC)}
-    if judged.split == "val":
-        values = {"val": values[headline]}
-        headline = "val"
-    elif judged.multi_label:
+        headline, values = "top1", {"top1": top1(*arrays[:2])}
+        intervals = Intervals(mean_intervals(hits(*arrays[:2])[:, None]).mean, intervals.per_class)
+    if evaluation.split == "val":
+        headline, values = "val", {"val": values[headline]}
+    elif evaluation.multi_label:
         values["mAP_11"] = mean_average_precision(*arrays, "11")
         values["mAP_envelope"] = mean_average_precision(*arrays, "envelope")
-        values |= decisions(*arrays) if judged.decided else {}
-    values_C = [None if np.isnan(value) else 100 * float(value) for value in per_class_C]
+        values |= decisions(*arrays) if evaluation.decided else {}
     return {
         **{name: 100 * value for name, value in values.items()},
-        "per_class": dict(zip(judged.classes, values_C, strict=True)),
-        "undefined_classes": [name for name, value in zip(judged.classes, values_C, strict=True) if value is None],
-        f"n_{judged.split}": len(judged.names),
+        **class_metrics(evaluation.classes, per_class_C, headline, intervals, evaluation.split),
+        f"n_{evaluation.split}": len(evaluation.names),
+    }
+
+
+def class_metrics(
+    classes: Sequence[str], values_C: NDArray[np.float64], headline: str, intervals: Intervals, split: str
+) -> dict[str, Any]:
+    """Return what ``metrics.json`` says of each class, in percent, and the intervals.
+
+    Args:
+        classes: their names.
+        values_C: shares; NaN where a class has no value. Such a class is None in ``per_class``, and listed in
+            ``undefined_classes``; the mean over the classes leaves it out.
+        headline: name of the metric that `intervals` has as ``mean``.
+        intervals: 95 % intervals of the headline and of each class, see `mls.probe.bootstrap`.
+        split: the images.
+    """
+
+    def percent(interval: Interval | None) -> list[float] | None:
+        return None if interval is None else [100 * end for end in interval]
+
+    per_class = {
+        name: None if np.isnan(value) else 100 * float(value) for name, value in zip(classes, values_C, strict=True)
+    }
+    return {
+        "per_class": per_class,
+        "undefined_classes": [name for name, value in per_class.items() if value is None],
         "interval": {
-            "covers": f"{judged.split} sampling only",
+            "covers": f"{split} sampling only",
             "resamples": RESAMPLES,
             "level": LEVEL,
-            headline: percent(spread),
-            "per_class": dict(zip(judged.classes, map(percent, sampled.per_class), strict=True)),
+            headline: percent(intervals.mean),
+            "per_class": dict(zip(classes, map(percent, intervals.per_class), strict=True)),
         },
     }
 
 
-def write_predictions(judged: Evaluation, path: Path) -> None:
-    """Write scores and truth; see the module for the columns."""
-    about = {"classes": judged.classes, "decided": judged.decided, "multi_label": judged.multi_label}
+def write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """Write scores and labels; see the module for the columns."""
+    about = {name: getattr(evaluation, name) for name in ("classes", "decided", "multi_label")}
     columns = [
-        pa.array(judged.rows_N),
-        pa.array(judged.names, pa.string()),
-        pa.array([judged.split] * len(judged.names), pa.string()),
-        _listed(judged.truth_NC),
-        _listed(judged.ignored_NC),
-        *(pa.array(scores_N) for scores_N in judged.scores_NC.T),
+        evaluation.rows_N,
+        evaluation.names,
+        [evaluation.split] * len(evaluation.names),
+        listed(evaluation.truth_NC),
+        listed(evaluation.ignored_NC),
+        *evaluation.scores_NC.T,
     ]
-    schema = _schema(judged.classes).with_metadata({KEY: json.dumps(about, sort_keys=True)})
+    schema = _schema(evaluation.classes).with_metadata({KEY: json.dumps(about, sort_keys=True)})
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
@@ -156,56 +181,38 @@ def read_predictions(path: Path) -> Evaluation:
     """Read what `write_predictions` wrote, exactly.
 
     Raises:
-        MlsError: no such file, no predictions, columns that are missing or of another type, nothing in a place, or
-            content that `Evaluation` refuses; names the file.
+        MlsError: there is no such file, it holds no predictions, its columns are missing, of a wrong type or
+            incomplete, or `Evaluation` refuses its content; names the file.
     """
+    table = read_table(path)
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except FileNotFoundError as error:
-        raise MlsError(f"{path} does not exist; name a probe's predictions.parquet") from error
-    except (OSError, pa.ArrowException) as error:
-        raise MlsError(f"{path} is no readable parquet file ({str(error).strip()}); {AGAIN}") from error
-    try:
-        return _judged(table)
+        return _evaluation(table)
     except MlsError as error:
         raise MlsError(f"{path}: {error}") from error
 
 
-def _judged(table: pa.Table) -> Evaluation:
+def _evaluation(table: pa.Table) -> Evaluation:
     if not any(name.startswith("score:") for name in table.schema.names):
         raise MlsError("holds no scores: name the predictions.parquet of a classifier")
     about = _about(table.schema.metadata or {})
-    schema = _schema(about["classes"])
-    missing = [name for name in schema.names if table.schema.names.count(name) != 1]
-    surplus = sorted(set(table.schema.names) - set(schema.names))
-    if missing or surplus:
-        problems = [f"does not hold {', '.join(missing)} once"] if missing else []
-        problems += [f"holds {', '.join(surplus)}, which is no column of it"] if surplus else []
-        raise MlsError(f"{' and '.join(problems)}; {AGAIN}")
-    for field in schema:
-        column = table[field.name]
-        if column.type != field.type:
-            raise MlsError(f"column {field.name} is {column.type}, not {field.type}; {AGAIN}")
+    classes: list[str] = about["classes"]
+    schema = _schema(classes)
+    check_columns(table, schema)
+    for name in schema.names:
+        column = table[name]
         if column.null_count or (pa.types.is_list(column.type) and column.combine_chunks().flatten().null_count):
-            raise MlsError(f"column {field.name} holds nothing in some places; {AGAIN}")
+            raise MlsError(f"column {name} has empty cells; {AGAIN}")
     splits = sorted(set(table["split"].to_pylist()))
     if len(splits) != 1:
         raise MlsError(f"holds images of {len(splits)} splits, not of one ({', '.join(splits) or 'it has no rows'})")
-    shape = len(table), len(about["classes"])
-    scores_NC = np.empty(shape, dtype=np.float32)
-    for index, name in enumerate(about["classes"]):
-        scores_NC[:, index] = table[f"score:{name}"].to_numpy()
     return Evaluation(
         rows_N=table["image"].to_numpy(),
         names=table["name"].to_pylist(),
         split=splits[0],
-        classes=about["classes"],
-        multi_label=about["multi_label"],
-        truth_NC=_unlisted(table, "classes", shape),
-        ignored_NC=_unlisted(table, "ignored", shape),
-        scores_NC=scores_NC,
-        decided=about["decided"],
+        truth_NC=unlisted(table, "classes", len(classes)),
+        ignored_NC=unlisted(table, "ignored", len(classes)),
+        scores_NC=np.stack([table[f"score:{name}"].to_numpy() for name in classes], axis=1),
+        **about,
     )
 
 
@@ -213,33 +220,14 @@ def _about(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     try:
         about = json.loads(metadata[KEY])
         names = about["classes"]
-        right = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        right = right and isinstance(about["multi_label"], bool) and isinstance(about["decided"], bool)
+        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        valid = valid and isinstance(about["multi_label"], bool) and isinstance(about["decided"], bool)
     except (KeyError, TypeError, ValueError):
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise MlsError(f"does not say its classes, multi_label and decided in its schema; {AGAIN}")
     return {key: about[key] for key in ("classes", "multi_label", "decided")}
 
 
-def _schema(classes: list[str]) -> pa.Schema:
-    fields = {"image": pa.int64(), "name": pa.string(), "split": pa.string()}
-    fields |= {"classes": pa.list_(pa.int32()), "ignored": pa.list_(pa.int32())}
-    return pa.schema([*fields.items(), *((f"score:{name}", pa.float32()) for name in classes)])
-
-
-def _listed(mask_NC: Truth) -> pa.ListArray:
-    """List each image's class indices."""
-    ends = np.append(0, np.cumsum(mask_NC.sum(axis=1)))
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(np.nonzero(mask_NC)[1], pa.int32()))
-
-
-def _unlisted(table: pa.Table, name: str, shape: tuple[int, int]) -> Truth:
-    """Undo `_listed`: bool (N, C)."""
-    lists = table[name].combine_chunks()
-    indices = lists.flatten().to_numpy()
-    if len(indices) and not (indices.min() >= 0 and indices.max() < shape[1]):
-        raise MlsError(f"column {name} holds indices that are none of its {shape[1]} classes; {AGAIN}")
-    mask_NC = np.zeros(shape, dtype=bool)
-    mask_NC[np.repeat(np.arange(shape[0]), lists.value_lengths().to_numpy()), indices] = True
-    return mask_NC
+def _schema(classes: Sequence[str]) -> pa.Schema:
+    return pa.schema([*IMAGE, *LABELS, *((f"score:{name}", pa.float32()) for name in classes)])

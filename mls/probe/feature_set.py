@@ -7,8 +7,8 @@
 
 | file | what |
 |---|---|
-| ``features.npy`` | float32 (N, D), one row an image |
-| ``images.parquet`` | of each: ``image`` (row of the data artifact), name, split, classes, ignored (class indices) |
+| ``features.npy`` | float32 (N, D), one row per image |
+| ``images.parquet`` | per image: ``image`` (row of the data artifact), name, split, classes, ignored (class indices) |
 | ``classes.json`` | names of the classes; whether an image may have several |
 
 Shape legend: N images, D features, C classes.
@@ -28,28 +28,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mls.data.image_store import ImageStore
+from mls.metrics import Truth
+from mls.probe.columns import IMAGE, LABELS, listed, unlisted
 
-SCHEMA = pa.schema(
-    {
-        "image": pa.int64(),
-        "name": pa.string(),
-        "split": pa.string(),
-        "classes": pa.list_(pa.int32()),
-        "ignored": pa.list_(pa.int32()),
-    }
-)
+SCHEMA = pa.schema([*IMAGE, *LABELS])
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one or more splits: their features, and what is true of them."""
+    """Images of one or more splits: their features and labels."""
 
     rows_N: NDArray[np.int64]
     """Rows of the data artifact."""
     names: list[str]
     features_ND: NDArray[np.float32]
-    truth_NC: NDArray[np.bool_]
-    ignored_NC: NDArray[np.bool_]
+    truth_NC: Truth
+    ignored_NC: Truth
     """Classes that count neither for nor against an image, see `mls.data.image_store.ImageStore.ignored`."""
 
 
@@ -58,7 +52,7 @@ class Parts(NamedTuple):
 
     train: Images
     val: Images
-    judged: Images
+    evaluated: Images
     """Test, or val again with ``test: false``."""
 
 
@@ -66,14 +60,14 @@ class FeatureSet:
     """A features artifact, open for reading."""
 
     def __init__(self, path: Path) -> None:
-        """Read all but the features, which are mapped.
+        """Read everything but the features, which are memory-mapped.
 
         Args:
             path: the artifact's folder (checked by ``mls.pipeline.artifact.open_artifact``).
         """
-        names = json.loads((path / "classes.json").read_text(encoding="utf-8"))
-        self.classes: list[str] = names["classes"]
-        self.multi_label: bool = names["multi_label"]
+        about = json.loads((path / "classes.json").read_text(encoding="utf-8"))
+        self.classes: list[str] = about["classes"]
+        self.multi_label: bool = about["multi_label"]
         self._features_ND = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
         self._images = pq.read_table(path / "images.parquet", schema=SCHEMA)
 
@@ -82,13 +76,8 @@ class FeatureSet:
         of_split = self._images["split"].to_numpy(zero_copy_only=False)
         places = np.concatenate([np.flatnonzero(of_split == split) for split in splits])
         table = self._images.take(pa.array(places))
-        return Images(
-            table["image"].to_numpy(),
-            table["name"].to_pylist(),
-            self._features_ND[places],
-            to_bool(table["classes"].to_pylist(), len(self.classes)),
-            to_bool(table["ignored"].to_pylist(), len(self.classes)),
-        )
+        labels = (unlisted(table, name, len(self.classes)) for name in ("classes", "ignored"))
+        return Images(table["image"].to_numpy(), table["name"].to_pylist(), self._features_ND[places], *labels)
 
 
 def write(out: Path, store: ImageStore, features: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
@@ -99,27 +88,11 @@ def write(out: Path, store: ImageStore, features: Mapping[str, tuple[NDArray[np.
         store: the data set.
         features: split -> rows and their features.
     """
-    columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-    for split, (rows, _) in features.items():
-        columns["image"] += rows.tolist()
-        columns["name"] += [store.name(int(row)) for row in rows]
-        columns["split"] += [split] * len(rows)
-        columns["classes"] += to_indices(store.labels(rows))
-        columns["ignored"] += to_indices(store.ignored(rows))
+    rows_N = np.concatenate([rows for rows, _ in features.values()])
+    names = [store.name(int(row)) for row in rows_N]
+    splits = [split for split, (rows, _) in features.items() for _ in rows]
+    columns = [rows_N, names, splits, listed(store.labels(rows_N)), listed(store.ignored(rows_N))]
     pq.write_table(pa.table(columns, schema=SCHEMA), out / "images.parquet")
     np.save(out / "features.npy", np.concatenate([part_ND for _, part_ND in features.values()]))
-    names = {"classes": store.classes, "multi_label": store.multi_label}
-    (out / "classes.json").write_text(json.dumps(names, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def to_indices(target_NC: NDArray[np.bool_]) -> list[list[int]]:
-    """Class indices of each image, ascending."""
-    return [np.flatnonzero(target_C).tolist() for target_C in target_NC]
-
-
-def to_bool(indices: list[list[int]], classes: int) -> NDArray[np.bool_]:
-    """Undo `to_indices`: bool (N, C)."""
-    target_NC = np.zeros((len(indices), classes), dtype=bool)
-    for target_C, found in zip(target_NC, indices, strict=True):
-        target_C[found] = True
-    return target_NC
+    about = {"classes": store.classes, "multi_label": store.multi_label}
+    (out / "classes.json").write_text(json.dumps(about, sort_keys=True) + "\n", encoding="utf-8")

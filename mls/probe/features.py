@@ -2,16 +2,15 @@
 
     features_ND = extract(backbone, store, store.split("train"), Features(image_size=224), device=device)
 
-The next images are decoded while the backbone is at work on the last.
+Threads decode the next images while the backbone works on the current ones.
 
-Shape legend: N images, D features, B images of a batch, C channels, H height, W width.
+Shape legend: N images, D features or logits, B images of a batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -27,16 +26,17 @@ from mls.models.backbone import LAYERS, channels_last, feature_maps
 from mls.runtime.device import autocast
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
+from mls.train.finetune import read_ahead
 
 BATCH = 64
-AHEAD = 2
-"""Batches that are prepared ahead."""
+
+Rows = Sequence[int] | NDArray[np.int64]
 
 
 def extract(
     backbone: ResNet,
     store: ImageStore,
-    rows: Sequence[int] | NDArray[np.int64],
+    rows: Rows,
     config: Features,
     device: torch.device,
     *,
@@ -58,18 +58,39 @@ def extract(
 
     Raises:
         Interrupted: a signal came; there is nothing to resume, extraction starts again.
-        MlsError: names the image that does not decode.
+        MlsError: an image does not decode; names it.
     """
     backbone.eval().to(device)
     channels_last(backbone)
+
+    def features(images_BCHW: Tensor) -> Tensor:
+        with autocast(device, config.precision):
+            return pool(backbone, images_BCHW, config.layer)
+
+    squares = prepared(store, rows, config.image_size, config.resize, config.fit, workers)
+    return outputs_of(features, squares, len(rows), device, name)
+
+
+def outputs_of(
+    network: Callable[[Tensor], Tensor], squares: Iterator[Tensor], images: int, device: torch.device, name: str
+) -> NDArray[np.float32]:
+    """Run a network in evaluation mode on batches of images; return its outputs, float32 (N, D).
+
+    Args:
+        network: takes normalised images (B, C, H, W) on ``device``.
+        squares: batches that `prepared` yields.
+        images: how many there are, for the progress bar.
+        device: where the network runs.
+        name: of the progress bar.
+
+    Raises:
+        Interrupted: a signal came; only this pass has to be run again.
+    """
     parts: list[NDArray[np.float32]] = []
-    batches = prepared(store, rows, config.image_size, config.resize, config.fit, workers)
-    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows)) as bar:
-        for images_BCHW in batches:
+    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, images) as bar:
+        for images_BCHW in squares:
             guard.stop_if_asked(lambda: None)
-            with autocast(device, config.precision):
-                pooled_BD = pool(backbone, normalise(images_BCHW, device), config.layer)
-            parts.append(pooled_BD.float().cpu().numpy())
+            parts.append(network(normalise(images_BCHW, device)).float().cpu().numpy())
             bar.advance(len(images_BCHW), count=len(images_BCHW))
     return np.concatenate(parts)
 
@@ -83,26 +104,12 @@ def pool(backbone: ResNet, images_BCHW: Tensor, layer: str) -> Tensor:
 
 
 def prepared(
-    store: ImageStore,
-    rows: Sequence[int] | NDArray[np.int64],
-    side: int,
-    resize: int | None,
-    fit: Literal["crop", "squash"],
-    workers: int,
+    store: ImageStore, rows: Rows, side: int, resize: int | None, fit: Literal["crop", "squash"], workers: int
 ) -> Iterator[Tensor]:
-    """Yield images as `square` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
+    """Yield images as `mls.data.eval_view.square` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
 
     def load(row: int) -> Tensor:
-        return square(store.decode(row), side, resize, fit)
+        return square(store.decode(int(row)), side, resize, fit)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead: deque[list[Future[Tensor]]] = deque()
-        try:
-            for start in range(0, len(rows), BATCH):
-                ahead.append([pool.submit(load, int(row)) for row in rows[start : start + BATCH]])
-                if len(ahead) > AHEAD:
-                    yield torch.stack([future.result() for future in ahead.popleft()])
-            while ahead:
-                yield torch.stack([future.result() for future in ahead.popleft()])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+    return map(partial(torch.stack, dim=0), read_ahead(batches, load, workers))

@@ -1,73 +1,97 @@
-"""A linear classifier before a ResNet, trained on images by SGD: the backbone too (``finetune``), or not (``sgd``).
+"""A linear classifier on a ResNet, trained on images by SGD, with the backbone (``finetune``) or without (``sgd``).
 
     outcome = train_and_score(
         task, store, backbone, seed=1000, device=device, execution=execution, work=work, log=log, name="probe tuned"
     )
-    outcome.scores_NC, outcome.curves       # logits of the judged split's images; rows of curves.csv
+    outcome.scores_NC, outcome.history.curves       # logits of the evaluated images; rows of curves.csv
 
-Training stops at any step and goes on bit for bit (on a CPU, at equal threads): order and views follow from the seed
-and the step alone (see ``mls.probe.finetune_data``), the classifier's first weights from the seed, and nothing else
-is random. The last state is judged; none is chosen by its score.
+Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order and views follow from the seed and
+the step alone (see `mls.probe.finetune_data`), the classifier's first weights from the seed, and nothing else is
+random. The last state is evaluated; none is chosen by its score.
 
 Shape legend: N images, B images of a batch, C classes, D features.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Execution
 from mls.config.probes import TrainedProbe
 from mls.data.augment import ColourAugment
-from mls.data.eval_view import normalise
 from mls.data.image_store import ImageStore
 from mls.models.backbone import channels_last
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
-from mls.probe.features import prepared
-from mls.probe.finetune_data import Views
-from mls.runtime.checkpoint import load_resumable, save_resumable
+from mls.probe.features import outputs_of, prepared
+from mls.probe.finetune_data import LabelledBatch, Views
 from mls.runtime.device import workers_of
 from mls.runtime.errors import DeterministicError, MlsError
-from mls.runtime.progress import Bar
-from mls.runtime.signals import InterruptGuard
-
-CURVE_EVERY = 20
-"""Steps between the rows of ``curves.csv`` and ``timing.csv``."""
-
-
-@dataclass
-class History:
-    """What the training was like: rows of ``curves.csv`` (step, loss, lr) and ``timing.csv`` (step, images_per_s)."""
-
-    curves: list[dict[str, float]] = field(default_factory=list)
-    timing: list[dict[str, float]] = field(default_factory=list)
+from mls.train.finetune import FineTuning, History, finetune
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The judged images' logits, and how they came about."""
+    """The evaluated images' logits, and how the training went."""
 
     split: str
-    """Evaluation: ``test``, or ``val`` with ``test: false``."""
+    """Evaluated split: ``test``, or ``val`` with ``test: false``."""
     rows_N: NDArray[np.int64]
-    """The judged images: rows of the data artifact."""
+    """The evaluated images: rows of the data artifact."""
     scores_NC: NDArray[np.float32]
-    """Logits. Of untrained classes: 0 in multi-label sets, else minus infinity, as of the linear probe."""
+    """Logits. Untrained classes have 0 in multi-label sets, else minus infinity, as in the linear probe."""
     untrained: list[str]
     """Classes of which the train images hold no positive or no negative."""
     train_images: int
     steps: int
     history: History
+
+
+class ClassifierTraining(FineTuning):
+    """A classifier with its views and optimiser."""
+
+    def __init__(self, model: Classifier, views: Views, device: torch.device) -> None:
+        """Move the classifier to the device and build its optimiser."""
+        channels_last(model.to(device))
+        self.model: Classifier = model
+        self.views, self.device, self.task = views, device, views.task
+        self.optimizer = make_optimizer(model, self.task)
+        self.batch_size, self.total = self.task.batch_size, views.steps
+        self.augment = ColourAugment(self.task.augment, view=0)
+        self.finite_features = torch.tensor(True)
+
+    @property
+    def trained(self) -> nn.Module:
+        """Without a frozen backbone."""
+        return self.model.trained
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, then cosine or steps, see `mls.probe.classifier.learning_rate`."""
+        return learning_rate(self.task, step, self.total)
+
+    def batches(self, steps: range, workers: int) -> Generator[LabelledBatch]:
+        """Yield crops and labels, see `mls.probe.finetune_data.Views.batches`."""
+        return self.views.batches(steps, workers)
+
+    def losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
+        """Cross-entropy, see `mls.probe.classifier.loss_of`."""
+        truth_BC, kept_BC = batch.truth_BC.to(self.device), batch.kept_BC.to(self.device)
+        features_BD = self.model.features(self.augment(batch.crops_BCHW.to(self.device), batch.draws_BU))
+        self.finite_features = torch.isfinite(features_BD).all()
+        return {"loss": loss_of(self.model.logits(features_BD), truth_BC, kept_BC, self.views.store.multi_label)}
+
+    def remedy(self, step: int) -> str:
+        """Blame the pretrained backbone if it is unchanged and its features are not finite, else the learning rate."""
+        if (self.model.frozen or step == 0) and not self.finite_features:
+            return "the pretrained backbone's features are not finite either: check whether the pretraining diverged"
+        return f"lower lr (now {self.task.lr:g}) or raise warmup_epochs (now {self.task.warmup_epochs:g})"
 
 
 def train_and_score(
@@ -89,149 +113,40 @@ def train_and_score(
         store: the data artifact.
         backbone: pretrained, without its classifier; changed in place unless frozen.
         seed: of the classifier's first weights, order and views.
-        device: where all of it runs.
+        device: where training and scoring run.
         execution: threads, checkpoints.
-        work: holds the checkpoints; training goes on from the newest.
+        work: holds the checkpoints; training resumes from the newest.
         log: takes a line.
         name: of the progress bars.
 
     Raises:
-        MlsError: a split without images; no class to learn; a judged split without a positive of any class.
-        DeterministicError: a loss or a logit is not finite.
+        MlsError: a split has no images; no class can be learned; no evaluated image is positive of any class.
+        DeterministicError: a loss, a gradient or a logit is not finite.
         Interrupted: a signal came; the state is saved.
     """
-    splits, judged = task.splits, "test" if task.test else "val"
-    rows = {split: store.split(split) for split in (*splits, judged)}
-    if empty := [split for split, found in rows.items() if not len(found)]:
+    splits, split = task.splits, "test" if task.test else "val"
+    rows = {one: store.split(one) for one in (*splits, split)}
+    if empty := [one for one, found in rows.items() if not len(found)]:
         raise MlsError(
-            f"{task.kind} trains on {' and '.join(splits)} and judges {judged}; "
+            f"{task.kind} trains on {' and '.join(splits)} and is evaluated on {split}; "
             f"this dataset has no images of {' and '.join(empty)}"
         )
-    if not store.labels(rows[judged]).any():
-        raise MlsError(f"the {judged} split of this dataset has no positive image of any class")
-    views = Views(store, np.concatenate([rows[split] for split in splits]), task, seed)
+    if not store.labels(rows[split]).any():
+        raise MlsError(f"the {split} split of this dataset has no positive image of any class")
+    views = Views(store, np.concatenate([rows[one] for one in splits]), task, seed)
     trained_C = views.truth_NC.any(0) & (~views.truth_NC & views.kept_NC).any(0)
     if not trained_C.any():
         raise MlsError(f"{' and '.join(splits)} of this dataset: no class has both positive and negative images")
-    model = Classifier(backbone, len(store.classes), task, seed)
-    channels_last(model.to(device))
-    history = train(model, views, device=device, execution=execution, work=work, log=log, name=name)
+    training = ClassifierTraining(Classifier(backbone, len(store.classes), task, seed), views, device)
+    history = finetune(training, execution=execution, work=work, log=log, name=name)
     workers = workers_of(execution.workers, execution.threads, device)
-    scores_NC = predict(model, store, rows[judged], task, device=device, workers=workers, name=f"{name}: {judged}")
+    squares = prepared(store, rows[split], task.augment.crop, task.resize, task.fit, workers)
+    scores_NC = outputs_of(training.model.eval(), squares, len(rows[split]), device, f"{name}: {split}")
     if bad := int((~np.isfinite(scores_NC)).any(axis=1).sum()):
         raise DeterministicError(
-            f"after {views.steps} steps the logits of {bad} of {len(scores_NC)} {judged} images are not finite; "
-            f"lower lr (now {task.lr:g}), or look whether the pretraining diverged"
+            f"after {views.steps} steps the logits of {bad} of {len(scores_NC)} {split} images are not finite; "
+            f"lower lr (now {task.lr:g}), or check whether the pretraining diverged"
         )
     scores_NC[:, ~trained_C.numpy()] = 0.0 if store.multi_label else -np.inf
     untrained = [one for one, trained in zip(store.classes, trained_C.tolist(), strict=True) if not trained]
-    return Outcome(judged, rows[judged], scores_NC, untrained, len(views), views.steps, history)
-
-
-def train(
-    model: Classifier,
-    views: Views,
-    *,
-    device: torch.device,
-    execution: Execution,
-    work: Path,
-    log: Callable[[str], None],
-    name: str,
-) -> History:
-    """Train in place, from the newest checkpoint in ``work`` where there is one; leaves the final state there.
-
-    Raises:
-        DeterministicError: a loss is not finite; no weight was updated with it.
-        Interrupted: a signal came; the state is saved.
-    """
-    task, steps = views.task, views.steps
-    colours, optimizer = ColourAugment(task.augment, view=0), make_optimizer(model, task)
-    history, done = History(), 0
-    state, problems = load_resumable(work)
-    for problem in problems:
-        log(problem)
-    if state is not None:
-        model.trained.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        history, done = History(state["curves"], state["timing"]), int(state["step"])
-        log(f"going on from step {done} of {steps}")
-
-    def save() -> None:
-        state = {
-            "step": done,
-            "model": model.trained.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "curves": history.curves,
-            "timing": history.timing,
-        }
-        save_resumable(state, work, done, execution.keep_checkpoints)
-
-    model.train()
-    since, since_step = time.perf_counter(), done
-    workers = workers_of(execution.workers, execution.threads, device)
-    with (
-        InterruptGuard() as guard,
-        Bar(name, steps, done=done) as bar,
-        closing(views.batches(range(done, steps), workers)) as batches,
-    ):
-        for batch in batches:
-            guard.stop_if_asked(save)
-            lr = learning_rate(task, done, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["times"]
-            truth_BC, kept_BC = batch.truth_BC.to(device), batch.kept_BC.to(device)
-            features_BD = model.features(colours(batch.crops_BCHW.to(device), batch.draws_BU))
-            loss = loss_of(model.logits(features_BD), truth_BC, kept_BC, views.store.multi_label)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                untouched = model.frozen or done == 0
-                if untouched and not bool(torch.isfinite(features_BD).all()):
-                    remedy = "the pretrained backbone's features are not: look whether the pretraining diverged"
-                else:
-                    remedy = f"lower lr (now {task.lr:g}) or raise warmup_epochs (now {task.warmup_epochs:g})"
-                raise DeterministicError(
-                    f"the loss is not finite ({value}) at step {done} of {steps}, learning rate {lr:.3g}; {remedy}"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if done % CURVE_EVERY == 0 or done == steps - 1:
-                history.curves.append({"step": done, "loss": value, "lr": lr})
-                now = time.perf_counter()
-                rate = (done + 1 - since_step) * task.batch_size / (now - since)
-                history.timing.append({"step": done, "images_per_s": rate})
-                since, since_step = now, done + 1
-            done += 1
-            bar.advance(1, count=task.batch_size, note=f"loss {value:.3f}")
-            if done % execution.checkpoint_every == 0 and done < steps:
-                save()
-        save()
-        guard.stop_if_asked(lambda: None)
-    return history
-
-
-def predict(
-    model: Classifier,
-    store: ImageStore,
-    rows_N: NDArray[np.int64],
-    task: TrainedProbe,
-    *,
-    device: torch.device,
-    workers: int,
-    name: str,
-) -> NDArray[np.float32]:
-    """Return the logits (N, C) of images, each seen as one square (see ``mls.data.eval_view.square``).
-
-    Raises:
-        Interrupted: a signal came; the training's last state is saved, so only this is to be done again.
-    """
-
-    parts: list[NDArray[np.float32]] = []
-    model.eval()
-    batches = prepared(store, rows_N, task.augment.crop, task.resize, task.fit, workers)
-    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows_N)) as bar:
-        for images_BCHW in batches:
-            guard.stop_if_asked(lambda: None)
-            parts.append(model(normalise(images_BCHW, device)).cpu().numpy())
-            bar.advance(len(images_BCHW), count=len(images_BCHW))
-    return np.concatenate(parts)
+    return Outcome(split, rows[split], scores_NC, untrained, len(views), views.steps, history)

@@ -1,8 +1,8 @@
-"""How each classifier on frozen features is fitted: from a task and its splits to scores of the judged one.
+"""How each classifier on frozen features is fitted: from a task and its splits to scores of the evaluated images.
 
-    scores_NC, facts = FITS[type(task)](context, task, features, Parts(train, val, judged))
+    scores_NC, facts = FITS[type(task)](context, task, features, Parts(train, val, evaluated))
 
-How one is added: docs/extending.md. The mathematics is in `mls.probe.linear`, `mls.probe.knn` and `mls.probe.svm`.
+To add one, see docs/extending.md. The mathematics is in `mls.probe.linear`, `mls.probe.knn` and `mls.probe.svm`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from mls.probe.feature_set import FeatureSet, Parts
 from mls.probe.low_shot import low_shot
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv
-
-FIRST_SEED = 1000
-"""Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task; only training on images has any."""
+from mls.train.finetune import FIRST_SEED
 
 Facts = dict[str, Any]
 """What ``metrics.json`` says beside the metrics: how the classifier came about."""
@@ -28,92 +26,56 @@ Facts = dict[str, Any]
 
 def fit_linear(context: Context, task: LinearProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """Logistic or softmax regression; val chooses the strength."""
-    train, val, judged = parts
-    logistic = linear.fit(
-        train.features_ND,
-        train.truth_NC,
-        val.features_ND,
-        val.truth_NC,
-        strengths=task.strengths,
-        multi_label=features.multi_label,
-        names=features.classes,
-        threads=context.execution.threads,
-        train_ignored_NC=train.ignored_NC,
-        val_ignored_MC=val.ignored_NC,
-    )
-    return logistic.scores(judged.features_ND), {
-        "val": 100 * logistic.value,
-        "strength": logistic.strength,
-        "candidates": percent(logistic.candidates),
-        "untrained_classes": logistic.untrained,
-        "unconverged_fits": logistic.unconverged,
+    strengths, threads = task.strengths, context.execution.threads
+    options: Facts = {"multi_label": features.multi_label, "names": features.classes, "threads": threads}
+    fitted = linear.fit_strengths(parts.train, parts.val, strengths=strengths, **options)
+    return fitted.scores(parts.evaluated.features_ND), {
+        "val": 100 * fitted.candidates[fitted.strength],
+        "strength": fitted.strength,
+        "candidates": percents(fitted.candidates),
+        "untrained_classes": fitted.untrained,
+        "unconverged_fits": fitted.unconverged,
     }
 
 
 def fit_knn(context: Context, task: KnnProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """Votes of train images; val chooses k."""
-    train, val, judged = parts
-    votes = knn.fit(
-        train.features_ND,
-        train.truth_NC,
-        val.features_ND,
-        val.truth_NC,
-        ks=task.ks,
-        temperature=task.temperature,
-        multi_label=features.multi_label,
-        names=features.classes,
-        val_ignored_MC=val.ignored_NC,
-        threads=context.execution.threads,
-    )
-    return votes.scores(judged.features_ND), {
-        "val": 100 * votes.value,
-        "k": votes.k,
-        "candidates": percent(votes.candidates),
-        "untrained_classes": votes.untrained,
+    ks, threads = task.ks, context.execution.threads
+    options: Facts = {"multi_label": features.multi_label, "names": features.classes, "threads": threads}
+    fitted = knn.fit_ks(parts.train, parts.val, ks=ks, temperature=task.temperature, **options)
+    return fitted.scores(parts.evaluated.features_ND), {
+        "val": 100 * fitted.candidates[fitted.k],
+        "k": fitted.k,
+        "candidates": percents(fitted.candidates),
+        "untrained_classes": fitted.untrained,
     }
 
 
 def fit_svm(context: Context, task: SvmProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
-    """SVMs on all that is not judged; also the low-shot ones, where some are wanted."""
-    if task.low_shot and not features.multi_label:
-        raise MlsError("low_shot: this dataset has one label an image; low-shot SVMs need several")
+    """SVMs on all images that are not evaluated; also the low-shot ones, if the task asks for them."""
+    name = f"probe {context.label}"
+    options: Facts = {"costs": task.costs, "names": features.classes, "threads": context.execution.threads}
     facts: Facts = {}
     if task.low_shot:
-        facts, rows = low_shot(
-            *((part.features_ND, part.truth_NC, part.ignored_NC) for part in parts),
-            ks=task.low_shot,
-            samples=task.samples,
-            costs=task.costs,
-            names=features.classes,
-            seed=FIRST_SEED,
-            threads=context.execution.threads,
-            name=f"probe {context.label}: low-shot",
-        )
+        if not features.multi_label:
+            raise MlsError("low_shot: this dataset has one label per image; low-shot SVMs need several")
+        sizes: Facts = {"ks": task.low_shot, "samples": task.samples, "seed": FIRST_SEED}
+        facts, rows = low_shot(parts, name=f"{name}: low-shot", **sizes, **options)
         write_csv(rows, context.out / "low_shot.csv")
     known = features.images("train", "val") if task.test else features.images("train")
-    fitted = svm.fit(
-        known.features_ND,
-        known.truth_NC,
-        costs=task.costs,
-        folds=task.folds,
-        names=features.classes,
-        multi_label=features.multi_label,
-        threads=context.execution.threads,
-        name=f"probe {context.label}",
-    )
-    facts |= {
+    fitted = svm.fit_costs(known, folds=task.folds, multi_label=features.multi_label, name=name, **options)
+    return fitted.scores(parts.evaluated.features_ND), facts | {
         "costs": fitted.costs,
-        "cross_validation": {name: percent(found) for name, found in fitted.cross_validation.items()},
+        "cross_validation": {name: percents(found) for name, found in fitted.cross_validation.items()},
         "untrained_classes": fitted.untrained,
         "not_cross_validated": fitted.not_cross_validated,
         "unconverged_fits": fitted.unconverged,
     }
-    return fitted.scores(parts.judged.features_ND), facts
 
 
-def percent(shares: Mapping[Any, float]) -> dict[str, float]:
-    """Candidates and their values as JSON has them."""
-    return {f"{candidate:g}": 100 * share for candidate, share in shares.items()}
+def percents(candidates: Mapping[Any, float]) -> dict[str, float]:
+    """Candidates and their values for JSON."""
+    return {f"{candidate:g}": 100 * share for candidate, share in candidates.items()}
 
 
 Fit = Callable[[Context, Any, FeatureSet, Parts], tuple[Scores, Facts]]
@@ -122,7 +84,7 @@ FITS: dict[type[Features], Fit] = {
     KnnProbe: fit_knn,
     SvmProbe: fit_svm,
 }
-"""Section of a probe -> what fits it: float32 scores (N, C) of the judged images, and facts for ``metrics.json``.
+"""Section of a probe -> its fit: float32 scores (N, C) of the evaluated images, and facts for ``metrics.json``.
 
 Raises:
     MlsError: nothing can be learned from the labels of a split; says why.

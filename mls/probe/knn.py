@@ -1,17 +1,17 @@
 """Weighted k-nearest-neighbour classification by cosine: train images vote, val chooses k.
 
-    probe = fit(train_ND, train_NC, val_MD, val_MC, ks=[10, 20], temperature=0.07, multi_label=True, names=classes)
+    probe = fit_ks(train, val, ks=[10, 20], temperature=0.07, multi_label=True, names=classes)
     scores_NC = probe.scores(test_ND)       # shares of the vote, float32
 
 A neighbour's vote weighs exp(cosine / temperature) [Wu et al., arXiv 1805.01978; DINO's ks and temperature], and the
-score of a class is the share of its neighbours in the weight of all k. The same for multi-label sets, which are judged
-by mAP. A train image for which a class is ignored votes as one without it.
+score of a class is the share of its neighbours in the weight of all k. Multi-label sets vote the same way and are
+evaluated by mAP. A train image for which a class is ignored votes as an image without it.
 
-Of equally near neighbours the one in the lower row counts first: cosines are summed in float64 and rounded to float32,
-so that equal images are equally near wherever they lie, and nothing depends on the size of a block.
+Of equally near neighbours the one in the lower row counts first. Cosines are summed in float64 and rounded to float32,
+so equal images are equally near wherever they lie, and nothing depends on the size of a block.
 A feature of zeros has no direction: its cosine with everything is 0.
 
-Shape legend: N train images, M others, B of a block of these, D features, C classes, K neighbours.
+Shape legend: N train images, M other images, B of a block of these, D features, C classes, K neighbours.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mls.metrics import Scores, Truth, mean_average_precision, top1
-from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
+from mls.probe.feature_set import Images
+from mls.probe.linear import Features, Weights, check_choosable, one_blas_thread, trained_classes
 from mls.runtime.errors import MlsError
 
 BLOCK = 2**22
-"""Numbers that an array of a block may hold: 32 MiB of float64, for each thread."""
+"""Numbers that an array of a block may hold: 32 MiB of float64 per thread."""
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The voters, and the number of them that did best on val."""
+class KnnFit:
+    """The voters, and the number of neighbours with the best value on val."""
 
     unit_ND: Weights
     """Directions of the train images."""
     train_NC: Truth
     temperature: float
     k: int
-    value: float
-    """mAP or top-1 on val, a share."""
     candidates: dict[int, float]
-    """k -> value on val."""
+    """k -> mAP or top-1 on val, a share."""
     untrained: list[str]
-    """Classes whose score is the same for every image, since train holds no positive or no negative of them."""
+    """Classes with one score for every image, since train holds no positive or no negative of them."""
     threads: int
 
     def scores(self, features_MD: Features) -> Scores:
@@ -56,68 +55,58 @@ class Fitted:
         return vote(self.unit_ND, self.train_NC, features_MD, [self.k], self.temperature, self.threads)[0]
 
 
-def fit(
-    train_ND: Features,
-    train_NC: Truth,
-    val_MD: Features,
-    val_MC: Truth,
+def fit_ks(
+    train: Images,
+    val: Images,
     *,
     ks: Sequence[int],
     temperature: float,
     multi_label: bool,
     names: Sequence[str],
-    val_ignored_MC: Truth | None = None,
     threads: int = 1,
-) -> Fitted:
-    """Keep the k with the best mAP (multi-label) or top-1 on val; of equal values the smaller k.
+) -> KnnFit:
+    """Keep the k with the best mAP (multi-label) or top-1 on val; of equal values the smaller k wins.
 
     Args:
-        train_ND: features of the train images.
-        train_NC: their classes, bool.
-        val_MD: features of the val images.
-        val_MC: their classes, bool.
+        train: N images that vote.
+        val: M images to choose by.
         ks: candidates for the number of neighbours.
         temperature: a vote weighs exp(cosine / this).
         multi_label: mAP, else top-1.
         names: of the classes.
-        val_ignored_MC: pairs of val image and class that don't count in mAP; default: none.
         threads: blocks of images that are classified at a time; no effect on the result.
 
     Raises:
-        MlsError: features that are not finite; a k above the number of train images; no class with a positive in
-            val; a train split without two classes to tell apart.
+        MlsError: features are not finite; a k is above the number of train images; no class has a positive in val;
+            train has no two classes to tell apart.
     """
-    check_finite(train_ND, "train")
-    check_finite(val_MD, "val")
-    if max(ks) > len(train_ND):
-        raise MlsError(f"ks: {max(ks)} neighbours can't be found among the {len(train_ND)} train images; lower it")
-    positives_C = train_NC.sum(axis=0)
-    trained_C = (positives_C > 0) & (positives_C < len(train_NC))
-    if not trained_C.any():
-        raise MlsError("the train split of this dataset has no class with both positive and negative images")
-    if not val_MC.any():
-        raise MlsError("the val split of this dataset has no positive image of any class; ks can't be compared")
-    unit_ND = directions(train_ND)
-    ascending = sorted(set(ks))
-    candidates = {
-        k: mean_average_precision(scores_MC, val_MC, val_ignored_MC) if multi_label else top1(scores_MC, val_MC)
-        for k, scores_MC in zip(
-            ascending, vote(unit_ND, train_NC, val_MD, ascending, temperature, threads), strict=True
+    check_choosable(train, val)
+    if max(ks) > len(train.truth_NC):
+        raise MlsError(
+            f"ks: {max(ks)} neighbours can't be found among the {len(train.truth_NC)} train images; lower it"
         )
+    _, untrained = trained_classes(train.truth_NC, np.ones_like(train.truth_NC), names)
+    unit_ND = directions(train.features_ND)
+    ascending = sorted(set(ks))
+    votes = vote(unit_ND, train.truth_NC, val.features_ND, ascending, temperature, threads)
+    candidates = {
+        k: mean_average_precision(scores_MC, val.truth_NC, val.ignored_NC)
+        if multi_label
+        else top1(scores_MC, val.truth_NC)
+        for k, scores_MC in zip(ascending, votes, strict=True)
     }
     k = max(ascending, key=candidates.__getitem__)
-    untrained = [name for name, trained in zip(names, trained_C, strict=True) if not trained]
-    return Fitted(unit_ND, train_NC, temperature, k, candidates[k], candidates, untrained, threads)
+    return KnnFit(unit_ND, train.truth_NC, temperature, k, candidates, untrained, threads)
 
 
 def vote(
     unit_ND: Weights, train_NC: Truth, features_MD: Features, ks: Sequence[int], temperature: float, threads: int
 ) -> list[Scores]:
-    """Return the scores, float32 (M, C), that each of the ascending ks gives."""
+    """Return the scores, float32 (M, C), of each of the ascending ks."""
 
     def classify(block_BD: Features) -> list[Scores]:
         cosine_BK, row_BK = nearest(cosines(block_BD, unit_ND), ks[-1])
-        # relative to the nearest one's: no temperature is too low for it
+        # relative to the nearest neighbour, so that exp does not overflow at any temperature
         weight_BK = np.exp((cosine_BK - cosine_BK[:, :1]).astype(np.float64) / temperature)
         votes_BC = np.zeros((len(block_BD), train_NC.shape[1]))
         scores: list[Scores] = []
@@ -133,13 +122,13 @@ def vote(
 
 
 def over_blocks(work: Callable[..., Any], of_images: Sequence[Any], width: int, threads: int) -> list[Any]:
-    """Return what ``work`` makes of each block of images, in their order.
+    """Return the result of ``work`` for each block of images, in their order.
 
     Args:
         work: gets a block's part of each array.
         of_images: arrays with a row per image.
-        width: numbers that work on one image has in memory; decides the size of a block.
-        threads: blocks that are worked on at a time.
+        width: numbers in memory per image; it sets the size of a block.
+        threads: blocks in work at a time.
     """
     size = max(1, BLOCK // width)
     blocks = [[array[start : start + size] for array in of_images] for start in range(0, len(of_images[0]), size)]
@@ -148,7 +137,7 @@ def over_blocks(work: Callable[..., Any], of_images: Sequence[Any], width: int, 
 
 
 def directions(features_ND: Features) -> Weights:
-    """Return features of length 1, float64; of length 0 where they were."""
+    """Return features scaled to length 1, float64; zeros stay zeros."""
     wide_ND = features_ND.astype(np.float64)
     length_N1 = np.linalg.norm(wide_ND, axis=1, keepdims=True)
     unit_ND: Weights = wide_ND / np.where(length_N1 > 0, length_N1, 1.0)
@@ -156,19 +145,19 @@ def directions(features_ND: Features) -> Weights:
 
 
 def cosines(features_BD: Features, unit_ND: Weights) -> NDArray[np.float32]:
-    """Return cosines with each of some directions, float32 (B, N); see the module for their rounding."""
+    """Return cosines with N directions, float32 (B, N); the module says why they are rounded."""
     return (directions(features_BD) @ unit_ND.T).astype(np.float32)
 
 
 def nearest(cosine_BN: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Rows]:
     """Return the k greatest cosines in descending order and their rows, (B, K); of equal ones the lower row first.
 
-    Cosine and row are packed into one integer, which orders as the pair does: no two are equal, and plain integers
-    are sorted several times faster than a stable order of floats is found.
+    Cosine and row are packed into one integer that sorts like the pair. No two are equal, and sorting integers is
+    several times faster than a stable sort of floats.
     """
     n = cosine_BN.shape[1]
-    bits_BN = (cosine_BN + np.float32(0)).view(np.int32).astype(np.int64)  # + 0: there is only one zero
-    ordered_BN = np.where(bits_BN < 0, bits_BN ^ 0x7FFFFFFF, bits_BN)  # IEEE 754: magnitudes of negatives run down
+    bits_BN = (cosine_BN + np.float32(0)).view(np.int32).astype(np.int64)  # + 0: turns -0 into 0
+    ordered_BN = np.where(bits_BN < 0, bits_BN ^ 0x7FFFFFFF, bits_BN)  # IEEE 754: the bits of negatives sort downwards
     packed_BN = (ordered_BN << 32) | (n - 1 - np.arange(n))
     if k < n:
         packed_BN = np.partition(packed_BN, n - k, axis=1)[:, n - k :]

@@ -1,14 +1,14 @@
 """Linear SVMs that see a few images of each class, as VISSL trains them for VOC07.
 
-    metrics, rows = low_shot(train, val, test, ks=[1, 2, 4], samples=5, costs=[0.1, 1.0, 10.0], names=classes, seed=0)
+    metrics, rows = low_shot(parts, ks=[1, 2, 4], samples=5, costs=[0.1, 1.0, 10.0], names=classes, seed=0)
 
 The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl and fair_self_supervision_benchmark]: for
 each class k positives and k x (C - 1) negatives, drawn from train and val together (VOC's trainval); five independent
 draws; SVMs as in `mls.probe.svm`. All classes share one cost per k.
 
-VISSL takes the cost that is best on test, a value that no choice made beforehand can exceed. Here the cost is chosen on
-the val images that were not drawn, which is noisy where val is small; VISSL's is given beside it. Average precision is
-of the ``area`` definition, theirs of the ``envelope`` one.
+VISSL takes the cost that is best on test, whose value no choice made beforehand can exceed. Here the cost is chosen on
+the val images that were not drawn, which is noisy if val is small; VISSL's value is given beside it. Average precision
+is defined by the ``area`` here, by the ``envelope`` in VISSL.
 
 Shape legend: N images to draw from, M val images, D features, C classes, K costs, S samples, P parts (val and test).
 """
@@ -22,19 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mls.metrics import Truth, average_precisions
-from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
-from mls.probe.svm import WORTH_PROCESSES, fit_one, in_processes, normalise, stopped
+from mls.probe.feature_set import Parts
+from mls.probe.linear import Weights, check_finite, one_blas_thread
+from mls.probe.svm import WORTH_PROCESSES, divide_by_norm, fit_one, in_processes, stopped
 from mls.runtime.errors import MlsError
 
-Part = tuple[Features, Truth, Truth]
-"""Features, classes, and ignored classes of the images of a split."""
 Row = dict[str, float]
 
 
 def low_shot(
-    train: Part,
-    val: Part,
-    test: Part,
+    parts: Parts,
     *,
     ks: Sequence[int],
     samples: int,
@@ -44,14 +41,12 @@ def low_shot(
     threads: int = 1,
     name: str = "low-shot",
 ) -> tuple[dict[str, float], list[Row]]:
-    """Draw, fit and judge; each class has its own draw, ``np.random.default_rng((seed, sample, k, class))``.
+    """Draw, fit and evaluate; each class has its own draw, ``np.random.default_rng((seed, sample, k, class))``.
 
     Images for which a class is ignored are not drawn for it.
 
     Args:
-        train: features, classes and ignored classes of images to draw from.
-        val: the same, to draw from too, and to choose costs by where not drawn.
-        test: the same, to report.
+        parts: train and val to draw from, the rest of val to choose costs by, test to report.
         ks: positives per class.
         samples: independent draws for each k.
         costs: candidates for C.
@@ -61,37 +56,40 @@ def low_shot(
         name: of the progress bar.
 
     Returns:
-        What ``metrics.json`` says, percent. Per k: ``low_shot_<k>``, mAP on test, mean over the samples, and ``_std``,
-        its deviation over them (of this population, as in VISSL); ``_val``, the mAP by which ``_cost`` was chosen;
-        ``_best_on_test``, ``_best_on_test_std`` and ``_best_on_test_cost``, the same with the choice made on test. Over
-        all: ``low_shot_unconverged``, fits that reached the limit of iterations. And rows of ``low_shot.csv``, from
-        which all of it follows: k, sample, class (its index), cost, average precision on val and test (percent;
-        NaN where no positive is left).
+        Metrics for ``metrics.json``, percent. Per k: ``low_shot_<k>``, the mean over the samples of mAP on test;
+        ``_std``, its standard deviation over them (not corrected, as in VISSL); ``_val``, the mAP by which ``_cost``
+        was chosen; ``_best_on_test``, ``_best_on_test_std`` and ``_best_on_test_cost``, the same with the choice made
+        on test. Over all: ``low_shot_unconverged``, fits that reached the limit of iterations. And the rows of
+        ``low_shot.csv``, from which these follow: k, sample, class (its index), cost, average precision on val and
+        test (percent; NaN where no positive is left).
 
     Raises:
-        MlsError: features that are not finite; a split without a positive of any class; a class with too few images to
-            draw, named with k and their number; draws of k that leave no positive of any class in val.
+        MlsError: features are not finite; a split has no positive of any class; a class has too few images to draw
+            (named with k and their number); draws of k leave no positive of any class in val.
     """
-    for (features_ND, truth_NC, _), split in ((train, "train"), (val, "val"), (test, "test")):
-        check_finite(features_ND, split)
-        if not truth_NC.any():
+    train, val, test = parts
+    for images, split in ((train, "train"), (val, "val"), (test, "test")):
+        check_finite(images.features_ND, split)
+        if not images.truth_NC.any():
             raise MlsError(f"the {split} split of this dataset has no positive image of any class; low_shot needs some")
     candidates = sorted(set(costs))
-    truth_NC, ignored_NC = (np.concatenate([train[i], val[i]]) for i in (1, 2))
+    truth_NC = np.concatenate([train.truth_NC, val.truth_NC])
+    ignored_NC = np.concatenate([train.ignored_NC, val.ignored_NC])
     draws = [
         (k, sample, c, draw(truth_NC[:, c], ignored_NC[:, c], k, names, c, (seed, sample, k, c)))
         for k in sorted(set(ks), reverse=True)  # the longest first
         for sample in range(samples)
         for c in range(len(names))
     ]
-    for k in sorted(set(ks)):  # before hours of fitting
-        left = [np.setdiff1d(len(train[1]) + np.flatnonzero(val[1][:, c]), rows) for j, _, c, rows in draws if j == k]
+    for k in sorted(set(ks)):  # here, not when it is needed: fitting takes hours
+        first = len(train.names)
+        left = [np.setdiff1d(first + np.flatnonzero(val.truth_NC[:, c]), rows) for j, _, c, rows in draws if j == k]
         if not any(map(len, left)):
             raise MlsError(f"low_shot: {k} draws every positive image of val, which leaves none to choose by; lower k")
-    val_unit, test_unit = normalise(val[0]), normalise(test[0])
-    known_ND = np.concatenate([normalise(train[0]), val_unit])
-    parts = [(val_unit, val[1], val[2]), (test_unit, test[1], test[2])]
-    calls = [partial(fit_few, known_ND, truth_NC[:, c], rows, candidates, parts, c) for _, _, c, rows in draws]
+    train_unit, val_unit, test_unit = (divide_by_norm(images.features_ND) for images in parts)
+    known_ND = np.concatenate([train_unit, val_unit])
+    scored = [(val_unit, val.truth_NC, val.ignored_NC), (test_unit, test.truth_NC, test.ignored_NC)]
+    calls = [partial(fit_few, known_ND, truth_NC[:, c], rows, candidates, scored, c) for _, _, c, rows in draws]
     results = in_processes(calls, threads if known_ND.size >= WORTH_PROCESSES else 1, name)
     ap_PK = {(k, sample, c): 100 * found for (k, sample, c, _), (found, _) in zip(draws, results, strict=True)}
 
@@ -102,10 +100,10 @@ def low_shot(
         for sample, c, i in np.ndindex(samples, len(names), len(candidates)):
             val_ap, test_ap = (float(value) for value in values_SCPK[sample, c, :, i])
             rows.append({"k": k, "sample": sample, "class": c, "cost": candidates[i], "val": val_ap, "test": test_ap})
-        # classes without a positive in a part (in val: one that was not drawn) are NaN there, and left out of its mean
+        # a class without a positive in a part (in val: one that was not drawn) is NaN there, and its mean leaves it out
         val_SCK, test_SCK = values_SCPK[:, :, 0], values_SCPK[:, :, 1]
-        judged_C = ~np.isnan(val_SCK).all(axis=(0, 2))
-        val_K, test_SK = np.nanmean(val_SCK[:, judged_C], axis=0).mean(axis=0), np.nanmean(test_SCK, axis=1)
+        defined_C = ~np.isnan(val_SCK).all(axis=(0, 2))
+        val_K, test_SK = np.nanmean(val_SCK[:, defined_C], axis=0).mean(axis=0), np.nanmean(test_SCK, axis=1)
         chosen, best = int(val_K.argmax()), int(test_SK.mean(axis=0).argmax())
         metrics[f"low_shot_{k}_val"] = float(val_K[chosen])
         for key, index in ((f"low_shot_{k}", chosen), (f"low_shot_{k}_best_on_test", best)):
@@ -121,7 +119,7 @@ def draw(
     """Draw k positives and k x (C - 1) negatives of class c: ascending rows.
 
     Raises:
-        MlsError: there are not so many.
+        MlsError: there are too few.
     """
     rng = np.random.default_rng(seed)
     rows: list[NDArray[np.int64]] = []
@@ -146,7 +144,7 @@ def fit_few(
 ) -> tuple[Weights, int]:
     """Fit class c on some rows; return average precision on val and test of each cost (2, K), and unconverged fits.
 
-    Val images are the last of the known ones; those that were drawn do not count.
+    The val images are the last of the known ones; val leaves out those that were drawn.
     """
     few_ND, few_N = known_ND[rows], truth_N[rows]
     models = [fit_one(few_ND, few_N, cost) for cost in costs]

@@ -1,8 +1,8 @@
-"""The metrics of a predictions file, computed anew: ``mls score FILE``.
+"""Compute the metrics of a predictions file again: ``mls score FILE``.
 
-    print_score(Path("artifacts/probe/3f2a91c4d0/predictions.parquet"))
+    print_probe_score(Path("artifacts/probe/3f2a91c4d0/predictions.parquet"))
 
-Prints Markdown, and compares with the ``metrics.json`` beside the file where there is one.
+Prints Markdown, and compares with the ``metrics.json`` beside the file if there is one.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mls.probe import retrieval
+from mls.probe.columns import AGAIN
 from mls.probe.evaluation import read_predictions, summarise
 from mls.runtime.errors import MlsError
 
 TOLERANCE = 1e-9
-"""Percent by which a recorded number may differ."""
+"""Greatest difference of a recorded number, in percent."""
 
 
-def print_score(path: Path) -> None:
+def print_probe_score(path: Path) -> None:
     """Print the metrics of a ``predictions.parquet``, of a classifier or a retrieval, with their intervals.
 
     Raises:
-        MlsError: the file can't be judged, see `mls.probe.evaluation` and `mls.probe.retrieval`; or the
-            ``metrics.json`` beside it says something else: names the first metric that differs, and both values.
+        MlsError: the file is refused, see `mls.probe.evaluation` and `mls.probe.retrieval`; or the ``metrics.json``
+            beside it differs: names the first metric that differs, and both values.
     """
     if is_ranking(path):
         found, split = retrieval.read_ranking(path)
-        metrics = retrieval.summarise(found, split) | {f"n_{split}": len(found.ap_MC)}
+        metrics = retrieval.retrieval_metrics(found, split) | {f"n_{split}": len(found.ap_MC)}
         print(as_markdown(metrics, split, lacking="a query or an image in the gallery"))
     else:
-        judged = read_predictions(path)
-        metrics = summarise(judged)
-        print(as_markdown(metrics, judged.split))
+        evaluation = read_predictions(path)
+        metrics = summarise(evaluation)
+        print(as_markdown(metrics, evaluation.split))
     beside = path.parent / "metrics.json"
     if not beside.exists():
-        print(f"\nThere is no {beside.name} beside it to compare with.")
+        print(f"\nNothing to compare with: there is no {beside.name} beside it.")
         return
     compare(metrics, beside)
     print(f"\nAgrees with {beside}.")
 
 
 def is_ranking(path: Path) -> bool:
-    """Tell whether a file holds the values of a retrieval; what can't be read does not."""
+    """Whether a file holds the values of a retrieval; False for a file that can't be read."""
     try:
         names = pq.read_schema(path).names
     except (OSError, pa.ArrowException):
@@ -56,9 +57,9 @@ def is_ranking(path: Path) -> bool:
 
 
 def as_markdown(metrics: dict[str, Any], split: str, lacking: str = "a positive image") -> str:
-    """Lay out `summarise`'s dictionary: a table of the whole, one of the classes, what the intervals mean.
+    """Lay out metrics: a table over all classes, one per class, and what the intervals mean.
 
-    ``lacking`` is what classes without average precision have none of.
+    ``lacking`` names what a class without average precision lacks.
     """
     interval = metrics["interval"]
     level = f"{100 * interval['level']:g} % interval"
@@ -90,22 +91,21 @@ def _table(header: tuple[str, str, str], rows: Sequence[tuple[str, float | None,
 
 
 def compare(metrics: dict[str, Any], path: Path) -> None:
-    """Check that a ``metrics.json`` says what was computed; it may say more.
+    """Check that a ``metrics.json`` agrees with computed metrics; it may hold more.
 
     Raises:
-        MlsError: it is no JSON object, or a value is missing or differs by more than `TOLERANCE`.
+        MlsError: it is not a JSON object, or a value is missing or differs by more than `TOLERANCE`.
     """
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MlsError(f"{path} can't be read: {error}") from error
     if not isinstance(recorded, dict):
-        raise MlsError(f"{path} is no JSON object")
+        raise MlsError(f"{path} is not a JSON object")
     if first := next(_differences("", metrics, recorded), None):
         name, computed, found = first
         raise MlsError(
-            f"{path} says {name} = {found}, its predictions say {computed}; one of the two files was changed: "
-            "make the probe again"
+            f"{path} says {name} = {found}, its predictions say {computed}; one of the two files was changed: {AGAIN}"
         )
 
 

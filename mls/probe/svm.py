@@ -1,17 +1,17 @@
-"""One linear SVM per class on frozen features, as VISSL trains them for VOC07; from a few images: `mls.probe.low_shot`.
+"""One linear SVM per class on frozen features, as VISSL trains them for VOC07; on few images: `mls.probe.low_shot`.
 
-    probe = fit(train_ND, train_NC, costs=[0.1, 1.0, 10.0], folds=3, names=classes, multi_label=True, threads=2)
+    probe = fit_costs(train, costs=[0.1, 1.0, 10.0], folds=3, names=classes, multi_label=True, threads=2)
     scores_NC = probe.scores(test_ND)       # decision values, float32
 
 The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl]: features are divided by their L2 norm (plus
 1e-5); LIBLINEAR's dual solver, squared hinge loss, positives weigh twice, the intercept is regularised like a weight;
 the cost of each class has the best mean average precision in stratified cross-validation without shuffling.
-An image that only shows difficult objects of a class is a negative of it in training, as it is there (in testing it is
-left out of the class, which is the business of `mls.metrics`). VISSL prints the ``envelope`` definition of
-average precision; choices by cross-validation, there and here, are made by the ``area``.
+An image that only shows difficult objects of a class is a negative of it in training, as in VISSL (in testing it is
+left out of the class, see `mls.metrics`). VISSL prints the ``envelope`` definition of average precision; both VISSL and
+this module choose by the ``area`` in cross-validation.
 
-LIBLINEAR draws its permutations from one generator per process. Threads would draw from it in turns and change the
-result, so classes are fitted in processes.
+LIBLINEAR draws its permutations from one generator per process. Threads would take turns drawing from it and change
+the result, so classes are fitted in processes.
 
 Shape legend: N train images, M images of a held-out fold, D features, C classes.
 """
@@ -31,20 +31,28 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
 from mls.metrics import Scores, Truth, average_precision
-from mls.probe.linear import Features, Weights, check_finite, one_blas_thread
-from mls.runtime.errors import MlsError
+from mls.probe.feature_set import Images
+from mls.probe.linear import (
+    Features,
+    Weights,
+    check_finite,
+    logits,
+    one_blas_thread,
+    trained_classes,
+    untrained_model,
+)
 from mls.runtime.progress import Bar
 
-MAX_ITERATIONS = 2000
-"""Of LIBLINEAR, for one fit [VISSL]."""
+FIT_ITERATIONS = 2000
+"""Limit of LIBLINEAR's iterations in one fit [VISSL]."""
 SEED = 0
 """Of LIBLINEAR's permutations, the same for each fit."""
 WORTH_PROCESSES = 500_000
-"""Numbers in the train features from which on it pays to start processes: each takes some seconds to start."""
+"""Size of the train features, in numbers, above which processes pay: each takes some seconds to start."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class SvmFit:
     """One SVM per class, and how its cost was found."""
 
     weight_CD: Weights
@@ -54,21 +62,19 @@ class Fitted:
     cross_validation: dict[str, dict[float, float]]
     """Class -> cost -> mean average precision over the folds, a share."""
     untrained: list[str]
-    """Classes whose score is the same for every image, since train holds no positive or no negative of them."""
+    """Classes with one score for every image, since train holds no positive or no negative of them."""
     not_cross_validated: list[str]
     """Trained classes with fewer positives (or negatives) than folds; they got the middle one of the costs."""
     unconverged: int
-    """Fits that reached `MAX_ITERATIONS`, those of the cross-validation included."""
+    """Fits that reached `FIT_ITERATIONS`, including those of the cross-validation."""
 
     def scores(self, features_ND: Features) -> Scores:
-        """Return decision values, float32 (N, C): above 0 is a yes, but they are no odds."""
-        with one_blas_thread():
-            return (normalise(features_ND) @ self.weight_CD.T + self.bias_C).astype(np.float32)
+        """Return decision values, float32 (N, C): above 0 means yes, but they are not log odds."""
+        return logits(divide_by_norm(features_ND), self.weight_CD, self.bias_C)
 
 
-def fit(
-    train_ND: Features,
-    train_NC: Truth,
+def fit_costs(
+    train: Images,
     *,
     costs: Sequence[float],
     folds: int,
@@ -76,16 +82,15 @@ def fit(
     multi_label: bool,
     threads: int = 1,
     name: str = "svm",
-) -> Fitted:
+) -> SvmFit:
     """Choose each class's cost by cross-validation, then fit it on all images.
 
-    Of costs with equal values the smaller one stays. Where a class has too few images for cross-validation its cost
-    is the middle one of the candidates (the smaller of two): chosen by nobody, and listed as such. Single-label sets
-    get one SVM against the rest per class; an untrained class is never their answer.
+    Of costs with equal values the smaller one wins. A class with too few images for cross-validation gets the middle
+    one of the candidates (the smaller of two), and is listed. Single-label sets get one SVM against the rest per class;
+    an untrained class is never their answer.
 
     Args:
-        train_ND: features of the train images.
-        train_NC: their classes, bool; false where a class is ignored.
+        train: N images; ``truth_NC`` is false where a class is ignored.
         costs: candidates for C.
         folds: of the cross-validation.
         names: of the classes.
@@ -94,44 +99,38 @@ def fit(
         name: of the progress bar.
 
     Raises:
-        MlsError: features that are not finite; no class with both positive and negative images.
+        MlsError: features are not finite; no class has both positive and negative images.
     """
-    check_finite(train_ND, "train")
-    positives_C = train_NC.sum(axis=0)
-    fewer_C = np.minimum(positives_C, len(train_NC) - positives_C)
-    trained: list[int] = np.flatnonzero(fewer_C).tolist()
-    if not trained:
-        raise MlsError("the train split of this dataset has no class with both positive and negative images")
+    truth_NC = train.truth_NC
+    check_finite(train.features_ND, "train")
+    trained, untrained = trained_classes(truth_NC, np.ones_like(truth_NC), names)
+    positives_C = truth_NC.sum(axis=0)
+    fewer_C = np.minimum(positives_C, len(truth_NC) - positives_C)
     candidates = sorted(set(costs))
-    unit_ND = normalise(train_ND)
+    unit_ND = divide_by_norm(train.features_ND)
     processes = threads if unit_ND.size >= WORTH_PROCESSES else 1
 
-    # The greatest costs take longest: started first, none is left over for a single process at the end.
+    # The greatest costs take longest, so they start first: no process is left with a long fit at the end.
     divided = [c for c in trained if fewer_C[c] >= folds]
     pairs = [(cost, c) for cost in reversed(candidates) for c in divided]
-    calls = [partial(cross_validate, unit_ND, train_NC[:, c], cost, folds) for cost, c in pairs]
+    calls = [partial(cross_validate, unit_ND, truth_NC[:, c], cost, folds) for cost, c in pairs]
     results = in_processes(calls, processes, f"{name}: cross-validation")
     value = {pair: found for pair, (found, _) in zip(pairs, results, strict=True)}
     unconverged = sum(stops for _, stops in results)
     chosen = dict.fromkeys(trained, candidates[(len(candidates) - 1) // 2])
     chosen |= {c: max(candidates, key=lambda cost: value[cost, c]) for c in divided}
 
-    weight_CD = np.zeros((len(names), train_ND.shape[1]))
-    bias_C = np.full(len(names), 0.0 if multi_label else -np.inf)
-    models = in_processes(
-        [partial(fit_one, unit_ND, train_NC[:, c], cost) for c, cost in chosen.items()],
-        processes,
-        f"{name}: all images",
-    )
-    for c, model in zip(trained, models, strict=True):
+    weight_CD, bias_C = untrained_model(len(names), unit_ND.shape[1], multi_label)
+    fits = [partial(fit_one, unit_ND, truth_NC[:, c], cost) for c, cost in chosen.items()]
+    for c, model in zip(trained, in_processes(fits, processes, f"{name}: all images"), strict=True):
         weight_CD[c], bias_C[c] = model.coef_[0], model.intercept_[0]
         unconverged += stopped(model)
-    return Fitted(
+    return SvmFit(
         weight_CD,
         bias_C,
         costs={names[c]: cost for c, cost in chosen.items()},
         cross_validation={names[c]: {cost: value[cost, c] for cost in candidates} for c in divided},
-        untrained=[name for name, fewer in zip(names, fewer_C, strict=True) if not fewer],
+        untrained=untrained,
         not_cross_validated=[names[c] for c in trained if c not in divided],
         unconverged=unconverged,
     )
@@ -152,7 +151,7 @@ def cross_validate(unit_ND: Weights, truth_N: Truth, cost: float, folds: int) ->
 def fit_one(unit_ND: Weights, truth_N: Truth, cost: float) -> LinearSVC:
     """Fit the SVM of one class and cost with VISSL's settings."""
     model = LinearSVC(
-        C=cost, class_weight={True: 2, False: 1}, dual=True, tol=1e-4, max_iter=MAX_ITERATIONS, random_state=SEED
+        C=cost, class_weight={True: 2, False: 1}, dual=True, tol=1e-4, max_iter=FIT_ITERATIONS, random_state=SEED
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
@@ -160,19 +159,19 @@ def fit_one(unit_ND: Weights, truth_N: Truth, cost: float) -> LinearSVC:
 
 
 def stopped(model: LinearSVC) -> bool:
-    """Tell whether a fit ended at the limit of iterations."""
-    return bool(model.n_iter_ >= MAX_ITERATIONS)
+    """Whether a fit ended at the limit of iterations."""
+    return bool(model.n_iter_ >= FIT_ITERATIONS)
 
 
-def normalise(features_ND: Features) -> Weights:
-    """Divide by the L2 norm + 1e-5 [VISSL]; float64 and C-contiguous: no fit has to convert them again."""
+def divide_by_norm(features_ND: Features) -> Weights:
+    """Divide by the L2 norm + 1e-5 [VISSL]; float64 and C-contiguous, so that no fit converts them again."""
     wide_ND = np.ascontiguousarray(features_ND, dtype=np.float64)
     unit_ND: Weights = wide_ND / (np.linalg.norm(wide_ND, axis=1, keepdims=True) + 1e-5)
     return unit_ND
 
 
 def in_processes(calls: Sequence[Callable[[], Any]], processes: int, name: str) -> list[Any]:
-    """Return what the calls return, in their order; large arrays are shared, not copied. ``name`` is for the bar."""
+    """Return the calls' results in their order; large arrays are shared, not copied. ``name`` is of the bar."""
     parallel = Parallel(n_jobs=max(1, min(processes, len(calls))), return_as="generator")
     results = []
     with Bar(name, len(calls), unit="fits") as bar:

@@ -1,12 +1,11 @@
-"""A Detectron2 detector as a transfer: the paper's protocol (Tables 1, 2 and 4), fed from a store.
+"""A Detectron2 detector as a transfer task: the paper's protocol (Tables 1, 2 and 4), fed from a store.
 
     transfer = Detectron2Detection(task, given)
-    history = fit(transfer, execution=execution, work=work, log=log)
+    history = finetune(transfer, execution=execution, work=work, log=log, name="transfer coco/mls:0")
 
-Images come as Detectron2's own loader gives them: one of the shorter sides drawn for each, flipped with probability
-1/2, wide and tall ones in batches of their own (so that little is padded), those without objects left out. Order,
-sides and flips are functions of the seed and the step, and training goes on bit for bit, which Detectron2's own
-trainer does not.
+Images come as from Detectron2's own loader: resized to a random one of the shorter sides, flipped with probability
+1/2, wide and tall ones in separate batches (to save padding), and without images that hold no objects. Order, sides
+and flips are functions of the seed and the step, and training resumes bit for bit; Detectron2's own trainer does not.
 
 Shape legend: C channels, H x W pixels.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Generator, Iterator
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -34,72 +32,69 @@ from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
-from mls.transfer.detectron2_model import build_model, load_proved
-from mls.transfer.evaluate import as_result, ground_truth, in_batches
-from mls.transfer.instances import Instances
-from mls.transfer.interface import Given, TransferTask
-from mls.transfer.order import epoch_order, read_ahead
-from mls.transfer.train import undecayed_norms, warm_up_and_drops
+from mls.train.finetune import read_ahead
+from mls.transfer.detector import DetectorTask
+from mls.transfer.detectron2_model import NEW_PARTS, build_model, maps_of, place
+from mls.transfer.evaluate import as_result, in_batches
+from mls.transfer.interface import Given
+from mls.transfer.order import order_and_flips
 
 Planned = tuple[int, bool, int]
 """Index of a sample, whether it is flipped, and the epoch."""
 
 
-class Detectron2Detection(TransferTask):
+class Detectron2Detection(DetectorTask):
     """Mask R-CNN or Faster R-CNN of Detectron2."""
 
+    NEW = NEW_PARTS
+
     def __init__(self, task: Detectron2Detector, given: Given) -> None:
-        """Build and load the detector; index what it is trained on and judged by.
+        """Build and load the detector; index the images.
 
         Raises:
             MlsError: no instances to train on or to test on; weights of another backbone.
         """
-        self.task: Detectron2Detector = task
-        self.given, self.store = given, given.store
-        ground_truth(given.store, task.kind)  # nothing to find is seen before training
-        self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
-        self.train_images = len(self.instances)
-        self.rows_N = given.store.split("test")
-        self.batch_size, self.total = task.batch_size, task.total_steps
+        super().__init__(task, given)
         polygons = all(isinstance(a["segmentation"], list) for r in self.instances.rows for a in self.instances.of(r))
         self.mask_format = "polygon" if polygons else "bitmask"
-        model = self.build(task, given.config, len(given.store.classes))
-        load_proved(model, task, given, self.instances.rows[0])
-        self.model = model.to(given.device)
-        groups = undecayed_norms(model, task.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=task.lr * task.scale, momentum=task.momentum)
-        given.log(
-            f"batches of {task.batch_size} images"
-            + (
-                ""
-                if task.scale == 1
-                else f" instead of {task.reference_batch}: by the linear rule the learning rate is "
-                f"{task.lr * task.scale:g} instead of {task.lr:g}, and steps are {self.total:,} instead of "
-                f"{task.iterations:,}"
-            )
+        scaled = (
+            f" instead of {task.reference_batch}: by the linear rule the learning rate is {task.lr * task.scale:g} "
+            f"instead of {task.lr:g}, and steps are {self.total:,} instead of {task.iterations:,}"
         )
+        given.log(f"batches of {task.batch_size} images" + (scaled if task.scale != 1 else ""))
+
+    @property
+    def scale(self) -> float:
+        """Of the linear rule, for batches that differ from the reference's."""
+        return self.task.scale
+
+    def name_of(self, name: str) -> str:
+        """Detectron2's name, see `mls.transfer.detectron2_model.place`."""
+        return place(name, self.task.architecture)
+
+    def maps_of(self, pixels_CHW: Tensor) -> list[Tensor]:
+        """C2 to C5, or C4 and C5, see `mls.transfer.detectron2_model.maps_of`."""
+        return maps_of(self.model, self.task, pixels_CHW)
 
     @staticmethod
     def build(task: Detectron2Detector, layout: Backbone, classes: int) -> nn.Module:
         """Detectron2's detector."""
         return build_model(task, layout, classes)
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then drops; by the linear rule for other batches than the reference's."""
-        task = self.task
-        return warm_up_and_drops(task.lr * task.scale, step, self.total, task.warmup_steps / task.scale, task.steps)
-
     def batches(self, steps: range, workers: int) -> Generator[list[dict[str, Any]]]:
         """Yield batches as Detectron2's models take them."""
-        planned = itertools.islice(self.plan(), steps.start, steps.stop)
-        yield from read_ahead(planned, self.load_sample, workers)
+        return read_ahead(itertools.islice(self.plan(), steps.start, steps.stop), self.load_sample, workers)
 
     def plan(self) -> Iterator[list[Planned]]:
-        """Yield batches without end, each of wide images or of tall ones, in the order in which they fill up."""
+        """Yield batches without end, each of wide images or of tall ones, in the order in which they fill up.
+
+        A batch is whatever its kind has gathered, so step n can't be computed alone: a resumed run plans from step 0,
+        which reads no image.
+        """
         waiting: dict[bool, list[Planned]] = {True: [], False: []}
         sizes = [self.store.size(row) for row in self.instances.rows]
         for epoch in itertools.count():
-            for index, flip in zip(*epoch_order(self.train_images, self.given.seed, epoch), strict=True):
+            for index, flip in zip(*order_and_flips(self.train_images, self.given.seed, epoch), strict=True):
                 width, height = sizes[index]
                 kind = waiting[width > height]
                 kind.append((int(index), bool(flip), epoch))
@@ -126,21 +121,18 @@ class Detectron2Detection(TransferTask):
         return {"image": to_tensor(image_HWC), "instances": detection_utils.filter_empty_instances(found)}
 
     def pixels(self, row: int) -> np.ndarray:
-        """An image, uint8 (H, W, 3), RGB, its own memory."""
+        """An image, uint8 (H, W, 3), RGB, in memory of its own (transforms may write to it)."""
         return np.array(self.store.decode(row).permute(1, 2, 0))
 
     def resize(self, shape: tuple[int, ...], side: int) -> Any:
-        """To a shorter side, the longer one at most ``max_size``."""
+        """Resize to a shorter side, with the longer one at most ``max_size``."""
         height, width = T.ResizeShortestEdge.get_output_shape(shape[0], shape[1], side, self.task.max_size)
         return T.ResizeTransform(shape[0], shape[1], height, width)
 
     def as_detectron2(self, annotation: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-        """An annotation in its terms: classes from 0, run-length codes compressed; masks where they are used."""
-        own = {
-            "bbox": list(annotation["bbox"]),
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": annotation["category_id"] - 1,
-        }
+        """An annotation in Detectron2's format: classes from 0, run-length codes compressed, masks only if used."""
+        box, mode = list(annotation["bbox"]), BoxMode.XYWH_ABS
+        own = {"bbox": box, "bbox_mode": mode, "category_id": annotation["category_id"] - 1}
         if self.task.kind == "instance":
             code = copy.deepcopy(annotation["segmentation"])
             if isinstance(code, list):
@@ -151,13 +143,13 @@ class Detectron2Detection(TransferTask):
         return own
 
     def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Detectron2's own."""
-        with EventStorage():  # its layers report there; the curves are ours
+        """Detectron2's own losses."""
+        with EventStorage():  # its layers fail without one to report to
             losses: dict[str, Tensor] = self.model(batch)
         return losses
 
     def finish(self, workers: int, name: str) -> None:
-        """Compute the batch norms' statistics anew from ``precise_bn`` further batches [MoCo's detection configs]."""
+        """Recompute the batch norms' statistics from ``precise_bn`` further batches [MoCo's detection configs]."""
         count = round(self.task.precise_bn / self.task.scale)
         if not count:
             return
@@ -174,30 +166,29 @@ class Detectron2Detection(TransferTask):
             update_bn_stats(self.model, counted(), num_iters=len(steps))
 
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """At most 100 instances an image, with a score of at least 0.05 (Detectron2's defaults)."""
+        """At most 100 instances per image, with a score of at least 0.05 (Detectron2's defaults)."""
         self.model.eval()
         results: list[dict[str, Any]] = []
-        with closing(read_ahead(([row] for row in self.rows_N.tolist()), self.load_test, workers)) as loaded:
-            for (row,), images in zip(in_batches(self.rows_N, 1, name), loaded, strict=True):
-                (found,) = self.model(images)
-                for entry in instances_to_coco_json(found["instances"].to("cpu"), row):
-                    x, y, w, h = entry["bbox"]
-                    box, code = (x, y, x + w, y + h), entry.get("segmentation")
-                    results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
+        for (row,), images in in_batches(self.rows_N, 1, self.load_test, workers, name):
+            (found,) = self.model(images)
+            for entry in instances_to_coco_json(found["instances"].to("cpu"), row):
+                x, y, w, h = entry["bbox"]
+                box, code = (x, y, x + w, y + h), entry.get("segmentation")
+                results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
         return results
 
     def load_test(self, row: int) -> dict[str, Any]:
-        """Return an image, resized, and the size that its masks are to have."""
+        """Return an image, resized, and its own size, which its masks will have."""
         pixels_HWC = self.pixels(row)
         height, width = pixels_HWC.shape[:2]
         image_HWC = self.resize((height, width), self.task.test_size).apply_image(pixels_HWC)
         return {"image": to_tensor(image_HWC), "height": height, "width": width}
 
     def derived(self) -> dict[str, Any]:
-        """Steps and rate by the linear rule too."""
+        """Also the learning rate by the linear rule."""
         return super().derived() | {"lr": self.task.lr * self.task.scale}
 
 
 def to_tensor(image_HWC: np.ndarray) -> Tensor:
-    """(H, W, 3) to (3, H, W)."""
+    """Turn (H, W, 3) into (3, H, W)."""
     return torch.as_tensor(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)))

@@ -1,12 +1,12 @@
 """Detectron2's Mask R-CNN and Faster R-CNN as the paper's lineage fine-tunes them, built on its model zoo.
 
     model = build_model(task, config, num_classes=80)
-    load_proved(model, task, given, row)
+    maps = maps_of(model, task, pixels_CHW)
 
-What differs from the zoo's files is what MoCo's, InfoMin's and DenseCL's detection configs change: every stage is
-trained with batch norm over the whole batch, new parts have it too, pixels are RGB in pretraining's normalisation, and
-the stride is in the 3x3 convolution, as in torchvision's ResNet. Call
-`mls.transfer.detectron2_install.require_detectron2` before importing this module.
+It differs from the zoo's files as MoCo's, InfoMin's and DenseCL's detection configs do: every stage is trained with
+batch norm over the whole batch, new parts have it too, pixels are RGB in pretraining's normalisation, and the stride is
+in the 3x3 convolution, as in torchvision's ResNet. Call `mls.transfer.detectron2_install.require_detectron2` before
+importing this module.
 """
 
 from __future__ import annotations
@@ -15,22 +15,17 @@ import contextlib
 import logging
 from typing import Any, cast
 
-import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import META_ARCH_REGISTRY, build_resnet_backbone
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
 from mls.data.augment import MEAN, STD
-from mls.models.backbone import feature_maps, load_backbone
 from mls.models.names import to_detectron2
-from mls.transfer.convert import as_pretrained, first_pixels, load, prove
-from mls.transfer.interface import Given
 
 ZOO = {
     ("instance", "fpn"): "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
@@ -40,11 +35,11 @@ ZOO = {
 }
 """Kind and architecture -> the file of the model zoo that a model starts from."""
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
-NEW = {
+NEW_PARTS = {
     "backbone.fpn_": "FPN",
     "proposal_generator.": "RPN",
     "roi_heads.res5.norm.": "extra norm",
-    "roi_heads.res5.": "",  # ResNet's own last stage: nothing in it is new
+    "roi_heads.res5.": "",  # the ResNet's own last stage
     "roi_heads.": "heads",
 }
 """Beginnings of names -> the part of the detector that they belong to."""
@@ -52,7 +47,7 @@ NEW = {
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
-    """Heads on C4 with a batch norm behind the last stage (MoCo, arXiv 1911.05722, appendix A.2)."""
+    """Heads on C4 with a batch norm after the last stage (MoCo, arXiv 1911.05722, appendix A.2)."""
 
     @classmethod
     def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
@@ -62,16 +57,15 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
 
 
 def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) -> Any:
-    """Detectron2's own configuration of a task: what its model is built from.
+    """Detectron2's own configuration of a task, from which its model is built.
 
-    SyncBN is written as BN: of one process the whole batch is its own, and both are the same function.
+    SyncBN is written as BN: one process holds the whole batch, so both compute the same.
     """
     cfg = model_zoo.get_config(ZOO[task.kind, task.architecture])
-    norm, fpn_norm, head_norm = (
-        {"SyncBN": "BN", "none": ""}.get(n, n) for n in (task.norm, task.fpn_norm, task.head_norm)
-    )
+    names = {"SyncBN": "BN", "FrozenBN": "FrozenBN", "none": ""}
+    norm, fpn_norm, head_norm = (names[one] for one in (task.norm, task.fpn_norm, task.head_norm))
     model: CfgNode = cfg.MODEL
-    model.DEVICE = "cpu"  # where it is built and compared; rounding on GPUs is coarser
+    model.DEVICE = "cpu"  # it is built and compared there: GPUs round more coarsely
     model.WEIGHTS = ""
     model.PIXEL_MEAN = [255 * value for value in MEAN]
     model.PIXEL_STD = [255 * value for value in STD]
@@ -103,7 +97,7 @@ def build_model(task: Detectron2Detector, backbone: Backbone, num_classes: int) 
 
 
 def bare_resnet(backbone: Backbone) -> nn.Module:
-    """Detectron2's ResNet alone, as the detectors have it: normalised images to maps C2 to C5 by name."""
+    """Detectron2's ResNet as the detectors have it, without them: normalised images to maps C2 to C5 by name."""
     task = Detectron2Detector(kind="detection", backend="detectron2", dataset="none")
     cfg = make_config(task, backbone, num_classes=1)
     return cast(nn.Module, build_resnet_backbone(cfg, ShapeSpec(channels=3)))
@@ -111,7 +105,7 @@ def bare_resnet(backbone: Backbone) -> nn.Module:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Keep what Detectron2 logs of its own (each layer's initialisation) to its warnings."""
+    """Silence Detectron2's log (each layer's initialisation), except warnings."""
     logger = logging.getLogger("detectron2")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -122,37 +116,15 @@ def quiet() -> Any:
 
 
 def place(name: str, architecture: str) -> str:
-    """Where a tensor with torchvision's name belongs in the model."""
+    """The model's name of a tensor with torchvision's name."""
     inside = to_detectron2(name)
     if architecture == "fpn":
         return f"backbone.bottom_up.{inside}"
     return f"roi_heads.{inside}" if inside.startswith("res5.") else f"backbone.{inside}"
 
 
-def load_proved(model: nn.Module, task: Detectron2Detector, given: Given, row: int) -> None:
-    """Load the pretrained weights, and compare the features of one image with the pretrained backbone's.
-
-    The image goes through the model's own normalisation, so another order of colours would be seen too.
-
-    Raises:
-        MlsError: the weights do not fit, or the features differ.
-    """
-    state = {place(name, task.architecture): tensor for name, tensor in load_file(given.weights).items()}
-    load(model, state, NEW, given.log)
-    with torch.random.fork_rng(devices=[]):
-        source = load_backbone(given.config, given.weights).eval().double()
-    pixels_CHW = first_pixels(given.store, row)
-    model.eval().double()
-    with torch.inference_mode():
-        expected = list(feature_maps(source, as_pretrained(pixels_CHW)).values())
-        found = maps_of(model, task, pixels_CHW)
-    model.float()  # exactly what it was
-    names = ["C2", "C3", "C4", "C5"][-len(found) :]
-    prove(expected[-len(found) :], found, names, given.log)
-
-
 def maps_of(model: Any, task: Detectron2Detector, pixels_CHW: Tensor) -> list[Tensor]:
-    """C2 to C5 of the model's own ResNet, or C4 and C5 where the last stage is in the heads."""
+    """C2 to C5 of the model's own ResNet, or C4 and C5 if the last stage is in the heads."""
     images_BCHW = model.preprocess_image([{"image": pixels_CHW}]).tensor
     if task.architecture == "fpn":
         return list(model.backbone.bottom_up(images_BCHW).values())

@@ -1,8 +1,8 @@
 """Score detections as COCO does (pycocotools).
 
-    metrics = score(store.ground_truth("test"), results, ("box", "mask"))    # {"box_AP": 21.4, "mask_AP": 19.8, ...}
+    metrics = coco_metrics(store.ground_truth("test"), results, ("box", "mask"))   # {"box_AP": 21.4, "mask_AP": ...}
 
-A result is an entry of COCO's results format, which may hold box and mask at once:
+A result is an entry of COCO's results format, which may hold both a box and a mask:
 ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" {"size", "counts"}}``.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,19 +23,22 @@ from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
+from mls.train.finetune import read_ahead
 
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The first six numbers of `COCOeval.stats`, in its order."""
 TARGETS = {"box": "bbox", "mask": "segm"}
-"""What is scored -> pycocotools' word for it."""
+"""Scored target -> pycocotools' word for it."""
 TARGETS_OF = {"instance": ("box", "mask"), "detection": ("box",)}
-"""Kind of task -> what is scored."""
+"""Kind of task -> scored targets."""
+
+Loaded = TypeVar("Loaded")
 
 
-class Evaluation(COCOeval):  # type: ignore[misc]
-    """COCO's, which also knows VOC's ``difficult`` objects: neither to be found nor a mistake to find.
+class DifficultEval(COCOeval):  # type: ignore[misc]
+    """COCO's evaluation that also knows VOC's ``difficult`` objects: finding one counts neither way, nor missing it.
 
-    Unlike a crowd, such an object can be found once; a second detection of it is a mistake.
+    Unlike a crowd, such an object can be found only once; a second detection of it is a mistake.
     """
 
     def _prepare(self) -> None:
@@ -45,29 +48,39 @@ class Evaluation(COCOeval):  # type: ignore[misc]
                 truth["ignore"] = int(bool(truth["ignore"]) or bool(truth.get("difficult", 0)))
 
 
-def in_batches(rows_N: Sequence[int] | np.ndarray, size: int, name: str) -> Iterator[list[int]]:
-    """Yield some rows at a time without gradients, behind a progress bar; a signal stops it.
+def in_batches(
+    rows_N: np.ndarray, size: int, load: Callable[[int], Loaded], workers: int, name: str
+) -> Iterator[tuple[list[int], list[Loaded]]]:
+    """Yield some rows at a time with their loaded images, without gradients, showing progress; a signal stops it.
+
+    Args:
+        rows_N: the images.
+        size: images per batch.
+        load: makes an image of a row.
+        workers: threads that load ahead; no effect on the result.
+        name: of the progress bar.
 
     Raises:
         Interrupted: a signal came; the trained model is in the checkpoint, so only this pass is run again.
     """
-    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows_N)) as bar:
-        for start in range(0, len(rows_N), size):
+    batches = [rows_N[start : start + size].tolist() for start in range(0, len(rows_N), size)]
+    images = read_ahead(batches, load, workers)
+    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows_N)) as bar, contextlib.closing(images):
+        for rows, loaded in zip(batches, images, strict=True):
             guard.stop_if_asked(lambda: None)
-            chunk = [int(row) for row in rows_N[start : start + size]]
-            yield chunk
-            bar.advance(len(chunk), count=len(chunk))
+            yield rows, loaded
+            bar.advance(len(rows), count=len(rows))
 
 
 def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
     """The test split's annotations.
 
     Raises:
-        MlsError: there is nothing to find.
+        MlsError: it holds nothing to find.
     """
     truth = store.ground_truth("test")
     if not len(store.split("test")):
-        raise MlsError("the test split of this dataset is empty: there is nothing to judge a detector by")
+        raise MlsError("the test split of this dataset is empty: there is nothing to evaluate a detector on")
     if not any(not item["iscrowd"] and not item.get("difficult", 0) for item in truth["annotations"]):
         needs = "boxes and masks" if kind == "instance" else "boxes"
         raise MlsError(f"the test split of this dataset holds no instances; the task {kind!r} needs {needs}")
@@ -77,7 +90,7 @@ def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
 
 
 def is_voc(truth: dict[str, Any]) -> bool:
-    """Whether annotations are VOC's: they alone say whether an object is difficult."""
+    """Whether annotations are VOC's: only they say whether an object is difficult."""
     return any("difficult" in annotation for annotation in truth["annotations"])
 
 
@@ -89,7 +102,7 @@ def as_result(row: int, label: int, xyxy: Sequence[float], score: float, mask: d
         label: category id, 1 for the first class.
         xyxy: x1, y1, x2, y2.
         score: 0 to 1.
-        mask: run-length code, its counts ASCII or bytes; None without.
+        mask: run-length code, its counts str or bytes; None without.
     """
     x1, y1, x2, y2 = xyxy
     entry: dict[str, Any] = {
@@ -100,19 +113,17 @@ def as_result(row: int, label: int, xyxy: Sequence[float], score: float, mask: d
     }
     if mask is not None:
         counts = mask["counts"]
-        entry["segmentation"] = {
-            "size": [int(side) for side in mask["size"]],
-            "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-        }
+        counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        entry["segmentation"] = {"size": [int(side) for side in mask["size"]], "counts": counts}
     return entry
 
 
-def score(ground_truth: dict[str, Any], results: list[dict[str, Any]], targets: Sequence[str]) -> dict[str, Any]:
+def coco_metrics(truth: dict[str, Any], results: list[dict[str, Any]], targets: Sequence[str]) -> dict[str, Any]:
     """Return COCO's average precision, percent.
 
     Args:
-        ground_truth: a COCO dictionary; every annotation with ``area`` and ``iscrowd``.
-        results: entries in COCO's results format, with what is scored.
+        truth: a COCO dictionary; every annotation has ``area`` and ``iscrowd``.
+        results: entries in COCO's results format that hold the scored targets.
         targets: of `TARGETS`.
 
     Returns:
@@ -120,18 +131,22 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]], targets: 
         ``per_class``: class name -> ``{"box_AP", "mask_AP"}``.
     """
     metrics: dict[str, Any] = {}
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+
+    def percent(share: float) -> float | None:  # pycocotools says -1 where there is nothing to find
+        return None if share < 0 else 100 * float(share)
+
+    names = {category["id"]: category["name"] for category in truth["categories"]}
     per_class: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
     for target in targets:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = make_coco(ground_truth, ground_truth["annotations"])
-            evaluation = Evaluation(truth, make_coco(ground_truth, as_annotations(results, target)), TARGETS[target])
+            found = make_coco(truth, as_annotations(results, target))
+            evaluation = DifficultEval(make_coco(truth, truth["annotations"]), found, TARGETS[target])
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         for statistic, value in zip(STATISTICS, evaluation.stats, strict=False):
             metrics[f"{target}_{statistic}"] = percent(value)
-        # precision: IoU thresholds, recall thresholds, classes, areas (0: all), detections an image (2: 100)
+        # precision: IoU thresholds, recall thresholds, classes, areas (0: all), detections per image (2: 100)
         precision_TRK = evaluation.eval["precision"][:, :, :, 0, 2]
         for index, category in enumerate(evaluation.params.catIds):
             known = precision_TRK[:, :, index][precision_TRK[:, :, index] > -1]
@@ -142,15 +157,13 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]], targets: 
 def as_annotations(results: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
     """Give results the fields of annotations that COCOeval reads.
 
-    Unlike ``COCO.loadRes`` this takes an empty list, and it measures a mask's size by the mask even where the
-    entry also holds a box (``loadRes`` would sort masks into small, medium and large by their box).
+    Unlike ``COCO.loadRes`` this takes an empty list, and it measures a mask by its pixels even if the entry also holds
+    a box (``loadRes`` would sort masks into small, medium and large by their boxes).
     """
     annotations = []
     for number, result in enumerate(results, start=1):
-        if target == "box":
-            area = result["bbox"][2] * result["bbox"][3]
-        else:
-            area = float(coco_mask.area(result["segmentation"]))
+        box = target == "box"
+        area = result["bbox"][2] * result["bbox"][3] if box else float(coco_mask.area(result["segmentation"]))
         annotations.append({**result, "id": number, "area": area, "iscrowd": 0})
     return annotations
 
@@ -161,15 +174,7 @@ def make_coco(like: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     Annotations are copied: COCOeval writes into them.
     """
     coco = COCO()
-    coco.dataset = {
-        "images": like["images"],
-        "categories": like["categories"],
-        "annotations": [dict(annotation) for annotation in annotations],
-    }
+    shared = {key: like[key] for key in ("images", "categories")}
+    coco.dataset = {**shared, "annotations": [dict(annotation) for annotation in annotations]}
     coco.createIndex()
     return coco
-
-
-def percent(value: float) -> float | None:
-    """COCOeval's share as percent; its -1 (nothing to find) as None."""
-    return None if value < 0 else 100 * float(value)

@@ -1,10 +1,10 @@
-"""A finished backbone as a file that torchvision, timm or Detectron2 loads, checked by loading it there.
+"""Export a finished backbone as a file that torchvision, timm or Detectron2 loads, and check it by loading it there.
 
     export_backbone(config, Path("backbone.safetensors"), "detectron2", Path("mls.pth"), log)
 
-torchvision and timm: ``.safetensors`` or ``.pth`` with the names that both use, without a classifier. Detectron2: a
-``.pth`` that its checkpointer reads with ``MODEL.WEIGHTS: mls.pth?matching_heuristics=True``, for a network with
-RGB images in pretraining's normalisation and ``RESNETS.STRIDE_IN_1X1: False``.
+torchvision and timm read ``.safetensors`` or ``.pth`` with the names that both use, without a classifier. Detectron2
+reads a ``.pth``: its checkpointer takes ``MODEL.WEIGHTS: mls.pth?matching_heuristics=True`` for a network with RGB
+images in pretraining's normalisation and ``RESNETS.STRIDE_IN_1X1: False``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from mls.transfer.detectron2_install import detectron2_problem, require_detectro
 
 FORMATS = {"torchvision": (".safetensors", ".pth"), "timm": (".safetensors", ".pth"), "detectron2": (".pth",)}
 """Format -> the endings that its file may have, the usual one first."""
-LEVELS = ("C2", "C3", "C4", "C5")
 
 
 def export_backbone(config: Backbone, weights: Path, form: str, out: Path, log: Callable[[str], None]) -> None:
-    """Write a backbone for another library; its features of one image were seen to be equal there.
+    """Write a backbone for another library, after checking that its features of one image are equal there.
 
     Args:
         config: of the backbone.
@@ -44,10 +43,10 @@ def export_backbone(config: Backbone, weights: Path, form: str, out: Path, log: 
         log: takes a line.
 
     Raises:
-        MlsError: the library has no such network; an ending that it does not read; features differ.
+        MlsError: the library has no such network, or does not read this ending; features differ.
     """
     if out.suffix not in FORMATS[form]:
-        raise MlsError(f"{out}: {form} reads {' or '.join(FORMATS[form])}; give -o a name that ends so")
+        raise MlsError(f"{out}: {form} reads {' or '.join(FORMATS[form])}; give -o a name with this ending")
     if form != "torchvision" and (config.width != 1.0 or config.stem != "imagenet"):
         raise MlsError(
             f"{form} has no {config.name} of width {config.width:g} with stem {config.stem}: its networks have width 1 "
@@ -69,7 +68,7 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
     """Load the tensors into the other library's network, and compare the features of one random image.
 
     Raises:
-        MlsError: a tensor is missing or left over there, or features differ.
+        MlsError: a tensor is missing or surplus there, or features differ.
     """
     source = load_backbone(config, weights).eval().double()
     image_BCHW = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).double()
@@ -93,7 +92,7 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
         own = {name for name in net.state_dict() if not name.endswith(COUNTER)}
         given = {name for name in state if not name.endswith(COUNTER)}
         if own != given:
-            raise MlsError(f"{form}'s {config.name} has other tensors: {sorted(own ^ given)[:5]}")
+            raise MlsError(f"{form}'s {config.name} has different tensors: {sorted(own ^ given)[:5]}")
         net.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise MlsError(f"{form}'s {config.name} does not take the tensors: {error}") from error
@@ -101,11 +100,11 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
     with torch.inference_mode():
         expected = list(feature_maps(source, image_BCHW).values())
         found = list(net(image_BCHW).values()) if form == "detectron2" else maps_like_ours(net, image_BCHW)
-    prove(expected, found, LEVELS, log)
+    prove(expected, found, log)
 
 
 def maps_like_ours(net: nn.Module, image_BCHW: Tensor) -> list[Tensor]:
-    """C2 to C5 of a ResNet of torchvision, or of timm, whose activation has another name."""
+    """C2 to C5 of a ResNet of torchvision or of timm, which names the activation differently."""
     if not hasattr(net, "relu"):
         net.relu = net.get_submodule("act1")
     return list(feature_maps(cast(ResNet, net), image_BCHW).values())

@@ -1,4 +1,4 @@
-"""The class of each pixel of some splits' images: a store's index masks, or drawn from its instances.
+"""The class of each pixel of some splits' images: a store's index masks, or masks drawn from its instances.
 
     masks = IndexMasks(store, "train+val")
     masks.classes                           # ["disc", "star", ..., "background"]
@@ -6,11 +6,12 @@
 
 | store | classes | images |
 |---|---|---|
-| with index masks (Cityscapes) | its own | those that have one; others are neither trained on nor judged by |
-| with instances' masks (COCO, scenes) | its own and, last, ``background`` | all; background is where no instance is |
+| with index masks (Cityscapes) | its own | those with a mask; others are used neither for training nor for testing |
+| with instances' masks (COCO, scenes) | its own and, last, ``background`` | all; pixels of no instance are background |
 
-Of instances that overlap the smaller one lies on top. Crowd regions are ignored pixels, whatever else lies there.
-Instances without a mask leave no trace (of COCO's, some are too small for a polygon).
+Where instances overlap, the smaller one lies on top. Pixels of crowd regions are ignored, whatever else lies there: a
+crowd's outline also covers other things. Instances without a mask are skipped (some of COCO's are too small for a
+polygon).
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ class IndexMasks:
     """Index masks by image."""
 
     def __init__(self, store: ImageStore, splits: str) -> None:
-        """Index some splits; no mask is read.
+        """Index some splits; no mask is read yet.
 
         Args:
             store: holds the images.
             splits: one of its splits, or two joined by ``+``.
 
         Raises:
-            MlsError: the splits hold no image, or no mask; there are more classes than a mask has values.
+            MlsError: the splits hold no image or no mask; a mask can't number that many classes.
         """
         self.store = store
         self.rows = [int(row) for split in splits.split("+") for row in store.split(split)]
-        """Images that have an index mask, ascending."""
+        """Images with an index mask, ascending."""
         if not self.rows:
             raise MlsError(f"split {splits!r} of this dataset is empty; the task 'semantic' trains and tests on images")
         self.classes = [*store.classes] if store.has_masks else [*store.classes, BACKGROUND]
         """Names, by index in the masks."""
         if len(self.classes) > IGNORE:
-            raise MlsError(f"{len(self.classes)} classes do not fit into index masks, which hold {IGNORE} at most")
+            raise MlsError(f"{len(self.classes)} classes do not fit into index masks, which hold at most {IGNORE}")
         self._of: dict[int, list[dict[str, Any]]] = {}
         if store.has_masks:
             masked = set(pq.read_table(store.path / "masks.parquet", columns=["image"])["image"].to_pylist())
@@ -65,14 +66,17 @@ class IndexMasks:
             )
 
     def __len__(self) -> int:
-        """Images that have an index mask."""
+        """Number of images with an index mask."""
         return len(self.rows)
 
     def of(self, row: int) -> Tensor:
-        """The class of each pixel of one of `rows`, uint8 (H, W), `IGNORE` where there is none.
+        """The class of each pixel of an image, uint8 (H, W), `IGNORE` where there is none.
+
+        Args:
+            row: one of `rows`.
 
         Raises:
-            MlsError: the mask has another size than its image, or holds a class that is not there.
+            MlsError: the mask does not have its image's size, or holds an unknown class.
         """
         width, height = self.store.size(row)
         if not self.store.has_masks:
@@ -80,14 +84,14 @@ class IndexMasks:
         mask_HW = self.store.mask(row)
         if mask_HW.shape != (height, width):
             raise MlsError(
-                f"{self.store.name(row)}: its mask has {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels and the image "
-                f"{width} x {height}; correct the source, make the data artifact again"
+                f"{self.store.name(row)}: its mask has {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, but the image "
+                f"has {width} x {height}; correct the source and make the data artifact again"
             )
         unknown = mask_HW[(mask_HW >= len(self.classes)) & (mask_HW != IGNORE)]
         if len(unknown):
             raise MlsError(
-                f"{self.store.name(row)}: its mask holds class {int(unknown[0])}, and there are {len(self.classes)} "
-                "from 0; correct the source, make the data artifact again"
+                f"{self.store.name(row)}: its mask holds class {int(unknown[0])}, but classes are 0 to "
+                f"{len(self.classes) - 1}; correct the source and make the data artifact again"
             )
         return mask_HW
 

@@ -1,4 +1,4 @@
-"""The instances of some splits' images, as detectors are trained on them.
+"""The instances of some splits' images that detectors are trained on.
 
 instances = Instances(store, "train", masks=True)
 instances.rows, instances.of(row)       # annotations in COCO's format
@@ -19,16 +19,16 @@ from mls.runtime.errors import MlsError
 class Instances:
     """Annotations by image.
 
-    As in Detectron2's default, crowd regions are not trained on (evaluation ignores what lies in them), nor, where
-    masks are asked for, instances without one; an image without any other instance is left out. VOC's difficult
-    objects are trained on.
+    As in Detectron2's default, crowd regions are left out (evaluation ignores detections in them), and so are
+    instances without a mask if masks are needed, and images without any remaining instance. VOC's difficult objects
+    are trained on.
     """
 
     def __init__(self, store: ImageStore, splits: TrainOn, masks: bool) -> None:
-        """Index some splits; no image is read.
+        """Index some splits; no image is read yet.
 
         Raises:
-            MlsError: nothing is left.
+            MlsError: no instance is left.
         """
         self._of: dict[int, list[dict[str, Any]]] = {}
         for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
@@ -44,21 +44,21 @@ class Instances:
             )
 
     def __len__(self) -> int:
-        """Images that hold any."""
+        """Number of images with instances."""
         return len(self.rows)
 
     def of(self, row: int) -> list[dict[str, Any]]:
-        """The annotations of one of `rows`."""
+        """The annotations of an image, one of `rows`."""
         return self._of[row]
 
 
 def has_mask(segmentation: list[list[float]] | dict[str, Any]) -> bool:
-    """Whether there is anything to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
+    """Whether there is a mask to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
     return isinstance(segmentation, dict) or any(len(polygon) >= 6 for polygon in segmentation)
 
 
 def decode_mask(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Return COCO's polygons or run-length code (counts as a list or compressed) as uint8 (H, W) of 0 and 1."""
+    """Turn COCO's polygons or run-length code (counts as a list or compressed) into uint8 (H, W) of 0 and 1."""
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))

@@ -1,7 +1,7 @@
-"""What every transfer task is to the stage that runs it: something that trains, predicts and scores.
+"""What every transfer task offers to the stage that runs it: it trains, predicts and scores.
 
     transfer = made_by(task)(task, Given(store, config, weights, seed=1000, device=device, log=log))
-    history = fit(transfer, execution=execution, work=work, log=log, name="transfer detect/mls:0")
+    history = finetune(transfer, execution=execution, work=work, log=log, name="transfer detect/mls:0")
     transfer.finish(workers, name)
     results = transfer.predict(workers, name)
     metrics = transfer.score(results)
@@ -12,8 +12,8 @@ Three implement it: `mls.transfer.detection` (torchvision), `mls.transfer.detect
 from __future__ import annotations
 
 import pkgutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,53 +21,50 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import TransferConfig
 from mls.data.image_store import ImageStore
+from mls.train.finetune import FineTuning
 from mls.transfer.detectron2_install import require_detectron2
 from mls.transfer.rescore import scored
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a transfer starts from."""
+    """What a transfer task starts from."""
 
     store: ImageStore
     config: Backbone
-    """Of the backbone that was pretrained."""
+    """Of the pretrained backbone."""
     weights: Path
     """Its ``backbone.safetensors``."""
     seed: int
-    """Of new weights, order and augmentation. Trials, not pretraining seeds, number the repeats of a task."""
+    """Of new weights, order and augmentation."""
     device: torch.device
     log: Callable[[str], None]
     """Takes a line for people."""
 
 
-class TransferTask(ABC):
-    """A model on a pretrained backbone, the images it learns from and those it is judged by.
+class TransferTask(FineTuning):
+    """A model on a pretrained backbone, the images it learns from and those it is evaluated on.
 
-    Made from a `Given`: its weights are loaded, every tensor accounted for, and its backbone was seen to give the
-    features of the pretrained one.
+    Made from a `Given`: every tensor of the backbone is loaded, and the model's backbone was seen to compute the same
+    features as the pretrained one.
     """
 
-    task: TransferConfig
+    task: Any
+    """Its section of the experiment file."""
     store: ImageStore
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    batch_size: int
-    total: int
-    """Optimiser steps of the whole training."""
     train_images: int
-    """How many are trained on; those that hold nothing to learn are left out."""
+    """Images to train on, without those that hold nothing to learn."""
     rows_N: NDArray[np.int64]
-    """Images that are judged: rows of the data artifact."""
+    """Images to evaluate on: rows of the data artifact."""
 
     @abstractmethod
     def __init__(self, task: Any, given: Given) -> None:
-        """Build and load the model; index what it is trained on and judged by.
+        """Build and load the model; index the images.
 
         Raises:
             MlsError: nothing to train on or to test on; weights of another backbone.
@@ -76,22 +73,10 @@ class TransferTask(ABC):
     @staticmethod
     @abstractmethod
     def build(task: Any, layout: Backbone, classes: int) -> nn.Module:
-        """The network of a task with fresh weights, on a backbone of this layout; how large it is shows `mls plan`."""
+        """The network of a task with fresh weights on a backbone of this layout; `mls plan` shows its size."""
 
-    @abstractmethod
-    def learning_rate(self, step: int) -> float:
-        """Of step ``step``, from 0."""
-
-    @abstractmethod
-    def batches(self, steps: range, workers: int) -> Generator[list[Any]]:
-        """Yield the batches of some steps: a function of seed and step alone, prepared by ``workers`` threads."""
-
-    @abstractmethod
-    def losses(self, batch: list[Any]) -> dict[str, Tensor]:
-        """Named scalar losses of a batch; their sum is minimised."""
-
-    def finish(self, workers: int, name: str) -> None:  # noqa: B027 (most need nothing)
-        """What is done once after the last step, before the model is judged."""
+    def finish(self, workers: int, name: str) -> None:
+        """Work to do once after the last step, before the model is evaluated."""
 
     @abstractmethod
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
@@ -111,10 +96,10 @@ class TransferTask(ABC):
 
 
 def made_by(task: TransferConfig) -> type[TransferTask]:
-    """The class that trains a task; it is imported here, since a backend may not be installed.
+    """The class that trains a task, imported only when it is needed, since its backend may not be installed.
 
     Raises:
-        MlsError: it is not; says how to install it.
+        MlsError: the backend is not installed; says how to install it.
     """
     if task.backend == "detectron2":
         require_detectron2("backend 'detectron2'")

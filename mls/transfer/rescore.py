@@ -1,8 +1,8 @@
-"""The metrics of a transfer, computed anew from its predictions: ``mls score detect/mls``.
+"""Compute the metrics of a transfer task again from its predictions: ``mls score detect/mls``.
 
-    print_score(task, store, artifact)
+    print_transfer_score(task, store, artifact)
 
-Prints a line for each metric, and compares with the artifact's ``metrics.json``.
+Prints a line per metric, and compares with the artifact's ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from mls.config.transfers import KINDS, Detectron2Detector, SemanticTransfer, To
 from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.probe.score import compare
-from mls.transfer import evaluate, semantic_score
+from mls.transfer import evaluate
 from mls.transfer.detectron2_install import require_detectron2
 from mls.transfer.index_masks import IndexMasks
+from mls.transfer.semantic_score import pixel_metrics
 
 
 def scored(task: TransferConfig, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of a task's results on the test split, percent, as its kind has them in `KINDS`; ``per_class`` may be one
-    of them, class -> metric -> percent.
+    """Metrics of a task's results on the test split, percent: those of its kind in `mls.config.transfers.KINDS`.
+
+    ``per_class`` may be one of them: class -> metric -> percent.
     """
     metrics: dict[str, Any] = pkgutil.resolve_name(KINDS[task.kind].scored_by)(task, store, results)
     return metrics
@@ -30,9 +32,9 @@ def scored(task: TransferConfig, store: ImageStore, results: list[dict[str, Any]
 def score_objects(
     task: TorchvisionDetector | Detectron2Detector, store: ImageStore, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """COCO's average precision of boxes and masks; on VOC with Detectron2 that of its evaluator too."""
+    """COCO's average precision of boxes and masks; with Detectron2 on VOC also VOC's own."""
     truth = evaluate.ground_truth(store, task.kind)
-    metrics = evaluate.score(truth, results, evaluate.TARGETS_OF[task.kind])
+    metrics = evaluate.coco_metrics(truth, results, evaluate.TARGETS_OF[task.kind])
     if isinstance(task, Detectron2Detector) and evaluate.is_voc(truth):
         require_detectron2("VOC's average precision")
         from mls.transfer.voc_eval import voc_score
@@ -43,14 +45,14 @@ def score_objects(
 
 def score_pixels(task: SemanticTransfer, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Intersection over union and accuracy of the class of each pixel."""
-    return semantic_score.score(IndexMasks(store, "test"), results)
+    return pixel_metrics(IndexMasks(store, "test"), results)
 
 
-def print_score(task: TransferConfig, store: ImageStore, artifact: Artifact) -> None:
+def print_transfer_score(task: TransferConfig, store: ImageStore, artifact: Artifact) -> None:
     """Print the metrics of an artifact's ``predictions.json``.
 
     Raises:
-        MlsError: its ``metrics.json`` says something else: names the first metric that differs, and both values.
+        MlsError: its ``metrics.json`` differs: names the first metric that differs, and both values.
     """
     results = artifact.read_json("predictions.json")
     metrics = scored(task, store, results)

@@ -16,11 +16,8 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.runner import Context
 from mls.runtime.device import set_up, workers_of
 from mls.runtime.files import write_csv, write_json
+from mls.train.finetune import FIRST_SEED, finetune
 from mls.transfer.interface import Given, made_by
-from mls.transfer.train import fit
-
-FIRST_SEED = 1000
-"""Trial 0's seed. Trials, not pretraining seeds, number the repeats of a task."""
 
 
 def run(context: Context) -> None:
@@ -37,11 +34,11 @@ def run(context: Context) -> None:
     pretrain = context.inputs["pretrain"]
     config = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
     if isinstance(context.job.config, Detector):
-        torch.backends.cudnn.benchmark = False  # nearly every batch of a detector has a shape of its own
+        torch.backends.cudnn.benchmark = False  # nearly every batch of a detector has a new shape
     given = Given(store, config, pretrain.file("backbone.safetensors"), seed, device, context.log)
     transfer = made_by(context.job.config)(context.job.config, given)
     name = f"transfer {context.label}"
-    history = fit(transfer, execution=context.execution, work=context.work, log=context.log, name=name)
+    history = finetune(transfer, execution=context.execution, work=context.work, log=context.log, name=name)
     workers = workers_of(context.execution.workers, context.execution.threads, device)
     transfer.finish(workers, name)
     results = transfer.predict(workers, f"{name}: test")

@@ -1,7 +1,7 @@
-"""PSPNet as a transfer: trained on crops of images and their index masks, judged by the mean of the classes' IoU.
+"""PSPNet as a transfer task: trained on crops of images and their index masks, scored by the classes' mean IoU.
 
     transfer = SemanticTraining(task, given)
-    history = fit(transfer, execution=execution, work=work, log=log)
+    history = finetune(transfer, execution=execution, work=work, log=log, name="transfer city/mls:0")
     metrics = transfer.score(transfer.predict(workers, "test"))     # {"mIoU": 71.2, "mAcc": 78.9, "aAcc": 95.1, ...}
 
 A result is one class of one image, in the format of COCO-stuff:
@@ -13,8 +13,8 @@ Shape legend: B images, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Generator
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -29,25 +29,28 @@ from mls.config.transfers import SemanticTransfer
 from mls.data.eval_view import normalise
 from mls.data.image_store import IGNORE
 from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_dims, feature_maps, load_backbone
+from mls.train.finetune import read_ahead
 from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.interface import Given, TransferTask
-from mls.transfer.order import plan_batch, read_ahead
+from mls.transfer.order import plan_batch
 from mls.transfer.pspnet import PSPNet, dilate
 from mls.transfer.semantic_data import Sample, Samples
 from mls.transfer.torchvision import FIRST_STRIDE
 
 
 class SemanticTraining(TransferTask):
-    """PSPNet on a dilated ResNet; every parameter is trained, and decayed."""
+    """PSPNet on a dilated ResNet; every parameter is trained and decayed."""
+
+    model: PSPNet
 
     def __init__(self, task: SemanticTransfer, given: Given) -> None:
-        """Load, dilate and prove the backbone; index what it is trained on and judged by.
+        """Load, dilate and prove the backbone; index the images.
 
         Raises:
-            MlsError: no images or no masks to train on or to test on; weights of another backbone; an output stride
-                that it can't have.
+            MlsError: no images or no masks to train on or to test on; weights of another backbone; an impossible output
+                stride.
         """
         self.task: SemanticTransfer = task
         self.given, self.store = given, given.store
@@ -58,31 +61,31 @@ class SemanticTraining(TransferTask):
         self.rows_N = np.array(self.truth.rows, dtype=np.int64)
         self.batch_size, self.total = task.batch_size, task.iterations
         backbone = load_dilated(given, task.output_stride, self.masks.rows[0])
-        self.net = PSPNet(backbone, feature_dims(given.config), task, len(self.masks.classes))
-        self.model = channels_last(self.net).to(given.device)
+        self.model = PSPNet(backbone, feature_dims(given.config), task, len(self.masks.classes))
+        channels_last(self.model).to(given.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=task.lr, momentum=task.momentum, weight_decay=task.weight_decay
         )
 
     @staticmethod
     def build(task: SemanticTransfer, layout: Backbone, classes: int) -> PSPNet:
-        """PSPNet on a backbone whose strides are as they were; dilation changes no size."""
+        """PSPNet on an undilated backbone; dilation changes no tensor's shape."""
         return PSPNet(build_backbone(layout), feature_dims(layout), task, classes)
 
     def learning_rate(self, step: int) -> float:
-        """Polynomial decay to ``min_lr``, which the step after the last would have [mmcv's PolyLrUpdaterHook]."""
+        """Polynomial decay to ``min_lr``, which is reached one step after the last [mmcv's PolyLrUpdaterHook]."""
         task = self.task
         return (task.lr - task.min_lr) * (1 - step / self.total) ** task.power + task.min_lr
 
     def batches(self, steps: range, workers: int) -> Generator[list[Sample]]:
         """Yield crops and masks, as `Samples.load` makes them."""
         planned = (plan_batch(step, self.batch_size, self.train_images, self.given.seed) for step in steps)
-        yield from read_ahead(planned, self.samples.load, workers)
+        return read_ahead(planned, self.samples.load, workers)
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
-        """Cross entropy of both heads; ignored pixels add nothing to it, but count in its mean [mmsegmentation's]."""
+        """Cross-entropy of both heads; ignored pixels add nothing to it, but count in its mean [mmsegmentation's]."""
         images_BCHW, masks_BHW = self._padded(batch)
-        logits = self.net(images_BCHW)
+        logits = self.model(images_BCHW)
         loss, aux = (
             F.cross_entropy(logits[head], masks_BHW, ignore_index=IGNORE, reduction="sum") / masks_BHW.numel()
             for head in ("out", "aux")
@@ -90,7 +93,10 @@ class SemanticTraining(TransferTask):
         return {"loss_seg": loss, "loss_aux": self.task.aux_weight * aux}
 
     def _padded(self, batch: list[Sample]) -> tuple[Tensor, Tensor]:
-        """Crops of one size, normalised, float32 (B, C, H, W); masks int64 (B, H, W). Beyond the image: 0, ignored."""
+        """Crops of one size, normalised, float32 (B, C, H, W), padded with 0; masks int64 (B, H, W), with IGNORE.
+
+        Padding comes after normalisation, so padded pixels have the mean colour.
+        """
         device, (height, width) = self.given.device, self.task.crop
         images, masks = [], []
         for image_CHW, mask_HW in batch:
@@ -101,34 +107,35 @@ class SemanticTraining(TransferTask):
         return images_BCHW, torch.stack(masks).to(device).long()
 
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """The likeliest class of each pixel, of images at their own size; by row, then by class."""
-        self.net.eval()
+        """The most likely class of each pixel, of images at their own size; ordered by row, then by class."""
+        self.model.eval()
         results: list[dict[str, Any]] = []
-        with closing(read_ahead(([row] for row in self.truth.rows), self.store.decode, workers)) as images:
-            for (row,), (image_CHW,) in zip(in_batches(self.rows_N, 1, name), images, strict=True):
-                logits_1KHW = self.logits(normalise(image_CHW[None], self.given.device))
-                results += to_coco(row, logits_1KHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
+        for (row,), (image_CHW,) in in_batches(self.rows_N, 1, self.store.decode, workers, name):
+            logits_1KHW = self.logits(normalise(image_CHW[None], self.given.device))
+            results += pixels_to_coco(row, logits_1KHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
         return results
 
     def logits(self, image_1CHW: Tensor) -> Tensor:
-        """Logits (1, K, H, W) of a normalised image, at once or by windows, as the task says."""
+        """Logits (1, K, H, W) of a normalised image, whole or by windows, as the task says."""
 
         def at_once(x_1CHW: Tensor) -> Tensor:
-            return self.net(x_1CHW)["out"]
+            logits_1KHW: Tensor = self.model(x_1CHW)["out"]
+            return logits_1KHW
 
         if self.task.inference == "whole":
             return at_once(image_1CHW)
         return slide(at_once, image_1CHW, self.task.crop, self.task.stride)
 
     def derived(self) -> dict[str, Any]:
-        """Also how many classes there are, ``background`` included where there is one."""
+        """Also the number of classes, including ``background`` if there is one."""
         return {**super().derived(), "classes": len(self.masks.classes)}
 
 
 def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
     """Load the pretrained backbone and dilate it; compare both on one image.
 
-    Dilation moves no cell of a stage, but puts others between them: all four maps must be equal where both have cells.
+    Dilation keeps every cell of a stage's map and adds cells between them. So the dilated maps, subsampled to the
+    pretrained strides, must equal the pretrained ones.
 
     Raises:
         MlsError: the weights or the stride do not fit, or the features differ.
@@ -143,19 +150,21 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
         expected, found = (feature_maps(net.double(), image_BCHW).values() for net in (source, backbone))
     steps = [max(1, first_stride * 2**level // output_stride) for level in range(len(LAYERS))]
     common = [map_BCHW[..., ::step, ::step] for map_BCHW, step in zip(found, steps, strict=True)]
-    prove(list(expected), common, [f"C{level + 2}" for level in range(len(LAYERS))], given.log)
-    backbone.float()  # exactly what it was
+    prove(list(expected), common, given.log)
+    backbone.float()  # restores every bit: float32 -> float64 -> float32 is exact
     return backbone
 
 
 def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], stride: list[int]) -> Tensor:
-    """Average the logits of windows where they overlap.
+    """Average the logits of overlapping windows.
+
+    A network that was trained on crops sees windows of the same size, and memory does not grow with the image.
 
     Args:
-        net: gives logits (1, K, h, w) of images (1, C, h, w).
-        image_1CHW: normalised; one that is smaller than a window is padded with zeros, as in training.
+        net: computes logits (1, K, h, w) of images (1, C, h, w).
+        image_1CHW: normalised; if smaller than a window it is padded with zeros, as in training.
         crop: height and width of a window.
-        stride: between windows, down and across; not greater than the window.
+        stride: between windows, down and across; at most the window's size.
 
     Returns:
         Logits (1, K, H, W), float32.
@@ -166,25 +175,27 @@ def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], 
         window_starts(side, window, step)
         for side, window, step in zip(image_1CHW.shape[-2:], crop, stride, strict=True)
     )
-    total_1KHW: Tensor | None = None
-    count_HW = image_1CHW.new_zeros(image_1CHW.shape[-2:])
-    for box in ((slice(top, top + crop[0]), slice(left, left + crop[1])) for top in tops for left in lefts):
+    total_1KHW, count_HW = torch.zeros(1), image_1CHW.new_zeros(image_1CHW.shape[-2:])
+    for window, (top, left) in enumerate(itertools.product(tops, lefts)):
+        box = slice(top, top + crop[0]), slice(left, left + crop[1])
         logits_1Khw = net(image_1CHW[:, :, *box])
-        if total_1KHW is None:
+        if window == 0:  # only now is the number of classes known
             total_1KHW = logits_1Khw.new_zeros(1, logits_1Khw.shape[1], *count_HW.shape)
         total_1KHW[:, :, *box] += logits_1Khw
         count_HW[box] += 1
-    assert total_1KHW is not None  # there is one window at least
     return (total_1KHW / count_HW)[..., :height, :width]
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side that is as long as one of them or longer; the last one ends with the side."""
+    """Starts of windows along a side that is at least as long as a window; the last one ends with the side.
+
+    The last stride is therefore shorter: no window is padded inside a large image.
+    """
     return [*range(0, side - window, stride), side - window]
 
 
-def to_coco(row: int, prediction_HW: np.ndarray) -> list[dict[str, Any]]:
-    """Turn class indices, uint8 (H, W), into a result for each class that occurs, in their order."""
+def pixels_to_coco(row: int, prediction_HW: np.ndarray) -> list[dict[str, Any]]:
+    """Turn class indices, uint8 (H, W), into one result per class that occurs, in their order."""
     results = []
     for label in np.unique(prediction_HW):
         code = coco_mask.encode(np.asfortranarray(prediction_HW == label, dtype=np.uint8))

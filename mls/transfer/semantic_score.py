@@ -1,8 +1,8 @@
-"""How well the class of each pixel was found: intersection over union and accuracy, as mmsegmentation counts them.
+"""Metrics of the class of each pixel: intersection over union and accuracy, as mmsegmentation counts them.
 
-    metrics = score(IndexMasks(store, "test"), results)     # {"mIoU": 71.2, "mAcc": 78.9, "aAcc": 95.1, ...}
+    metrics = pixel_metrics(IndexMasks(store, "test"), results)     # {"mIoU": 71.2, "mAcc": 78.9, "aAcc": 95.1, ...}
 
-Pixels of all images are counted together. What the truth ignores counts for nothing; a pixel without a prediction is
+Pixels of all images are counted together. Pixels that the truth ignores are left out; a pixel without a prediction is
 a mistake for its class.
 
 Shape legend: H x W pixels, K classes, P = 256 predictions: classes, and `IGNORE` for none.
@@ -21,28 +21,28 @@ from mls.transfer.index_masks import IndexMasks
 from mls.transfer.instances import decode_mask
 
 
-def score(truth: IndexMasks, results: list[dict[str, Any]]) -> dict[str, Any]:
+def pixel_metrics(truth: IndexMasks, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare results with the truth of all its images.
 
     Args:
-        truth: of the images that are judged.
+        truth: of the evaluated images.
         results: ``image_id`` the row, ``category_id`` the class index + 1, ``segmentation`` a run-length code.
 
     Returns:
         Percent: ``mIoU``, the mean over the classes that occur in truth or prediction; ``mAcc``, the mean over those
-        that occur in the truth; ``aAcc``, the share of all pixels; ``per_class``, name -> ``{"IoU", "Acc"}``. None
-        where a class, or any, does not occur.
+        that occur in the truth; ``aAcc``, the share of all pixels; ``per_class``, name -> ``{"IoU", "Acc"}``. A metric
+        is None if its class, or every class, does not occur.
 
     Raises:
-        MlsError: a result is of no judged image or class, has another size than its image, or claims a pixel that
-            another result has.
+        MlsError: a result has an unknown image or class, a size that is not its image's, or a pixel that another result
+            already has.
     """
     of_row: dict[int, list[dict[str, Any]]] = {row: [] for row in truth.rows}
     for result in results:
         if result["image_id"] not in of_row or not 1 <= result["category_id"] <= len(truth.classes):
             raise MlsError(
-                f"the results name image {result['image_id']} with category {result['category_id']}, and that is no "
-                f"image that is judged, or none of {len(truth.classes)} classes from 1"
+                f"the results name image {result['image_id']} with category {result['category_id']}; evaluated are "
+                f"{len(truth)} images, and categories 1 to {len(truth.classes)}"
             )
         of_row[result["image_id"]].append(result)
     confusion_KP = np.zeros((len(truth.classes), IGNORE + 1), dtype=np.int64)
@@ -50,30 +50,30 @@ def score(truth: IndexMasks, results: list[dict[str, Any]]) -> dict[str, Any]:
         true_HW = truth.of(row).numpy()
         pairs = true_HW.astype(np.int64) * (IGNORE + 1) + _prediction(row, found, true_HW.shape)
         counts = np.bincount(pairs.reshape(-1), minlength=(IGNORE + 1) ** 2).reshape(IGNORE + 1, IGNORE + 1)
-        confusion_KP += counts[: len(truth.classes)]  # without the row of what the truth ignores
+        confusion_KP += counts[: len(truth.classes)]  # leaves out the row of ignored pixels
     return _metrics(confusion_KP, truth.classes)
 
 
 def _prediction(row: int, found: list[dict[str, Any]], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Class indices of an image, (H, W), `IGNORE` where nothing was predicted."""
+    """Predicted class indices of an image, (H, W), `IGNORE` where there is none."""
     prediction_HW = np.full(size, IGNORE, dtype=np.uint8)
     for result in found:
         code = result["segmentation"]
         if tuple(code["size"]) != size:
-            raise MlsError(f"a result for image {row} has the size {code['size']}, and the image {list(size)}")
+            raise MlsError(f"a result for image {row} has the size {code['size']}, but the image has {list(size)}")
         shape_HW = decode_mask(code, *size).astype(bool)
         taken = prediction_HW[shape_HW & (prediction_HW != IGNORE)]
         if len(taken):
             raise MlsError(
-                f"results for image {row} overlap: category {result['category_id']} claims {len(taken)} pixels that "
-                f"others have, first of category {int(taken[0]) + 1}; each pixel has one class"
+                f"results for image {row} overlap: category {result['category_id']} claims {len(taken)} pixels of "
+                f"others, the first of category {int(taken[0]) + 1}; each pixel has one class"
             )
         prediction_HW[shape_HW] = result["category_id"] - 1
     return prediction_HW
 
 
 def _metrics(confusion_KP: NDArray[np.int64], names: list[str]) -> dict[str, Any]:
-    """Metrics of pixel counts: true classes by predictions."""
+    """Metrics of a confusion matrix of pixels: true classes by predictions."""
     hit_K = np.diagonal(confusion_KP).astype(np.float64)
     true_K = confusion_KP.sum(axis=1)
     either_K = true_K + confusion_KP.sum(axis=0)[: len(names)] - hit_K
@@ -91,6 +91,6 @@ def _metrics(confusion_KP: NDArray[np.int64], names: list[str]) -> dict[str, Any
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Of those that are defined."""
+    """Mean of the defined values."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
@@ -20,8 +21,12 @@ from mls.models.backbone import build_backbone, save_backbone
 from mls.pipeline.artifact import Artifact
 from mls.probe import extract_features
 from mls.probe import run_probe as probe_stage
+from mls.probe.evaluation import Evaluation
+from mls.probe.feature_set import Images
 
 CLASSES = ["red", "blue", "rare", "unseen"]
+COSTS = [0.01, 1.0, 100.0]
+"""Candidates for the SVMs' C."""
 LAYOUT = Backbone(name="resnet18", width=0.125, stem="small")
 
 
@@ -55,6 +60,42 @@ def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = Fa
     out.mkdir(parents=True)
     write_store(out, records, CLASSES[:2] if plain else CLASSES, multi_label, [])
     return ImageStore(out)
+
+
+def make_directions(n: int, seed: int, classes: int = 3, dims: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy features whose directions tell the classes; their lengths tell nothing."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random((n, classes)) < 0.3
+    features = 2 * np.pad(truth, ((0, 0), (0, dims - classes))) + rng.normal(size=(n, dims))
+    return (features * rng.gamma(4, size=(n, 1))).astype(np.float32), truth
+
+
+def divide_by_length(features: np.ndarray) -> np.ndarray:
+    """VISSL's normalisation, written independently."""
+    return features.astype(np.float64) / (np.linalg.norm(features.astype(np.float64), axis=1) + 1e-5)[:, None]
+
+
+def make_evaluation(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Evaluation:
+    """Evaluation images of four classes; of the last one none is positive."""
+    rng = np.random.default_rng(n)
+    label_N = np.arange(n) % 3
+    truth = np.eye(4, dtype=bool)[label_N]
+    ignored = np.zeros((n, 4), dtype=bool)
+    if multi_label:
+        truth[:, :3] |= rng.random((n, 3)) < 0.2
+        ignored = ~truth & (rng.random((n, 4)) < 0.2)
+        truth[0], ignored[0] = False, False  # an image without a class
+    scores = (truth + rng.normal(size=(n, 4)) - 0.5).astype(np.float32)
+    scores[:, 3] = -np.inf  # as a softmax scores a class that it never saw
+    names = [f"{split}/{i}, grüße.jpg" for i in range(n)]
+    classes = ["person", "fire | hydrant", "größe", "rare"]
+    return Evaluation(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
+
+
+def images_of(features: Any, truth: Any, ignored: Any = None) -> Images:
+    """Images without names; by default no class is ignored."""
+    n = len(truth)
+    return Images(np.arange(n), [""] * n, features, truth, np.zeros_like(truth) if ignored is None else ignored)
 
 
 def make_pretrain(folder: Path, poison: bool = False) -> Artifact:

@@ -18,23 +18,7 @@ from mls.metrics import decisions, hits, mean_average_precision
 from mls.probe.bootstrap import average_precision_intervals, mean_intervals
 from mls.probe.evaluation import Evaluation, read_predictions, summarise, write_predictions
 from mls.runtime.errors import MlsError
-
-
-def make(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Evaluation:
-    """Evaluation images of four classes; of the last one none is positive."""
-    rng = np.random.default_rng(n)
-    label_N = np.arange(n) % 3
-    truth = np.eye(4, dtype=bool)[label_N]
-    ignored = np.zeros((n, 4), dtype=bool)
-    if multi_label:
-        truth[:, :3] |= rng.random((n, 3)) < 0.2
-        ignored = ~truth & (rng.random((n, 4)) < 0.2)
-        truth[0], ignored[0] = False, False  # an image without a class
-    scores = (truth + rng.normal(size=(n, 4)) - 0.5).astype(np.float32)
-    scores[:, 3] = -np.inf  # as a softmax scores a class that it never saw
-    names = [f"{split}/{i}, grüße.jpg" for i in range(n)]
-    classes = ["person", "fire | hydrant", "größe", "rare"]
-    return Evaluation(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
+from tests.probe.support import make_evaluation
 
 
 def same(one: Evaluation, other: Evaluation) -> bool:
@@ -46,14 +30,14 @@ def same(one: Evaluation, other: Evaluation) -> bool:
 
 
 def test_of_test() -> None:
-    judged = make()
-    found = summarise(judged)
-    arrays = judged.scores_NC, judged.truth_NC, judged.ignored_NC
-    kept = ~judged.ignored_NC
+    scored = make_evaluation()
+    found = summarise(scored)
+    arrays = scored.scores_NC, scored.truth_NC, scored.ignored_NC
+    kept = ~scored.ignored_NC
     areas = [
-        100 * average_precision_score(judged.truth_NC[kept[:, c], c], judged.scores_NC[kept[:, c], c]) for c in range(3)
+        100 * average_precision_score(scored.truth_NC[kept[:, c], c], scored.scores_NC[kept[:, c], c]) for c in range(3)
     ]
-    assert list(found["per_class"]) == judged.classes and list(found["per_class"].values())[:3] == pytest.approx(areas)
+    assert list(found["per_class"]) == scored.classes and list(found["per_class"].values())[:3] == pytest.approx(areas)
     assert found["per_class"]["rare"] is None and found["undefined_classes"] == ["rare"]
     assert found["mAP"] == pytest.approx(np.mean(areas))
     assert found["mAP_11"] == pytest.approx(100 * mean_average_precision(*arrays, "11"))
@@ -71,58 +55,58 @@ def test_of_test() -> None:
     assert interval["per_class"]["rare"] is None
     rest = {"per_class", "undefined_classes", "n_test", "interval"}
     assert found.keys() == {"mAP", "mAP_11", "mAP_envelope", *expected, *rest}
-    assert summarise(replace(judged, decided=False)).keys() == {"mAP", "mAP_11", "mAP_envelope", *rest}
+    assert summarise(replace(scored, decided=False)).keys() == {"mAP", "mAP_11", "mAP_envelope", *rest}
     json.dumps(found, allow_nan=False)
 
 
 def test_of_val_there_is_one_value() -> None:
-    found = summarise(make(split="val"))
+    found = summarise(make_evaluation(split="val"))
     assert found.keys() == {"val", "per_class", "undefined_classes", "n_val", "interval"}
-    assert found["val"] == summarise(make())["mAP"]
+    assert found["val"] == summarise(make_evaluation())["mAP"]
     assert found["interval"]["covers"] == "val sampling only" and found["interval"]["val"][0] < found["val"]
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_of_a_single_label_set(split: str) -> None:
-    judged = make(multi_label=False, split=split)
-    found = summarise(judged)
+    scored = make_evaluation(multi_label=False, split=split)
+    found = summarise(scored)
     name = "top1" if split == "test" else "val"
     assert found.keys() == {name, "per_class", "undefined_classes", f"n_{split}", "interval"}
-    right = judged.scores_NC.argmax(axis=1) == np.arange(30) % 3
+    right = scored.scores_NC.argmax(axis=1) == np.arange(30) % 3
     assert found[name] == pytest.approx(100 * right.mean())
-    sampled = mean_intervals(hits(judged.scores_NC, judged.truth_NC)[:, None]).mean
+    sampled = mean_intervals(hits(scored.scores_NC, scored.truth_NC)[:, None]).mean
     assert found["interval"][name] == pytest.approx([100 * end for end in sampled or ()])
     assert found["undefined_classes"] == ["rare"] and 0 < found["per_class"]["person"] <= 100
 
 
-def test_nothing_to_judge_by_is_refused() -> None:
-    judged = make(split="val")
+def test_a_split_without_positives_is_refused() -> None:
+    scored = make_evaluation(split="val")
     with pytest.raises(MlsError, match="the val split of this dataset has no positive image of any class"):
-        summarise(replace(judged, truth_NC=np.zeros_like(judged.truth_NC)))
+        summarise(replace(scored, truth_NC=np.zeros_like(scored.truth_NC)))
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("split", ["test", "val"])
 @pytest.mark.parametrize("n", [1, 30])
 def test_round_trip_and_bytes(n: int, split: str, multi_label: bool, tmp_path: Path) -> None:
-    judged = make(n, multi_label=multi_label, split=split, decided=multi_label)
+    scored = make_evaluation(n, multi_label=multi_label, split=split, decided=multi_label)
     if n > 1:
-        judged.scores_NC[0, 0], judged.scores_NC[1, 0] = -0.0, np.float32(1e-45)
-        write_predictions(judged, tmp_path / "split=other.parquet")  # no partition of a data set
+        scored.scores_NC[0, 0], scored.scores_NC[1, 0] = -0.0, np.float32(1e-45)
+        write_predictions(scored, tmp_path / "split=other.parquet")  # no partition of a data set
         read = read_predictions(tmp_path / "split=other.parquet")
-        assert same(read, judged) and summarise(read) == summarise(judged)
+        assert same(read, scored) and summarise(read) == summarise(scored)
     for name in "ab":
-        write_predictions(make(n, multi_label=multi_label, split=split), tmp_path / name)
+        write_predictions(make_evaluation(n, multi_label=multi_label, split=split), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert same(read_predictions(tmp_path / "a"), make(n, multi_label=multi_label, split=split))
+    assert same(read_predictions(tmp_path / "a"), make_evaluation(n, multi_label=multi_label, split=split))
     (tmp_path / "c").write_bytes(b"")
     write_predictions(read_predictions(tmp_path / "a"), tmp_path / "c")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
 
 
 def test_columns(tmp_path: Path) -> None:
-    judged = make()
-    write_predictions(judged, tmp_path / "p.parquet")
+    scored = make_evaluation()
+    write_predictions(scored, tmp_path / "p.parquet")
     table = pq.read_table(tmp_path / "p.parquet")
     assert table.schema.names == [
         "image",
@@ -130,20 +114,20 @@ def test_columns(tmp_path: Path) -> None:
         "split",
         "classes",
         "ignored",
-        *(f"score:{n}" for n in judged.classes),
+        *(f"score:{n}" for n in scored.classes),
     ]
     assert table.schema.field("score:rare").type == pa.float32() and table.schema.field("image").type == pa.int64()
-    for name, mask in (("classes", judged.truth_NC), ("ignored", judged.ignored_NC)):
+    for name, mask in (("classes", scored.truth_NC), ("ignored", scored.ignored_NC)):
         assert table.schema.field(name).type.value_type == pa.int32()
         assert table[name].to_pylist() == [np.flatnonzero(row).tolist() for row in mask]
     about = json.loads(table.schema.metadata[b"mls"])
-    assert about == {"classes": judged.classes, "multi_label": True, "decided": True}
+    assert about == {"classes": scored.classes, "multi_label": True, "decided": True}
 
 
 def damaged(how: str, tmp_path: Path) -> Path:
     """Write predictions and damage them."""
     path = tmp_path / "predictions.parquet"
-    write_predictions(make(), path)
+    write_predictions(make_evaluation(), path)
     table = pq.read_table(path)
     about = json.loads(table.schema.metadata[b"mls"])
 
@@ -209,25 +193,25 @@ def damaged(how: str, tmp_path: Path) -> Path:
         ("numbers for classes", "does not say its classes"),
         ("no ignored", "does not hold ignored once"),
         ("no score", "does not hold score:rare once"),
-        ("another score", "holds score:rare, which is no column of it"),
+        ("another score", r"holds unknown columns \(score:rare\)"),
         ("one class twice", "two classes have the same name: person"),
         ("doubles", "column score:person is double, not float"),
         ("nan", "the scores of 1 of 30 test images are NaN; the first: class person of test/7, grüße.jpg"),
-        ("null", "column score:person holds nothing in some places"),
-        ("null class", "column classes holds nothing in some places"),
-        ("null classes", "column classes holds nothing in some places"),
-        ("class 4", "column classes holds indices that are none of its 4 classes"),
-        ("class -1", "column ignored holds indices that are none of its 4 classes"),
+        ("null", "column score:person has empty cells"),
+        ("null class", "column classes has empty cells"),
+        ("null classes", "column classes has empty cells"),
+        ("class 4", "column classes holds indices outside its 4 classes"),
+        ("class -1", "column ignored holds indices outside its 4 classes"),
         ("both", "both true and ignored"),
         ("two splits", r"holds images of 2 splits, not of one \(test, val\)"),
-        ("train", "split 'train' is none of test, val"),
+        ("train", "split 'train' is not test or val"),
         ("no rows", "holds images of 0 splits"),
         ("single-label", "each image of a single-label set has one class"),
         ("names", "column name is binary, not string"),
-        ("cut", "no readable parquet file"),
-        ("empty", "no readable parquet file"),
-        ("text", "no readable parquet file"),
-        ("folder", "no readable parquet file"),
+        ("cut", "is not a readable Parquet file"),
+        ("empty", "is not a readable Parquet file"),
+        ("text", "is not a readable Parquet file"),
+        ("folder", "is not a readable Parquet file"),
         ("absent", "does not exist"),
     ],
 )
@@ -256,10 +240,10 @@ def test_damaged_files_are_refused(how: str, message: str, tmp_path: Path) -> No
 )
 def test_contradictions_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        replace(make(), **changes)
+        replace(make_evaluation(), **changes)
 
 
 def test_no_images_are_refused() -> None:
     nothing = np.zeros((0, 1), dtype=bool)
-    with pytest.raises(MlsError, match="nothing to judge: 0 images of test, 1 classes"):
+    with pytest.raises(MlsError, match="nothing to evaluate: 0 images of test, 1 classes"):
         Evaluation(np.zeros(0, np.int64), [], "test", ["a"], True, nothing, nothing, nothing.astype(np.float32), True)

@@ -252,7 +252,7 @@ def test_statistics_of_batch_norm(store: ImageStore, tmp_path: Path, batchnorm: 
 def test_resumed_equals_uninterrupted(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
 ) -> None:
-    monkeypatch.setattr(module, "CURVE_EVERY", 2)
+    monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
     only_sgd = {"batchnorm": True} if kind == "sgd" else {}
     task = make_task(kind, epochs=3, batch_size=5, lr=0.1, warmup_epochs=1.0, nesterov=True, **only_sgd)
     whole = fit(task, store, tmp_path / "whole")
@@ -315,7 +315,7 @@ def test_bad_loss_stops_before_the_update(store: ImageStore, tmp_path: Path, mon
         return loss_of(*args) * math.inf
 
     monkeypatch.setattr(module, "loss_of", broken)
-    with pytest.raises(DeterministicError, match=r"not finite \(inf\) at step 0 of 18, .* 0\.5; lower lr \(now 0\.5\)"):
+    with pytest.raises(DeterministicError, match=r"at step 0 of 18 \(loss inf\); .* 0\.5: lower lr \(now 0\.5\)"):
         fit(make_task(lr=0.5), store, tmp_path / "work", backbone=backbone)
     assert changed(backbone, before).isdisjoint({"weight", "bias"})
     assert not list((tmp_path / "work").iterdir())
@@ -331,7 +331,8 @@ def test_a_broken_backbone_is_named(store: ImageStore, tmp_path: Path, kind: str
 
 
 def test_bad_logits_at_the_end(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "predict", lambda *_, **__: np.array([[0, math.nan, 0], [0, 0, 0]], dtype=np.float32))
+    logits = np.array([[0, math.nan, 0], [0, 0, 0]], dtype=np.float32)
+    monkeypatch.setattr(module, "outputs_of", lambda *_: logits)
     with pytest.raises(DeterministicError, match=r"after 18 steps the logits of 1 of 2 val images are not finite"):
         fit(make_task(), store, tmp_path / "work")
 
@@ -382,7 +383,7 @@ def test_squares_are_the_probes(store: ImageStore, tmp_path: Path, kind: str) ->
 @pytest.mark.parametrize(
     ("labels", "test", "message"),
     [
-        ({"val": []}, False, "finetune trains on train and judges val; this dataset has no images of val"),
+        ({"val": []}, False, "finetune trains on train and is evaluated on val; this dataset has no images of val"),
         ({"val": [], "test": []}, True, "no images of val and test"),
         ({"train": []}, False, "no images of train"),
         ({"train": [[0]] * 3}, False, "train of this dataset: no class has both positive and negative images"),
@@ -390,7 +391,7 @@ def test_squares_are_the_probes(store: ImageStore, tmp_path: Path, kind: str) ->
         ({"val": [[]] * 3}, False, "the val split of this dataset has no positive image of any class"),
     ],
 )
-def test_what_cannot_be_learned_or_judged(
+def test_what_cannot_be_learned_or_evaluated_is_refused(
     tmp_path: Path, labels: dict[str, list[list[int]]], test: bool, message: str
 ) -> None:
     with pytest.raises(MlsError, match=message):

@@ -97,7 +97,7 @@ def test_labels_go_with_their_images(store: ImageStore) -> None:
 
 def test_boxes_are_of_the_images_own_size(store: ImageStore) -> None:
     views = make_views(store, augment={"crop": 16, "scale": [1.0, 1.0]})
-    crop_CHW, _ = views.load(2, 0)  # nothing of ratio 4/3 at most covers 40 x 20: the widest one in its middle
+    _, crop_CHW, _ = views.load((2, 0))  # nothing of ratio 4/3 at most covers 40 x 20: the widest one in its middle
     assert torch.equal(crop_CHW, resized_crop_image(store.decode(2), 0, 6, 20, 27, size=[16, 16], antialias=True))
 
 

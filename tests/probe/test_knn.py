@@ -10,8 +10,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mls.metrics import mean_average_precision, top1
 from mls.probe import knn
-from mls.probe.knn import Fitted, fit, nearest
+from mls.probe.knn import KnnFit, fit_ks, nearest
 from mls.runtime.errors import MlsError
+from tests.probe.support import images_of
 
 
 def make_data(n: int, seed: int, classes: int = 4, dims: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -24,9 +25,10 @@ def make_data(n: int, seed: int, classes: int = 4, dims: int = 16) -> tuple[np.n
 
 def run(
     train: Any, val: Any, ks: list[int], multi_label: bool = True, temperature: float = 0.07, **more: Any
-) -> Fitted:
+) -> KnnFit:
     names = [f"class {i}" for i in range(train[1].shape[1])]
-    return fit(*train, *val, ks=ks, temperature=temperature, multi_label=multi_label, names=names, **more)
+    options = {"temperature": temperature, "multi_label": multi_label, "names": names, **more}
+    return fit_ks(images_of(*train), images_of(*val), ks=ks, **options)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
@@ -52,7 +54,7 @@ def test_k_is_chosen_on_val() -> None:
     alone = {k: mean_average_precision(run(train, val, [k]).scores(val[0]), val[1]) for k in ks}
     assert fitted.candidates == alone and list(fitted.candidates) == [1, 10, 100, 200]
     assert fitted.k == max(alone, key=lambda k: alone[k]) != 1  # nor the first
-    assert fitted.value == alone[fitted.k]
+    assert fitted.candidates[fitted.k] == alone[fitted.k]
     other = run(train, (val[0], ~val[1]), ks)
     assert other.k != fitted.k, "the same train images and other val labels"
 
@@ -64,13 +66,13 @@ def test_equal_values_leave_the_smaller_k() -> None:
     assert set(fitted.candidates.values()) == {1.0} and fitted.k == 2
 
 
-def test_single_label_sets_are_judged_by_top1() -> None:
+def test_single_label_sets_are_evaluated_by_top1() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=120)
     truth = np.eye(4, dtype=bool)[labels]  # the fourth class has no image
     features = (truth + 0.4 * rng.normal(size=(120, 4))).astype(np.float32)
     fitted = run((features[:80], truth[:80]), (features[80:], truth[80:]), [5, 20], multi_label=False)
-    assert fitted.value == top1(fitted.scores(features[80:]), truth[80:]) > 0.8
+    assert fitted.candidates[fitted.k] == top1(fitted.scores(features[80:]), truth[80:]) > 0.8
     assert fitted.untrained == ["class 3"]
     np.testing.assert_allclose(fitted.scores(features).sum(axis=1), 1, rtol=1e-6)
 
@@ -78,9 +80,9 @@ def test_single_label_sets_are_judged_by_top1() -> None:
 def test_ignored_val_images_do_not_count() -> None:
     train, val = make_data(100, 0), make_data(60, 1)
     ignored = ~val[1] & (np.random.default_rng(2).random(val[1].shape) < 0.3)
-    fitted = run(train, val, [5], val_ignored_MC=ignored)
-    assert fitted.value == mean_average_precision(fitted.scores(val[0]), val[1], ignored)
-    assert fitted.value != run(train, val, [5]).value
+    fitted = run(train, (*val, ignored), [5])
+    assert fitted.candidates[fitted.k] == mean_average_precision(fitted.scores(val[0]), val[1], ignored)
+    assert fitted.candidates != run(train, val, [5]).candidates
 
 
 @pytest.mark.parametrize("block", [1, 130, 7 * 120, 2**22])

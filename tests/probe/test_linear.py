@@ -9,8 +9,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mls.metrics import mean_average_precision, top1
-from mls.probe.linear import fit
+from mls.probe.linear import fit_strengths
 from mls.runtime.errors import MlsError
+from tests.probe.support import images_of
 
 STRENGTHS = [1e-4, 1e-2, 1.0, 100.0]
 
@@ -25,7 +26,8 @@ def make_data(n: int, seed: int, classes: int = 3, dims: int = 20) -> tuple[np.n
 
 def fit_multi(train: Any, val: Any, strengths: list[float] = STRENGTHS, **more: Any) -> Any:
     names = [f"class {i}" for i in range(train[1].shape[1])]
-    return fit(*train, *val, strengths=strengths, multi_label=True, names=names, **more)
+    train, val = images_of(*train), images_of(*val)
+    return fit_strengths(train, val, strengths=strengths, multi_label=True, names=names, **more)
 
 
 def test_strength_is_chosen_on_val_not_on_test_or_train() -> None:
@@ -36,7 +38,7 @@ def test_strength_is_chosen_on_val_not_on_test_or_train() -> None:
     on_train = {c: mean_average_precision(alone[c].scores(train[0]), train[1]) for c in STRENGTHS}
     assert fitted.strength == max(on_val, key=lambda c: on_val[c])
     assert fitted.strength != max(on_train, key=lambda c: on_train[c])  # or this would prove nothing
-    assert fitted.value == pytest.approx(on_val[fitted.strength], abs=1e-3)
+    assert fitted.candidates[fitted.strength] == pytest.approx(on_val[fitted.strength], abs=1e-3)
     # the same train data and other val labels: another choice, so it is val that chooses
     inverted = (val[0], ~val[1])
     other = fit_multi(train, inverted)
@@ -79,7 +81,7 @@ def test_equals_scikit_learn(strength: float, dims: int) -> None:
         expected = model.decision_function((val[0] - mean) / std)
         # where classes can be told apart without error, the solver stops before the scores have grown to their end
         assert np.corrcoef(scores[:, index], expected)[0, 1] > 0.98
-        ours = objective(strength, fitted.linear.weight_CD[index], fitted.linear.bias_C[index], standard, truth)
+        ours = objective(strength, fitted.weight_CD[index], fitted.bias_C[index], standard, truth)
         theirs = objective(strength, model.coef_[0], model.intercept_[0], standard, truth)
         assert theirs - 1e-9 <= ours < theirs + 1e-3
     assert fitted.unconverged == 0
@@ -90,8 +92,8 @@ def test_an_ignored_image_is_not_there_for_its_class() -> None:
     ignored = np.zeros_like(train[1])
     ignored[:50, 1] = True
     plain = fit_multi(train, val, [0.1])
-    fitted = fit_multi(train, val, [0.1], train_ignored_NC=ignored)
-    flipped = fit_multi((train[0], train[1] ^ ignored), val, [0.1], train_ignored_NC=ignored)
+    fitted = fit_multi((*train, ignored), val, [0.1])
+    flipped = fit_multi((train[0], train[1] ^ ignored, ignored), val, [0.1])
     scores = fitted.scores(val[0])
     np.testing.assert_array_equal(scores, flipped.scores(val[0]))
     np.testing.assert_allclose(scores[:, [0, 2]], plain.scores(val[0])[:, [0, 2]], atol=1e-4)
@@ -106,19 +108,17 @@ def test_an_image_that_val_ignores_does_not_count() -> None:
     alone = fit_multi(train, (val[0][30:], val[1][30:]))
     ignored = np.zeros_like(val[1])
     ignored[:30] = True
-    assert (
-        fit_multi(train, val, val_ignored_MC=ignored).candidates == alone.candidates != fit_multi(train, val).candidates
-    )
+    assert fit_multi(train, (*val, ignored)).candidates == alone.candidates != fit_multi(train, val).candidates
 
 
 def test_a_class_of_which_all_positives_are_ignored_is_untrained() -> None:
     train, val = make_data(60, 0), make_data(60, 1)
-    fitted = fit_multi(train, val, train_ignored_NC=train[1] & [[False, True, False]])
+    fitted = fit_multi((*train, train[1] & [[False, True, False]]), val)
     assert fitted.untrained == ["class 1"]
-    fitted = fit_multi(train, val, train_ignored_NC=~train[1] & [[True, False, False]])
+    fitted = fit_multi((*train, ~train[1] & [[True, False, False]]), val)
     assert fitted.untrained == ["class 0"]
     with pytest.raises(MlsError, match="no class with both"):
-        fit_multi(train, val, train_ignored_NC=train[1])
+        fit_multi((*train, train[1]), val)
 
 
 def test_threads_have_no_effect_and_fits_repeat_bit_by_bit() -> None:
@@ -126,8 +126,8 @@ def test_threads_have_no_effect_and_fits_repeat_bit_by_bit() -> None:
     first, *others = [fit_multi(train, val, threads=threads) for threads in (1, 1, 2, 5)]
     for other in others:
         assert other.candidates == first.candidates
-        np.testing.assert_array_equal(other.linear.weight_CD, first.linear.weight_CD)
-        np.testing.assert_array_equal(other.linear.bias_C, first.linear.bias_C)
+        np.testing.assert_array_equal(other.weight_CD, first.weight_CD)
+        np.testing.assert_array_equal(other.bias_C, first.bias_C)
 
 
 def test_fits_that_do_not_converge_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,12 +162,10 @@ def test_single_label() -> None:
     labels = rng.integers(3, size=300)
     features = (np.eye(3)[labels] * 2 + rng.normal(size=(300, 3))).astype(np.float32)
     truth = np.eye(4, dtype=bool)[labels]  # the fourth class has no image
-    fitted = fit(
-        features[:200], truth[:200], features[200:], truth[200:],
-        strengths=STRENGTHS, multi_label=False, names=["a", "b", "c", "d"],
-    )  # fmt: skip
+    train, val = images_of(features[:200], truth[:200]), images_of(features[200:], truth[200:])
+    fitted = fit_strengths(train, val, strengths=STRENGTHS, multi_label=False, names=["a", "b", "c", "d"])
     assert fitted.untrained == ["d"]
-    assert fitted.value == top1(fitted.scores(features[200:]), truth[200:]) > 0.7
+    assert fitted.candidates[fitted.strength] == top1(fitted.scores(features[200:]), truth[200:]) > 0.7
     model = LogisticRegression(C=fitted.strength, tol=1e-8).fit(features[:200], labels[:200])
     same = fitted.scores(features[200:]).argmax(1) == model.predict(features[200:])
     assert same.mean() > 0.95  # the same model but for standardised features
@@ -176,8 +174,9 @@ def test_single_label() -> None:
 def test_single_label_of_two_classes() -> None:
     features = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     truth = np.stack([features[:, 0] > 0.1, features[:, 0] <= 0.1], axis=1)
-    fitted = fit(features, truth, features, truth, strengths=[100.0], multi_label=False, names=["a", "b"])
-    assert fitted.value > 0.9
+    images = images_of(features, truth)
+    fitted = fit_strengths(images, images, strengths=[100.0], multi_label=False, names=["a", "b"])
+    assert fitted.candidates[fitted.strength] > 0.9
 
 
 def test_untrained_classes_score_alike() -> None:
@@ -196,7 +195,7 @@ def test_constant_features_are_harmless() -> None:
     constant = np.full((60, 2), [0.0, 1e4 / 3], dtype=np.float32)
     fitted = fit_multi((np.hstack([train[0], constant]), train[1]), (np.hstack([val[0], constant]), val[1]))
     assert np.isfinite(fitted.scores(np.hstack([val[0], constant]))).all()
-    assert fitted.value == pytest.approx(plain.value, abs=1e-3)
+    assert fitted.candidates[fitted.strength] == pytest.approx(plain.candidates[plain.strength], abs=1e-3)
 
 
 def test_nan_features_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Low-shot SVMs: draws are k and k x (C - 1) of train and val, what was drawn is not judged, val chooses the cost."""
+"""Low-shot SVMs: draws are k and k x (C - 1) of train and val, drawn images are not evaluated, val chooses the cost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
+from mls.probe.feature_set import Parts
 from mls.probe.low_shot import Row, draw, low_shot
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv
-from tests.probe.test_svm import COSTS, divide_by_length, make_data
+from tests.probe.support import COSTS, divide_by_length, images_of, make_directions
 
 N = {"train": 60, "val": 40, "test": 60}
 
@@ -32,7 +33,7 @@ def make_parts() -> list[list[np.ndarray]]:
     """Train, val and test with a few ignored pairs each."""
     parts = []
     for seed, n in enumerate(N.values()):
-        features, truth = make_data(n, seed)
+        features, truth = make_directions(n, seed)
         parts.append([features, truth, ~truth & (np.random.default_rng(50 + seed).random(truth.shape) < 0.2)])
     return parts
 
@@ -41,8 +42,8 @@ def shoot(
     parts: Any, ks: list[int], samples: int = 3, costs: list[float] = COSTS, **more: Any
 ) -> tuple[dict[str, float], list[Row]]:
     names = [f"class {i}" for i in range(parts[0][1].shape[1])]
-    train, val, test = (tuple(part) for part in parts)
-    return low_shot(train, val, test, ks=ks, samples=samples, costs=costs, names=names, **{"seed": 5, **more})
+    images = Parts(*(images_of(*part) for part in parts))
+    return low_shot(images, ks=ks, samples=samples, costs=costs, names=names, **{"seed": 5, **more})
 
 
 def table(rows: list[Row], k: int, part: str) -> np.ndarray:
@@ -136,7 +137,7 @@ def test_classes_that_a_split_lacks_are_left_out() -> None:
 
 
 def test_every_positive_can_be_drawn(tmp_path: Any) -> None:
-    """As VOC07's sheep, of which trainval has 96: with k = 96 val has none left of it to judge by."""
+    """As VOC07's sheep, of which trainval has 96: with k = 96 val has none left to choose by."""
     train, val, test = make_parts()
     train[1][:, 0], val[1][:, 0] = np.arange(N["train"]) < 7, np.arange(N["val"]) < 3
     for part in (train, val):

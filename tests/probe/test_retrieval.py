@@ -1,4 +1,4 @@
-"""Rankings are judged as a plain loop and scikit-learn judge them; what is written is all the values are made of."""
+"""Rankings score as in a plain loop over scikit-learn; the written file holds all that the metrics follow from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from mls.probe import knn
-from mls.probe.retrieval import Retrieved, read_ranking, retrieve, summarise, write_ranking
+from mls.probe.retrieval import Retrieved, read_ranking, retrieval_metrics, retrieve, write_ranking
 from mls.runtime.errors import MlsError
+from tests.probe.support import images_of
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -28,7 +29,7 @@ def make_data(n: int, seed: int, dims: int = 12) -> tuple[np.ndarray, np.ndarray
 
 def run(gallery: Any, query: Any, ignored: Any = None, at: tuple[int, ...] = (1, 5), **more: Any) -> Retrieved:
     names = NAMES[: gallery[1].shape[1]]
-    return retrieve(gallery[0], gallery[1], ignored, query[0], query[1], precision_at=at, names=names, **more)
+    return retrieve(images_of(gallery[0], gallery[1], ignored), images_of(*query), precision_at=at, names=names, **more)
 
 
 @pytest.mark.parametrize("with_ignored", [False, True])
@@ -57,7 +58,9 @@ def test_values_are_means_over_queries_then_classes() -> None:
     found = run(gallery, query)
     per_class = [np.mean([found.ap_MC[m, c] for m in range(40) if query[1][m, c]]) for c in range(4)]
     np.testing.assert_allclose(found.per_class_C, per_class, rtol=1e-6)
-    assert found.value == pytest.approx(np.mean(per_class)) and found.undefined == []
+    assert (
+        found.value == pytest.approx(np.mean(per_class)) and retrieval_metrics(found, "test")["undefined_classes"] == []
+    )
     at_5 = [found.precision[5][query[1][:, c], c].mean() for c in range(4)]
     assert found.precision_at(5) == pytest.approx(np.mean(at_5))
     assert found.value > 1.3 * gallery[1].mean()  # chance is about the mean
@@ -68,7 +71,7 @@ def test_classes_that_nobody_asks_for_or_nobody_has_are_undefined() -> None:
     gallery[1][:, 1] = False
     query[1][:, 3] = False
     found = run(gallery, query)
-    assert found.undefined == ["bee", "dog"]
+    assert retrieval_metrics(found, "test")["undefined_classes"] == ["bee", "dog"]
     assert np.isnan(found.ap_MC[:, [1, 3]]).all() and np.isnan(found.precision[5][:, [1, 3]]).all()
     assert found.value == pytest.approx(found.per_class_C[[0, 2]].mean())
     with pytest.raises(MlsError, match="no class has both a query and an image in the gallery"):
@@ -154,7 +157,7 @@ def test_the_values_follow_from_the_file_which_repeats_byte_for_byte(tmp_path: P
 def write(path: Path, names: list[str] = NAMES, split: str = "val", at: tuple[int, ...] = (5, 1)) -> Retrieved:
     gallery, query = make_data(50, 0), make_data(20, 1)
     query[1][:, 3] = False
-    found = retrieve(gallery[0], gallery[1], None, query[0], query[1], precision_at=at, names=names)
+    found = retrieve(images_of(*gallery), images_of(*query), precision_at=at, names=names)
     write_ranking(found, np.arange(20), [f"{m}.jpg" for m in range(20)], split, path)
     return found
 
@@ -169,7 +172,7 @@ def test_read_exactly_as_it_was_written(names: list[str], tmp_path: Path) -> Non
     for k in (1, 5):
         np.testing.assert_array_equal(again.precision[k], found.precision[k])
     for part in ("test", "val"):
-        assert json.dumps(summarise(again, part)) == json.dumps(summarise(found, part))
+        assert json.dumps(retrieval_metrics(again, part)) == json.dumps(retrieval_metrics(found, part))
 
 
 def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
@@ -186,19 +189,19 @@ def floats(*values: float | None) -> pa.Array:
         (lambda t: t.select(["image", "name", "split"]), "holds no values of a ranking"),
         (lambda t: t.drop_columns(["split"]), "does not hold split once"),
         (lambda t: t.drop_columns(["p@5:bee"]), "does not hold p@5:bee once"),
-        (lambda t: t.drop_columns(["ap:bee"]), "holds p@1:bee, p@5:bee, which is no column"),
+        (lambda t: t.drop_columns(["ap:bee"]), r"holds unknown columns \(p@1:bee, p@5:bee\)"),
         (lambda t: t.append_column("ap:bee", floats()), "does not hold ap:bee once; make"),
-        (lambda t: t.append_column("score:bee", floats()), "holds score:bee, which is no column of it"),
-        (lambda t: t.append_column("p@01:bee", floats()), "holds p@01:bee, which"),
-        (lambda t: t.append_column("p@" + "9" * 5000 + ":bee", floats()), "holds p@999"),
+        (lambda t: t.append_column("score:bee", floats()), r"holds unknown columns \(score:bee\)"),
+        (lambda t: t.append_column("p@01:bee", floats()), r"holds unknown columns \(p@01:bee"),
+        (lambda t: t.append_column("p@" + "9" * 5000 + ":bee", floats()), r"holds unknown columns \(p@999"),
         (lambda t: replace(t, "ap:bee", pa.array(["x"] * 20)), "column ap:bee is string, not float"),
         (lambda t: replace(t, "split", pa.array(["val"] * 19 + ["test"])), "not of one split"),
         (lambda t: replace(t, "split", pa.array(["train"] * 20)), r"but of \['train'\]"),
         (lambda t: replace(t, "split", pa.array([None] * 20, pa.string())), r"but of \[None\]"),
         (lambda t: t.slice(0, 0), r"but of \[\]"),
-        (lambda t: replace(t, "ap:dog", floats(1.5)), "no shares"),
-        (lambda t: replace(t, "p@1:ant", floats(float("nan"))), "no shares"),
-        (lambda t: replace(t, "p@1:dog", floats(0.5)), "a part of a query's values"),
+        (lambda t: replace(t, "ap:dog", floats(1.5)), "values outside 0 to 1"),
+        (lambda t: replace(t, "p@1:ant", floats(float("nan"))), "values outside 0 to 1"),
+        (lambda t: replace(t, "p@1:dog", floats(0.5)), "only a part of a query's values"),
         (lambda t: pa.table([*t.columns[:3], *[pa.nulls(20, pa.float32())] * 12], schema=t.schema), "no value of any"),
     ],
 )
@@ -209,8 +212,10 @@ def test_damage_is_named(damage: Any, message: str, tmp_path: Path) -> None:
         read_ranking(tmp_path / "p")
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
-    for write_it in (lambda path: None, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"PAR1" * 9)):
-        write_it(tmp_path / "p")
-        with pytest.raises(MlsError, match=r"/p is no readable parquet file .*make the probe again"):
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MlsError, match=r"/p does not exist"):
+        read_ranking(tmp_path / "p")
+    for content in (b"", b"PAR1" * 9):
+        (tmp_path / "p").write_bytes(content)
+        with pytest.raises(MlsError, match=r"/p is not a readable Parquet file .*make the probe again"):
             read_ranking(tmp_path / "p")

@@ -20,7 +20,7 @@ from mls.models.backbone import feature_maps, load_backbone
 from mls.probe.evaluation import read_predictions, summarise
 from mls.probe.feature_set import FeatureSet
 from mls.probe.features import extract
-from mls.probe.score import print_score
+from mls.probe.score import print_probe_score
 from mls.runtime.errors import MlsError
 from tests.probe.support import CLASSES, LAYOUT, make_pretrain, make_store, run_probe
 
@@ -55,18 +55,18 @@ def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path) -> Non
     assert promised <= set(metrics), "a table's column may name any of them"
 
     path = tmp_path / "run" / "out" / "predictions.parquet"
-    judged = read_predictions(path)
-    assert judged.names[0] == "test/000.jpg" and judged.rows_N.tolist() == store.split("test").tolist()
-    assert judged.ignored_NC.tolist() == store.ignored(judged.rows_N).tolist() and judged.ignored_NC.sum() == 1
+    scored = read_predictions(path)
+    assert scored.names[0] == "test/000.jpg" and scored.rows_N.tolist() == store.split("test").tolist()
+    assert scored.ignored_NC.tolist() == store.ignored(scored.rows_N).tolist() and scored.ignored_NC.sum() == 1
     kept = [c for c, name in enumerate(CLASSES) if name not in metrics["undefined_classes"]]
     values = [
-        average_precision_score(judged.truth_NC[counts, c], judged.scores_NC[counts, c])
+        average_precision_score(scored.truth_NC[counts, c], scored.scores_NC[counts, c])
         for c in kept
-        for counts in [~judged.ignored_NC[:, c]]
+        for counts in [~scored.ignored_NC[:, c]]
     ]
     assert metrics["mAP"] == pytest.approx(100 * np.mean(values))
-    print_score(path)  # compares with metrics.json beside it
-    recomputed = summarise(judged)
+    print_probe_score(path)  # compares with metrics.json beside it
+    recomputed = summarise(scored)
     assert {name: metrics[name] for name in recomputed} == recomputed
 
 
@@ -112,7 +112,7 @@ def test_retrieval(tmp_path: Path) -> None:
     assert metrics["mAP"] == pytest.approx(100 * np.mean(per_class))
     low, high = metrics["interval"]["mAP"]
     assert low < metrics["mAP"] < high
-    print_score(tmp_path / "run" / "out" / "predictions.parquet")  # compares with metrics.json beside it
+    print_probe_score(tmp_path / "run" / "out" / "predictions.parquet")  # compares with metrics.json beside it
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn", "finetune"])
@@ -148,7 +148,7 @@ def watch_reads(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], set[int]]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "retrieval"])
-def test_without_test_val_is_judged_and_test_is_never_read(
+def test_without_test_val_is_evaluation_and_test_is_never_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "data", multi_label=True)

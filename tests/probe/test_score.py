@@ -14,30 +14,30 @@ import pytest
 
 from mls.probe import retrieval
 from mls.probe.evaluation import summarise, write_predictions
-from mls.probe.score import print_score
+from mls.probe.score import print_probe_score
 from mls.runtime.errors import MlsError
-from tests.probe.test_evaluation import make
+from tests.probe.support import images_of, make_evaluation
 
 
 @pytest.fixture
 def predictions(tmp_path: Path) -> Path:
     """A predictions file without anything beside it."""
     path = tmp_path / "predictions.parquet"
-    write_predictions(make(), path)
+    write_predictions(make_evaluation(), path)
     return path
 
 
 def record(path: Path, change: Callable[[dict[str, Any]], object] = lambda metrics: None) -> None:
     """Write the metrics beside it, as a probe does, with what it adds of its own, and changed."""
-    metrics = {**summarise(make()), "val": 12.5, "strength": 1.0, "n_train": 100}
+    metrics = {**summarise(make_evaluation()), "val": 12.5, "strength": 1.0, "n_train": 100}
     change(metrics)
     path.with_name("metrics.json").write_text(json.dumps(metrics))
 
 
 def test_prints_a_table(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_score(predictions)
+    print_probe_score(predictions)
     text = capsys.readouterr().out
-    metrics = summarise(make())
+    metrics = summarise(make_evaluation())
     lines = text.splitlines()
     assert lines[0] == "30 images of test, 4 classes, percent."
     low, high = metrics["interval"]["mAP"]
@@ -51,22 +51,22 @@ def test_prints_a_table(predictions: Path, capsys: pytest.CaptureFixture[str]) -
     assert len({len(line) for line in lines if line.startswith("|")}) == 2, "two tables, each aligned"
     assert "- Without a positive image, so without AP and left out of means: rare." in lines
     assert "- Intervals: test sampling only, 1,000 bootstrap resamples of the images." in lines
-    assert lines[-1] == "There is no metrics.json beside it to compare with."
+    assert lines[-1] == "Nothing to compare with: there is no metrics.json beside it."
 
 
 def test_a_single_label_val(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_predictions(make(multi_label=False, split="val"), tmp_path / "p.parquet")
-    print_score(tmp_path / "p.parquet")
+    write_predictions(make_evaluation(multi_label=False, split="val"), tmp_path / "p.parquet")
+    print_probe_score(tmp_path / "p.parquet")
     text = capsys.readouterr().out
     assert "30 images of val" in text and "| val " in text and "val sampling only" in text and "mAP" not in text
 
 
 def test_agrees_with_what_was_recorded(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(predictions)
-    print_score(predictions)
+    print_probe_score(predictions)
     assert f"Agrees with {predictions.with_name('metrics.json')}." in capsys.readouterr().out
     record(predictions, lambda metrics: metrics.update(mAP=metrics["mAP"] + 5e-10))
-    print_score(predictions)
+    print_probe_score(predictions)
 
 
 @pytest.mark.parametrize(
@@ -90,26 +90,26 @@ def test_disagreement_is_an_error(
 ) -> None:
     record(predictions, change)
     with pytest.raises(MlsError, match=message):
-        print_score(predictions)
+        print_probe_score(predictions)
     out = capsys.readouterr().out
     assert "| mAP " in out and "Agrees" not in out
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"{", "can't be read"), (b"\xff", "can't be read"), (b"[]", "no JSON object")]
+    ("content", "message"), [(b"{", "can't be read"), (b"\xff", "can't be read"), (b"[]", "not a JSON object")]
 )
 def test_damaged_metrics_are_an_error(content: bytes, message: str, predictions: Path) -> None:
     predictions.with_name("metrics.json").write_bytes(content)
     with pytest.raises(MlsError, match=message):
-        print_score(predictions)
+        print_probe_score(predictions)
 
 
 def test_what_holds_no_scores_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MlsError, match="does not exist; name a probe's predictions"):
-        print_score(tmp_path / "predictions.parquet")
+        print_probe_score(tmp_path / "predictions.parquet")
     pq.write_table(pa.table({"image": [0], "p@1:person": [0.5]}), tmp_path / "predictions.parquet")
     with pytest.raises(MlsError, match="holds no scores"):
-        print_score(tmp_path / "predictions.parquet")
+        print_probe_score(tmp_path / "predictions.parquet")
 
 
 # ----------------------------------------------------------------------------------------------- of a retrieval
@@ -122,10 +122,12 @@ def retrieve_to(folder: Path, split: str) -> dict[str, Any]:
     gallery_truth, query_truth = gallery[:, :4] > 0.5, queries[:, :4] > 0.5
     query_truth[:, 2] = False
     names = ["traffic: light", "p@1:cat", "rare", "a | b"]
-    found = retrieval.retrieve(gallery, gallery_truth, None, queries, query_truth, precision_at=[1, 3, 7], names=names)
+    found = retrieval.retrieve(
+        images_of(gallery, gallery_truth), images_of(queries, query_truth), precision_at=[1, 3, 7], names=names
+    )
     path = folder / "predictions.parquet"
     retrieval.write_ranking(found, np.arange(200), [f"{i}.jpg" for i in range(200)], split, path)
-    metrics = retrieval.summarise(found, split) | {"n_train": 200, f"n_{split}": 200}
+    metrics = retrieval.retrieval_metrics(found, split) | {"n_train": 200, f"n_{split}": 200}
     path.with_name("metrics.json").write_text(json.dumps(metrics))
     return metrics
 
@@ -133,7 +135,7 @@ def retrieve_to(folder: Path, split: str) -> dict[str, Any]:
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_retrieval(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = retrieve_to(tmp_path, split)
-    print_score(tmp_path / "predictions.parquet")
+    print_probe_score(tmp_path / "predictions.parquet")
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert lines[0] == f"200 images of {split}, 4 classes, percent."
@@ -159,13 +161,13 @@ def test_a_retrieval_of_other_metrics_is_an_error(name: str, tmp_path: Path) -> 
     metrics[name] += 1e-8 if name != "n_test" else 1
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(MlsError, match=f"says {name} = "):
-        print_score(tmp_path / "predictions.parquet")
+        print_probe_score(tmp_path / "predictions.parquet")
 
 
 def test_a_damaged_retrieval_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [0], "ap:person": [0.5]}), tmp_path / "predictions.parquet")
     with pytest.raises(MlsError, match=r"predictions\.parquet: does not hold name, split once"):
-        print_score(tmp_path / "predictions.parquet")
+        print_probe_score(tmp_path / "predictions.parquet")
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
-    with pytest.raises(MlsError, match="no readable parquet file"):
-        print_score(tmp_path / "predictions.parquet")
+    with pytest.raises(MlsError, match="not a readable Parquet file"):
+        print_probe_score(tmp_path / "predictions.parquet")

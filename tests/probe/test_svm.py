@@ -13,32 +13,19 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel
 
 from mls.probe import svm
-from mls.probe.svm import Fitted, fit
+from mls.probe.svm import SvmFit, fit_costs
 from mls.runtime.errors import MlsError
-
-COSTS = [0.01, 1.0, 100.0]
-
-
-def make_data(n: int, seed: int, classes: int = 3, dims: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Features whose directions tell the classes, through much noise."""
-    rng = np.random.default_rng(seed)
-    truth = rng.random((n, classes)) < 0.3
-    features = 2 * np.pad(truth, ((0, 0), (0, dims - classes))) + rng.normal(size=(n, dims))
-    return (features * rng.gamma(4, size=(n, 1))).astype(np.float32), truth
+from tests.probe.support import COSTS, divide_by_length, images_of, make_directions
 
 
-def run(train: Any, multi_label: bool = True, costs: list[float] = COSTS, folds: int = 3, threads: int = 1) -> Fitted:
+def run(train: Any, multi_label: bool = True, costs: list[float] = COSTS, folds: int = 3, threads: int = 1) -> SvmFit:
     names = [f"class {i}" for i in range(train[1].shape[1])]
-    return fit(*train, costs=costs, folds=folds, names=names, multi_label=multi_label, threads=threads)
-
-
-def divide_by_length(features: np.ndarray) -> np.ndarray:
-    return features.astype(np.float64) / (np.linalg.norm(features.astype(np.float64), axis=1) + 1e-5)[:, None]
+    return fit_costs(images_of(*train), costs=costs, folds=folds, names=names, multi_label=multi_label, threads=threads)
 
 
 @pytest.mark.filterwarnings("ignore:Liblinear failed")
 def test_equals_scikit_learn_end_to_end() -> None:
-    train, test = make_data(120, 0), make_data(60, 1)
+    train, test = make_directions(120, 0), make_directions(60, 1)
     fitted = run(train)
     unit, unit_test = divide_by_length(train[0]), divide_by_length(test[0])
     for c in range(3):
@@ -68,7 +55,7 @@ def test_equal_values_leave_the_smaller_cost() -> None:
 
 
 def test_too_few_images_for_the_folds_get_the_middle_cost() -> None:
-    train = make_data(60, 0)
+    train = make_directions(60, 0)
     train[1][:, 0] = np.arange(60) < 2
     train[1][:, 2] = np.arange(60) >= 2
     fitted = run(train, costs=[10.0, 0.1, 1.0, 5.0])
@@ -81,7 +68,7 @@ def test_too_few_images_for_the_folds_get_the_middle_cost() -> None:
 
 
 def test_untrained_classes_score_alike() -> None:
-    train = make_data(60, 0)
+    train = make_directions(60, 0)
     train[1][:, 0] = False
     train[1][:, 2] = True
     fitted = run(train)
@@ -91,7 +78,7 @@ def test_untrained_classes_score_alike() -> None:
         run((train[0], train[1][:, [0, 2]]))
 
 
-def test_single_label_sets_are_judged_one_against_the_rest() -> None:
+def test_single_label_sets_are_fitted_one_against_the_rest() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=120)
     truth = np.eye(4, dtype=bool)[labels]  # the fourth class has no image
@@ -104,36 +91,36 @@ def test_single_label_sets_are_judged_one_against_the_rest() -> None:
 
 
 def test_fits_that_do_not_converge_are_counted_and_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = make_data(60, 0)
+    train = make_directions(60, 0)
     assert run(train, costs=[0.01]).unconverged == 0
-    monkeypatch.setattr(svm, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(svm, "FIT_ITERATIONS", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(train, costs=[100.0, 1000.0]).unconverged == 3 * (2 * 3 + 1)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
-    train = make_data(60, 0)
+    train = make_directions(60, 0)
     train[0][3:5, 7] = np.nan
     with pytest.raises(MlsError, match="2 of 60 train images are NaN or infinite"):
         run(train)
 
 
 def test_features_of_zeros_are_harmless() -> None:
-    train = make_data(60, 0)
+    train = make_directions(60, 0)
     train[0][5] = 0
     fitted = run(train)
     np.testing.assert_allclose(fitted.scores(train[0])[5], fitted.bias_C, rtol=1e-6)
 
 
 def test_features_are_divided_by_their_length_as_vissl_does_it() -> None:
-    unit = svm.normalise(np.array([[3, 4], [3e-5, 4e-5], [0, 0]], dtype=np.float32)[:, ::-1])
+    unit = svm.divide_by_norm(np.array([[3, 4], [3e-5, 4e-5], [0, 0]], dtype=np.float32)[:, ::-1])
     np.testing.assert_allclose(unit, [[4 / 5.00001, 3 / 5.00001], [4 / 6, 3 / 6], [0.0, 0.0]], rtol=1e-6)
     assert unit.dtype == np.float64 and unit.flags.c_contiguous, "or LIBLINEAR's wrapper copies it for each fit"
 
 
 def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    train = make_data(90, 0)
+    train = make_directions(90, 0)
     alone = run(train)
     used: list[int] = []
 

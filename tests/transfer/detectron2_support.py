@@ -8,9 +8,9 @@ from typing import Any
 from mls.config.experiment import Execution
 from mls.config.transfers import Detectron2Detector
 from mls.runtime.device import set_up
+from mls.train.finetune import finetune
 from mls.transfer.detectron2 import Detectron2Detection
 from mls.transfer.interface import Given
-from mls.transfer.train import fit
 
 PAPER: dict[str, dict[str, Any]] = {
     "table 1": {"kind": "instance", "architecture": "fpn"},
@@ -32,6 +32,6 @@ def run(given: Given, task: Detectron2Detector, execution: Execution, work: Path
     work.mkdir(exist_ok=True)
     set_up(execution.device, execution.threads, given.seed)
     transfer = Detectron2Detection(task, given)
-    fit(transfer, execution=execution, work=work, log=given.log)
+    finetune(transfer, execution=execution, work=work, log=given.log, name="test")
     transfer.finish(1, "test")
     return transfer

@@ -82,14 +82,14 @@ def test_a_conversion_that_mixes_tensors_up_is_seen(
         state[tensor] = state[tensor] + 0.1
         return state
 
-    monkeypatch.setattr(detectron2_model, "load_file", wrong)
-    with pytest.raises(DeterministicError, match="the converted backbone gives other features"):
+    monkeypatch.setattr("mls.transfer.convert.load_file", wrong)
+    with pytest.raises(DeterministicError, match="the converted backbone gives different features"):
         Detectron2Detection(task_of(architecture=architecture), start)
 
 
 def test_blue_before_red_is_seen(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detectron2_model, "MEAN", MEAN[::-1])
-    with pytest.raises(DeterministicError, match="other features: C2"):
+    with pytest.raises(DeterministicError, match="different features: C2"):
         Detectron2Detection(task_of(), start)
 
 

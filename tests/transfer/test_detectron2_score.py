@@ -23,7 +23,7 @@ from mls.data.image_store import ImageStore
 from mls.data.writer import Record
 from mls.models.backbone import build_backbone
 from mls.models.foreign import read_state, translate
-from mls.transfer.evaluate import score
+from mls.transfer.evaluate import coco_metrics
 from mls.transfer.interface import Given
 from tests.transfer.conftest import R50, make_record, make_store, write_records
 
@@ -60,7 +60,7 @@ def test_scores_are_those_of_its_own_evaluator(tmp_path: Path) -> None:
     results = noisy(truth, perfect)
     (tmp_path / "truth.json").write_text(json.dumps(truth | {"info": {}}))
     coco = COCO(str(tmp_path / "truth.json"))
-    metrics = score(truth, results, ("box", "mask"))
+    metrics = coco_metrics(truth, results, ("box", "mask"))
     evaluator = COCOEvaluator.__new__(COCOEvaluator)
     evaluator._logger = logging.getLogger("detectron2")
     for target, iou_type in (("box", "bbox"), ("mask", "segm")):
@@ -105,9 +105,9 @@ def test_voc_truth_scores_100_and_nothing_0(voc: ImageStore) -> None:
     for difficult in (True, False):  # neither to be found nor a mistake to find
         results = boxes(truth, difficult)
         assert voc_score(voc, truth, results) == pytest.approx({"voc_AP": 100, "voc_AP50": 100, "voc_AP75": 100})
-        assert score(truth, results, ("box",))["box_AP"] == pytest.approx(100)
+        assert coco_metrics(truth, results, ("box",))["box_AP"] == pytest.approx(100)
     assert voc_score(voc, truth, []) == {"voc_AP": 0, "voc_AP50": 0, "voc_AP75": 0}
-    assert score(truth, [], ("box",))["box_AP"] == 0
+    assert coco_metrics(truth, [], ("box",))["box_AP"] == 0
 
 
 @pytest.mark.parametrize(

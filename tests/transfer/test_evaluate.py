@@ -20,9 +20,9 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.runtime.errors import MlsError
 from mls.transfer import run_transfer
-from mls.transfer.detection import to_coco
-from mls.transfer.evaluate import score
-from mls.transfer.rescore import print_score
+from mls.transfer.detection import detections_to_coco
+from mls.transfer.evaluate import coco_metrics
+from mls.transfer.rescore import print_transfer_score
 
 BOTH = ("box", "mask")
 
@@ -43,7 +43,7 @@ def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
 def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
     truth = store.ground_truth("test")
     before = json.dumps(truth, sort_keys=True)
-    metrics = score(truth, perfect(truth), BOTH)
+    metrics = coco_metrics(truth, perfect(truth), BOTH)
     assert {key for key in metrics if key != "per_class"} == set(METRICS["instance"])
     assert metrics["box_AP"] == pytest.approx(100)
     assert metrics["mask_AP50"] == pytest.approx(100)
@@ -58,7 +58,7 @@ def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str])
 
 
 def test_nothing_scores_0(store: ImageStore) -> None:
-    metrics = score(store.ground_truth("test"), [], BOTH)
+    metrics = coco_metrics(store.ground_truth("test"), [], BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == metrics["box_AP50"] == metrics["mask_APs"] == 0
     assert metrics["box_APm"] is None
 
@@ -68,7 +68,7 @@ def test_boxes_and_masks_are_scored_apart(store: ImageStore) -> None:
     results = perfect(truth)
     for result in results:
         result["bbox"] = [0.0, 0.0, 1.0, 1.0]
-    metrics = score(truth, results, BOTH)
+    metrics = coco_metrics(truth, results, BOTH)
     assert metrics["box_AP"] == 0
     assert metrics["mask_AP"] == pytest.approx(100)
 
@@ -88,7 +88,7 @@ def test_same_as_pycocotools_own_way(store: ImageStore, tmp_path: Path) -> None:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    metrics = score(truth, results, BOTH)
+    metrics = coco_metrics(truth, results, BOTH)
     assert 0 < metrics["box_AP"] < 100
     assert metrics["box_AP"] == pytest.approx(100 * evaluation.stats[0])
     assert metrics["box_AP75"] == pytest.approx(100 * evaluation.stats[2])
@@ -103,12 +103,12 @@ def test_to_coco() -> None:
         "scores": torch.tensor([0.1234567]),
         "masks": masks,
     }
-    (result,) = to_coco(7, found)
+    (result,) = detections_to_coco(7, found)
     assert result["image_id"] == 7 and result["category_id"] == 3
     assert result["bbox"] == [1.0, 2.0, 6.0, 3.0]
     assert result["score"] == 0.12346
     assert np.array_equal(coco_mask.decode(result["segmentation"]), masks[0, 0].numpy() > 0.5)
-    assert to_coco(7, {key: value[:0] for key, value in found.items()}) == []
+    assert detections_to_coco(7, {key: value[:0] for key, value in found.items()}) == []
 
 
 def run_stage(
@@ -170,7 +170,7 @@ def test_scores_are_computed_anew_and_compared(
     run_stage(store, config, weights, task.model_copy(update={"epochs": 10.0, "lr": 0.05}), execution, tmp_path / "a")
     out = tmp_path / "a" / "out"
     artifact = Artifact(out, {"files": {file.name: {} for file in out.iterdir()}})
-    print_score(task, store, artifact)
+    print_transfer_score(task, store, artifact)
     metrics = json.loads((out / "metrics.json").read_text())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{metrics['n_predictions']} predictions in 5 images of test, percent."
@@ -178,4 +178,4 @@ def test_scores_are_computed_anew_and_compared(
     assert lines[-1] == f"Agrees with {out / 'metrics.json'}."
     (out / "metrics.json").write_text(json.dumps(metrics | {"mask_AP": metrics["mask_AP"] + 0.1}))
     with pytest.raises(MlsError, match=r"says mask_AP = .*its predictions say"):
-        print_score(task, store, artifact)
+        print_transfer_score(task, store, artifact)

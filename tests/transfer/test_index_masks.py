@@ -112,7 +112,7 @@ def test_mask_of_another_size_is_an_error(tmp_path: Path) -> None:
     record = masked_record("train", painted(0))
     record.mask = encode_mask(painted(0, 40, 48))
     masks = IndexMasks(write_masked(tmp_path / "data", [record]), "train")
-    with pytest.raises(MlsError, match=r"0000\.png: its mask has 40 x 48 pixels and the image 48 x 32; correct"):
+    with pytest.raises(MlsError, match=r"0000\.png: its mask has 40 x 48 pixels, but the image has 48 x 32; correct"):
         masks.of(0)
 
 
@@ -122,7 +122,7 @@ def test_unknown_class_is_an_error(tmp_path: Path) -> None:
     record = masked_record("train", painted(0))
     record.mask = encode_mask(wrong)
     masks = IndexMasks(write_masked(tmp_path / "data", [record]), "train")
-    with pytest.raises(MlsError, match=r"0000\.png: its mask holds class 9, and there are 4 from 0; correct"):
+    with pytest.raises(MlsError, match=r"0000\.png: its mask holds class 9, but classes are 0 to 3; correct"):
         masks.of(0)
 
 

@@ -13,7 +13,7 @@ from mls.config.datasets import CocoDataset, VocDataset
 from mls.data import sources
 from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
-from mls.transfer.evaluate import score
+from mls.transfer.evaluate import coco_metrics
 from mls.transfer.instances import Instances
 from tests.data.test_build_store import make
 from tests.data.test_coco import make_coco
@@ -57,14 +57,14 @@ def predictions(truth: dict[str, Any], *, crowds: bool = False) -> list[dict[str
 def test_coco_truth_scores_100_and_class_ids_survive(coco: ImageStore) -> None:
     truth = coco.ground_truth("test")
     assert coco.classes == ["car", "cat", "toothbrush"]
-    metrics = score(truth, predictions(truth), BOTH)
+    metrics = coco_metrics(truth, predictions(truth), BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == pytest.approx(100)
     assert metrics["per_class"]["cat"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
     nothing = {"box_AP": None, "mask_AP": None}
     assert metrics["per_class"]["car"] == metrics["per_class"]["toothbrush"] == nothing, "crowds alone, and nothing"
     moved = [{**result, "category_id": result["category_id"] % 3 + 1} for result in predictions(truth)]
-    assert score(truth, moved, BOTH)["box_AP"] == 0
-    assert score(truth, [], BOTH)["mask_AP"] == 0
+    assert coco_metrics(truth, moved, BOTH)["box_AP"] == 0
+    assert coco_metrics(truth, [], BOTH)["mask_AP"] == 0
 
 
 def test_what_lies_in_a_crowd_counts_neither_way(coco: ImageStore) -> None:
@@ -82,9 +82,9 @@ def test_what_lies_in_a_crowd_counts_neither_way(coco: ImageStore) -> None:
         }
         for x in (11.0, 13.0, 15.0)
     ]
-    assert score(truth, predictions(truth) + many, BOTH)["box_AP"] == pytest.approx(100)
+    assert coco_metrics(truth, predictions(truth) + many, BOTH)["box_AP"] == pytest.approx(100)
     crowd["iscrowd"] = 0
-    assert score(truth, predictions(truth) + many, BOTH)["box_AP"] < 100
+    assert coco_metrics(truth, predictions(truth) + many, BOTH)["box_AP"] < 100
 
 
 def test_crowds_are_not_trained_on(coco: ImageStore) -> None:
@@ -105,14 +105,16 @@ def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: 
     without = [result for result, a in zip(results, truth["annotations"], strict=True) if not a["difficult"]]
     assert len(without) == len(results) - 1
     for found in (results, without):
-        metrics = score(truth, found, ("box",))
+        metrics = coco_metrics(truth, found, ("box",))
         assert metrics["box_AP"] == pytest.approx(100)
         assert metrics["per_class"]["cat"] == {"box_AP": None}
     (hard,) = [result for result in results if result not in without]
     easy = truth | {"annotations": [a | {"difficult": 0} for a in truth["annotations"]]}
-    assert score(easy, without, ("box",))["box_AP"] == pytest.approx(50), "one of two classes"
+    assert coco_metrics(easy, without, ("box",))["box_AP"] == pytest.approx(50), "one of two classes"
     twice = [*results, hard | {"score": 0.8}]
-    assert score(truth, twice, ("box",))["box_AP"] == pytest.approx(100), "a class without other objects has no AP"
+    assert coco_metrics(truth, twice, ("box",))["box_AP"] == pytest.approx(100), (
+        "a class of difficult objects has no AP"
+    )
     assert json.dumps(truth) == json.dumps(store.ground_truth("test")), "nothing is written into it"
 
 
@@ -131,7 +133,7 @@ def test_a_class_that_test_lacks_and_one_that_train_lacks(tmp_path: Path) -> Non
         for a in Instances(store, "train", True).of(row)
     } == {1}
     green = [result for result in predictions(truth) if result["category_id"] == 2]
-    metrics = score(truth, green, BOTH)
+    metrics = coco_metrics(truth, green, BOTH)
     assert metrics["per_class"]["red"] == {"box_AP": None, "mask_AP": None}
     assert metrics["per_class"]["green"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
     assert metrics["per_class"]["blue"] == {"box_AP": 0, "mask_AP": 0}

@@ -15,17 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-import mls.transfer.train as module
 from mls.config.experiment import Backbone, Execution
 from mls.config.transfers import SemanticTransfer
 from mls.data.image_store import IGNORE
 from mls.models.backbone import build_backbone, save_backbone
 from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
+from mls.train.finetune import History, finetune
 from mls.transfer.instances import decode_mask
 from mls.transfer.interface import Given
-from mls.transfer.semantic import SemanticTraining, to_coco
-from mls.transfer.train import History, fit
+from mls.transfer.semantic import SemanticTraining, pixels_to_coco
 from tests.transfer.conftest import make_record, write_records
 from tests.transfer.semantic_support import CLASSES, masked_record, masked_store, painted, tiny_task, write_masked
 
@@ -40,7 +39,7 @@ def test_weights_are_loaded_and_proved(masked: Given, log: list[str]) -> None:
     torch.manual_seed(99)  # another state than the one the weights were drawn from
     training = SemanticTraining(tiny_task(), masked)
     stored = load_file(masked.weights)
-    body = training.net.backbone.state_dict()
+    body = training.model.backbone.state_dict()
     assert set(body) == set(stored) and all(torch.equal(body[key], stored[key]) for key in stored)
     assert log[0] == f"backbone loaded: all of {len(stored)} tensors; dilated to output stride 4"
     assert "features of one image are equal in both backbones, C2 to C5" in log[1]
@@ -53,7 +52,7 @@ def test_a_backbone_that_was_dilated_wrongly_is_refused(masked: Given, monkeypat
         backbone.layer4[0].conv1.stride = backbone.layer4[0].downsample[0].stride = (1, 1)
 
     monkeypatch.setattr("mls.transfer.semantic.dilate", careless)
-    with pytest.raises(DeterministicError, match="gives other features: C5"):
+    with pytest.raises(DeterministicError, match="gives different features: C5"):
         SemanticTraining(tiny_task(output_stride=8), masked)
 
 
@@ -99,12 +98,12 @@ def test_the_auxiliary_loss_reaches_the_third_stage_alone(masked: Given) -> None
     training = SemanticTraining(tiny_task(), masked)
     training.model.train()
     training.losses(next(training.batches(range(1), 1)))["loss_aux"].backward()
-    body = training.net.backbone
+    body = training.model.backbone
     assert all(
         p.grad is not None and p.grad.abs().max() > 0 for p in [*body.conv1.parameters(), *body.layer3.parameters()]
     )
     assert all(
-        p.grad is None for part in (body.layer4, training.net.pooled, training.net.head) for p in part.parameters()
+        p.grad is None for part in (body.layer4, training.model.pooled, training.model.head) for p in part.parameters()
     )
 
 
@@ -120,9 +119,9 @@ def test_losses_are_means_over_all_pixels(masked: Given) -> None:
     batch.append((torch.full((3, 24, 30), 200, dtype=torch.uint8), torch.full((24, 30), 2, dtype=torch.uint8)))
     batch[0][1][:5] = IGNORE
     seen: list[Tensor] = []
-    training.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+    training.model.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
     logits: list[dict[str, Tensor]] = []
-    training.net.register_forward_hook(lambda net, args, out: logits.append(out))
+    training.model.register_forward_hook(lambda net, args, out: logits.append(out))
     losses = training.losses(batch)
     assert seen[0].shape == (2, 3, 24, 32)
     assert not seen[0][0, :, 20:].any() and not seen[0][1, :, :, 30:].any()  # the mean colour
@@ -179,7 +178,7 @@ def test_predictions_have_one_class_for_each_pixel(masked: Given, inference: str
 def test_truth_as_prediction_is_perfect(given: Given) -> None:
     """Of masks that are drawn from instances: background is a class."""
     training = SemanticTraining(tiny_task(), given)
-    truth = [result for row in training.truth.rows for result in to_coco(row, training.truth.of(row).numpy())]
+    truth = [result for row in training.truth.rows for result in pixels_to_coco(row, training.truth.of(row).numpy())]
     metrics = training.score(truth)
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [100, 100, 100]
     assert list(metrics["per_class"]) == ["red", "green", "blue", "background"]
@@ -193,14 +192,14 @@ def life(given: Given, task: SemanticTransfer, execution: Execution, work: Path)
     work.mkdir(exist_ok=True)
     set_up(execution.device, execution.threads, given.seed)
     training = SemanticTraining(task, given)
-    history = fit(training, execution=execution, work=work, log=given.log)
+    history = finetune(training, execution=execution, work=work, log=given.log, name="test")
     return training.model.state_dict(), history
 
 
 def test_resumed_equals_uninterrupted(
     masked: Given, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CURVE_EVERY", 2)
+    monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
     task = tiny_task(dropout=0.5)  # drawn from torch's generator
     whole, history = life(masked, task, execution, tmp_path / "whole")
     calls = 0
@@ -237,6 +236,6 @@ def test_eight_images_are_learned_by_heart(given: Given, execution: Execution, t
     assert untrained["mIoU"] < 30
     work = tmp_path / "work"
     work.mkdir()
-    fit(training, execution=execution, work=work, log=given.log)
+    finetune(training, execution=execution, work=work, log=given.log, name="test")
     metrics = training.score(training.predict(1, "test"))
     assert metrics["mIoU"] > 50 and metrics["aAcc"] > 70, metrics

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from mls.data.image_store import IGNORE
 from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
-from mls.transfer.semantic import to_coco
-from mls.transfer.semantic_score import score
+from mls.transfer.semantic import pixels_to_coco
+from mls.transfer.semantic_score import pixel_metrics
 from tests.transfer.semantic_support import CLASSES, masked_record, write_masked
 
 Masks = list[NDArray[np.uint8]]
@@ -32,7 +32,7 @@ def truth(tmp_path: Path) -> Truth:
 
 
 def results_of(predictions: Masks) -> list[dict[str, Any]]:
-    return [result for row, mask in enumerate(predictions) for result in to_coco(row, mask)]
+    return [result for row, mask in enumerate(predictions) for result in pixels_to_coco(row, mask)]
 
 
 def random_masks(seed: int, values: list[int]) -> Masks:
@@ -75,7 +75,7 @@ def plain(true: Masks, predicted: Masks) -> dict[str, Any]:
 )
 def test_scores_equal_plain_loops(truth: Truth, there: list[int], found: list[int]) -> None:
     true, predicted = random_masks(0, there), random_masks(1, found)
-    metrics, expected = score(truth(true), results_of(predicted)), plain(true, predicted)
+    metrics, expected = pixel_metrics(truth(true), results_of(predicted)), plain(true, predicted)
     assert list(metrics) == list(expected)
     for name in ("mIoU", "mAcc", "aAcc"):
         assert metrics[name] == pytest.approx(expected[name]) and 0 < metrics[name] < 100
@@ -86,14 +86,14 @@ def test_scores_equal_plain_loops(truth: Truth, there: list[int], found: list[in
 def test_truth_as_prediction_is_perfect(truth: Truth) -> None:
     true = random_masks(0, [0, 1, 3, IGNORE])
     predicted = [np.where(mask == IGNORE, 2, mask) for mask in true]
-    metrics = score(truth(true), results_of(predicted))
+    metrics = pixel_metrics(truth(true), results_of(predicted))
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [100, 100, 100]
     assert metrics["per_class"]["red"] == {"IoU": 100, "Acc": 100}
     assert metrics["per_class"]["green"] == {"IoU": None, "Acc": None}  # claimed of ignored pixels alone
 
 
 def test_nothing_found_is_zero(truth: Truth) -> None:
-    metrics = score(truth(random_masks(0, [0, 1, IGNORE])), [])
+    metrics = pixel_metrics(truth(random_masks(0, [0, 1, IGNORE])), [])
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [0, 0, 0]
     assert metrics["per_class"]["blue"] == {"IoU": None, "Acc": None}
 
@@ -101,13 +101,13 @@ def test_nothing_found_is_zero(truth: Truth) -> None:
 def test_pixels_without_a_prediction_are_mistakes(truth: Truth) -> None:
     true = [np.zeros((4, 4), dtype=np.uint8)]
     results = results_of([np.array([[0] * 4, [0] * 4, [1] * 4, [1] * 4], dtype=np.uint8)])[:1]
-    metrics = score(truth(true), results)
+    metrics = pixel_metrics(truth(true), results)
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [50, 50, 50]
 
 
 def test_nothing_that_counts_is_undefined(truth: Truth) -> None:
     everything = [np.full((4, 4), IGNORE, dtype=np.uint8)]
-    metrics = score(truth(everything), results_of([np.zeros((4, 4), dtype=np.uint8)]))
+    metrics = pixel_metrics(truth(everything), results_of([np.zeros((4, 4), dtype=np.uint8)]))
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [None, None, None]
 
 
@@ -116,19 +116,19 @@ def test_contradicting_results_are_refused(truth: Truth) -> None:
     known = truth(masks)
     results = results_of(masks)
     for claim in (results[0], {**results[0], "category_id": 2}):
-        with pytest.raises(MlsError, match=r"results for image 0 overlap: category \d claims \d+ pixels that"):
-            score(known, [*results, claim])
-    with pytest.raises(MlsError, match=r"name image 3 with category 1, and that is no image that is judged"):
-        score(known, [{**results[0], "image_id": 3}])
-    with pytest.raises(MlsError, match=r"name image 0 with category 5, and that is .* none of 4 classes"):
-        score(known, [{**results[0], "category_id": 5}])
-    with pytest.raises(MlsError, match=r"a result for image 1 has the size \[5, 9\], and the image \[6, 9\]"):
-        score(known, [{**results[0], "image_id": 1}])
+        with pytest.raises(MlsError, match=r"results for image 0 overlap: category \d claims \d+ pixels of"):
+            pixel_metrics(known, [*results, claim])
+    with pytest.raises(MlsError, match="name image 3 with category 1; evaluated are 3 images"):
+        pixel_metrics(known, [{**results[0], "image_id": 3}])
+    with pytest.raises(MlsError, match=r"name image 0 with category 5; .* categories 1 to 4"):
+        pixel_metrics(known, [{**results[0], "category_id": 5}])
+    with pytest.raises(MlsError, match=r"a result for image 1 has the size \[5, 9\], but the image has \[6, 9\]"):
+        pixel_metrics(known, [{**results[0], "image_id": 1}])
 
 
 def test_results_are_sorted_and_in_cocos_format() -> None:
     prediction = np.array([[2, 2, 0], [0, 0, 0]], dtype=np.uint8)
-    results = to_coco(7, prediction)
+    results = pixels_to_coco(7, prediction)
     assert [(result["image_id"], result["category_id"]) for result in results] == [(7, 1), (7, 3)]
     assert all(list(result) == ["image_id", "category_id", "segmentation"] for result in results)
     assert results[0]["segmentation"]["size"] == [2, 3]

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import mls.transfer.train as module
 from mls.config.experiment import Execution
 from mls.config.transfers import TorchvisionDetector
 from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted
-from mls.transfer.detection import Detection
+from mls.train.finetune import History, finetune
+from mls.transfer.detection import TorchvisionDetection
+from mls.transfer.detector import warm_up_and_drops
 from mls.transfer.interface import Given
 from mls.transfer.order import plan_batch
-from mls.transfer.train import History, fit, warm_up_and_drops
 
 
 def life(
@@ -28,8 +28,8 @@ def life(
     """One process's life: set up, build, train."""
     work.mkdir(exist_ok=True)
     set_up(execution.device, execution.threads, given.seed)
-    transfer = Detection(task, given)
-    history = fit(transfer, execution=execution, work=work, log=given.log)
+    transfer = TorchvisionDetection(task, given)
+    history = finetune(transfer, execution=execution, work=work, log=given.log, name="test")
     return transfer.model.state_dict(), history
 
 
@@ -45,13 +45,13 @@ def test_resumed_equals_uninterrupted(
     kind: str,
 ) -> None:
     task = task.model_copy(update={"kind": kind})
-    monkeypatch.setattr(module, "CURVE_EVERY", 2)
+    monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
     whole, history = life(given, task, execution, tmp_path / "whole")
 
     calls = 0
-    original = Detection.learning_rate
+    original = TorchvisionDetection.learning_rate
 
-    def stop_in_step_3(self: Detection, step: int) -> float:
+    def stop_in_step_3(self: TorchvisionDetection, step: int) -> float:
         nonlocal calls
         calls += 1
         if how == "signal" and calls == 3:
@@ -61,11 +61,11 @@ def test_resumed_equals_uninterrupted(
         return original(self, step)
 
     every = execution if how == "signal" else execution.model_copy(update={"checkpoint_every": 3})
-    monkeypatch.setattr(Detection, "learning_rate", stop_in_step_3)
+    monkeypatch.setattr(TorchvisionDetection, "learning_rate", stop_in_step_3)
     with pytest.raises(Interrupted if how == "signal" else KeyboardInterrupt):
         life(given, task, every, tmp_path / "parts")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-000000003.pt"]
-    monkeypatch.setattr(Detection, "learning_rate", original)
+    monkeypatch.setattr(TorchvisionDetection, "learning_rate", original)
     resumed, resumed_history = life(given, task, execution, tmp_path / "parts")
 
     assert [row["step"] for row in history.curves] == [0, 2, 4, 5]
@@ -81,12 +81,12 @@ def test_bad_loss_stops_before_the_update(
     given: Given, task: TorchvisionDetector, execution: Execution, tmp_path: Path
 ) -> None:
     set_up(execution.device, execution.threads, given.seed)
-    transfer = Detection(task, given)
+    transfer = TorchvisionDetection(task, given)
     with torch.no_grad():
-        transfer.detector.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
+        transfer.model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
     before = {key: value.clone() for key, value in transfer.model.named_parameters()}
     with pytest.raises(DeterministicError, match=r"not finite at step 0 of 6 .*loss_classifier nan"):
-        fit(transfer, execution=execution, work=tmp_path, log=given.log)
+        finetune(transfer, execution=execution, work=tmp_path, log=given.log, name="test")
     for key, value in transfer.model.named_parameters():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
     assert not list(tmp_path.glob("checkpoint*"))

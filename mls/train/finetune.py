@@ -1,0 +1,193 @@
+"""The fine-tuning loop of probes and transfer tasks: stop at any step, resume bit for bit.
+
+    history = finetune(training, execution=execution, work=work, log=log, name="transfer detect/mls:0")
+    for batch in read_ahead(planned, load, workers=2): ...
+
+What differs between trainings is a `FineTuning`. Its batches are a function of the seed and the step alone, and torch's
+generator (a detector's sampling of regions, dropout) is part of the checkpoint. On a CPU at equal threads, a resumed
+run therefore gives the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mls.config.experiment import Execution
+from mls.runtime.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
+from mls.runtime.device import workers_of
+from mls.runtime.errors import DeterministicError
+from mls.runtime.progress import Bar
+from mls.runtime.signals import InterruptGuard
+
+FIRST_SEED = 1000
+"""Seed of trial 0. Trials, not pretraining seeds, number the repeats of a task."""
+CURVE_EVERY = 20
+"""Steps between the rows of ``curves.csv`` and ``timing.csv``."""
+PREFETCH = 2
+"""Batches that are prepared ahead."""
+
+Loaded = TypeVar("Loaded")
+Planned = TypeVar("Planned")
+
+
+@dataclass
+class History:
+    """Rows of ``curves.csv`` (step, loss and its parts, lr) and of ``timing.csv`` (step, images_per_s)."""
+
+    curves: list[dict[str, float]] = field(default_factory=list)
+    timing: list[dict[str, float]] = field(default_factory=list)
+
+
+class FineTuning(ABC):
+    """A model with its optimiser, and the batches that it learns from."""
+
+    model: nn.Module
+    """On its device."""
+    optimizer: torch.optim.Optimizer
+    """A parameter group may hold ``times``: its learning rate in units of the schedule's."""
+    batch_size: int
+    """Images in each batch; every batch is full."""
+    total: int
+    """Optimiser steps of the whole training."""
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the model that training changes, which a checkpoint holds."""
+        return self.model
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+
+    @abstractmethod
+    def batches(self, steps: range, workers: int) -> Generator[Any]:
+        """Yield the batches of some steps: a function of seed and step alone, prepared by ``workers`` threads."""
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named scalar losses of a batch; their sum is minimised."""
+
+    def remedy(self, step: int) -> str:
+        """What to do about a loss or a gradient that is not finite at this step."""
+        return "lower lr, or raise warmup_steps"
+
+
+def finetune(
+    training: FineTuning, *, execution: Execution, work: Path, log: Callable[[str], None], name: str
+) -> History:
+    """Train in place, from the newest checkpoint in ``work`` if there is one; the final state is left there.
+
+    Args:
+        training: the model and its batches.
+        execution: threads and checkpoints.
+        work: folder of the checkpoints.
+        log: takes a line.
+        name: of the progress bar.
+
+    Raises:
+        DeterministicError: a loss or a gradient is not finite; it updated nothing.
+        Interrupted: a signal came; the state is saved.
+    """
+    model, optimizer, total = training.model, training.optimizer, training.total
+    history, done = History(), 0
+    state, problems = load_resumable(work)
+    for problem in problems:
+        log(problem)
+    if state is not None:
+        training.trained.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if "rng" in state:  # older checkpoints of probes have none: nothing in a probe's training draws from it
+            set_rng_state(state["rng"])
+        history, done = History(state["curves"], state["timing"]), int(state["step"])
+        log(f"going on from step {done} of {total}")
+
+    def save() -> None:
+        weights, moments = training.trained.state_dict(), optimizer.state_dict()
+        rows = {"curves": history.curves, "timing": history.timing}
+        state = {"step": done, "model": weights, "optimizer": moments, "rng": rng_state(), **rows}
+        save_resumable(state, work, done, execution.keep_checkpoints)
+
+    model.train()
+    since, since_step = time.perf_counter(), done
+    workers = workers_of(execution.workers, execution.threads, next(model.parameters()).device)
+    with (
+        InterruptGuard() as guard,
+        Bar(name, total, done=done) as bar,
+        closing(training.batches(range(done, total), workers)) as batches,
+    ):
+        for batch in batches:
+            guard.stop_if_asked(save)
+            lr = training.learning_rate(done)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("times", 1.0)
+            losses = training.losses(batch)
+            loss = torch.stack(list(losses.values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
+            if not math.isfinite(value) or not math.isfinite(norm_value):
+                parts = ", ".join(f"{key} {float(part.detach()):.3g}" for key, part in losses.items())
+                what = "gradient" if math.isfinite(value) else "loss"
+                raise DeterministicError(
+                    f"the {what} is not finite at step {done} of {total} ({parts}); the learning rate is {lr:.3g}: "
+                    + training.remedy(done)
+                )
+            optimizer.step()
+            if done % CURVE_EVERY == 0 or done == total - 1:
+                parts_now = {key: float(part.detach()) for key, part in losses.items()}
+                history.curves.append({"step": done, "loss": value, **parts_now, "lr": lr})
+                now = time.perf_counter()
+                rate = (done + 1 - since_step) * training.batch_size / (now - since)
+                history.timing.append({"step": done, "images_per_s": rate})
+                since, since_step = now, done + 1
+            done += 1
+            bar.advance(1, count=training.batch_size, note=f"loss {value:.3f}")
+            if done % execution.checkpoint_every == 0 and done < total:
+                save()
+        save()
+        guard.stop_if_asked(lambda: None)
+    return history
+
+
+def places(step: int, batch_size: int, images: int) -> list[tuple[int, int]]:
+    """Epoch and place in it of each image of a batch.
+
+    Epoch follows epoch without a gap: every batch is full, and one may begin in an epoch and end in the next.
+    """
+    return [divmod(position, images) for position in range(step * batch_size, (step + 1) * batch_size)]
+
+
+def read_ahead(
+    planned: Iterable[Iterable[Planned]], load: Callable[[Planned], Loaded], workers: int
+) -> Generator[list[Loaded]]:
+    """Yield loaded batches, prepared ahead by threads (decoding releases Python's lock).
+
+    Args:
+        planned: what to load for each batch.
+        load: makes one sample.
+        workers: threads (0: one); no effect on the batches.
+    """
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        ahead: deque[list[Future[Loaded]]] = deque()
+        try:
+            for batch in planned:
+                ahead.append([pool.submit(load, one) for one in batch])
+                if len(ahead) > PREFETCH:
+                    yield [future.result() for future in ahead.popleft()]
+            while ahead:
+                yield [future.result() for future in ahead.popleft()]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,94 @@
+"""What the detectors of torchvision and of Detectron2 share as transfer tasks: instances, optimiser, learning rate.
+
+lr = warm_up_and_drops(0.02, step, total=90_000, warmup_steps=1000, drops=[0.6667, 0.8889])
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mls.config.transfers import Detectron2Detector, TorchvisionDetector
+from mls.transfer.convert import load_and_prove
+from mls.transfer.evaluate import ground_truth
+from mls.transfer.instances import Instances
+from mls.transfer.interface import Given, TransferTask
+
+WARMUP_FACTOR = 0.001
+"""Share of the learning rate at the first step of the warm-up (Detectron2's default)."""
+
+
+class DetectorTask(TransferTask):
+    """A detector on a pretrained backbone, trained on the instances of a store's images."""
+
+    NEW: ClassVar[Mapping[str, str]]
+    """Beginnings of names of the parts that the backbone lacks, see `mls.transfer.convert.load`."""
+
+    def __init__(self, task: TorchvisionDetector | Detectron2Detector, given: Given) -> None:
+        """Build the detector, load the backbone, index the images.
+
+        Raises:
+            MlsError: no instances to train on or to test on; weights of another backbone.
+        """
+        self.task, self.given, self.store = task, given, given.store
+        ground_truth(given.store, task.kind)  # a test split without instances stops here, not after the training
+        self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
+        self.train_images, self.rows_N = len(self.instances), given.store.split("test")
+        self.batch_size, self.total = task.batch_size, cast(int, task.steps_on(self.train_images))
+        self.model = self.build(task, given.config, len(given.store.classes))
+        load_and_prove(self.model, self.name_of, self.NEW, self.maps_of, given, self.instances.rows[0])
+        self.model.to(given.device)
+        groups = undecayed_norms(self.model, task.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=task.lr * self.scale, momentum=task.momentum)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the learning rate, and its inverse that of the warm-up steps."""
+        return 1.0
+
+    @abstractmethod
+    def name_of(self, name: str) -> str:
+        """The detector's name of a tensor that the backbone calls ``name``."""
+
+    @abstractmethod
+    def maps_of(self, pixels_CHW: Tensor) -> list[Tensor]:
+        """The last maps, up to C5, of the detector's own backbone for an image, uint8 (3, H, W).
+
+        The image goes through the detector's own normalisation, so the comparison also finds swapped colours.
+        """
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then drops."""
+        lr, warmup_steps = self.task.lr * self.scale, self.task.warmup_steps / self.scale
+        return warm_up_and_drops(lr, step, self.total, warmup_steps, self.task.steps)
+
+
+def warm_up_and_drops(lr: float, step: int, total: int, warmup_steps: float, drops: list[float]) -> float:
+    """Learning rate of a step: linear warm-up, times a tenth per drop that has passed.
+
+    Args:
+        lr: before the drops.
+        step: from 0.
+        total: steps of the whole schedule.
+        warmup_steps: over which the rate rises from `WARMUP_FACTOR` of ``lr``.
+        drops: as shares of the schedule.
+    """
+    progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    warm = WARMUP_FACTOR + (1 - WARMUP_FACTOR) * progress
+    return lr * warm * 0.1 ** sum(step >= math.floor(share * total) for share in drops)
+
+
+def undecayed_norms(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters in two groups: normalisation layers are not decayed (Detectron2's default)."""
+    norms = {id(p) for module in model.modules() if isinstance(module, _NormBase) for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) not in norms], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in norms], "weight_decay": 0.0},
+    ]
