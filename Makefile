@@ -6,10 +6,10 @@ EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test lint format micro status drill bench lock clean
+.PHONY: help setup reproduce report test test-fast lint format micro status drill bench lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## make the environment from requirements.lock
 
@@ -30,6 +30,9 @@ report: setup ## write report/<experiment>.html (EXPERIMENT=params.yaml): tables
 
 test: setup ## run the tests, in parallel
 	python -m pytest -n 2
+
+test-fast: setup ## the tests that need no other process: for use while editing
+	python -m pytest -n 2 -m "not slow"
 
 lint: setup ## ruff, mypy, import-linter, snakefmt; changes nothing
 	ruff check .
@@ -58,7 +61,7 @@ bench: setup ## measure speed and memory beside lightly (BENCH="--images FOLDER"
 	  --sides ours lightly lightly-bf16 $(BENCH)
 	python benchmarks/memory.py
 
-lock: setup ## resolve requirements.lock anew from pyproject.toml
+lock: setup ## resolve requirements.lock again from pyproject.toml
 	python -m pip install --quiet uv
 	{ echo "# Every dependency at the version this repository was tested with. Written by: make lock"; \
 	  uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \

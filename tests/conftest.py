@@ -13,8 +13,46 @@ from mls.config.load import check
 from mls.pipeline.plan import Plan, make_plan
 
 os.environ["MLS_PLAIN"] = "1"
-for place in ("MLS_STORE", "MLS_WORK"):  # a developer's own is none of the tests'
+for place in ("MLS_STORE", "MLS_WORK"):  # tests must not touch a developer's own
     os.environ.pop(place, None)
+
+SLOW = (
+    "workflow/",
+    "download/test_download.py",
+    "download/test_fetch.py",
+    "data/test_decode.py",
+    "methods/test_pins.py",
+    "models/test_batchnorm.py",
+    "pipeline/test_artifact_store.py",
+    "pipeline/test_launch.py",
+    "pipeline/test_leases.py",
+    "pipeline/test_make.py",
+    "report/test_figures.py",
+    "report/test_neighbour_figures.py",
+    "report/test_pages.py",
+    "report/test_publish.py",
+    "runtime/test_collectives.py",
+    "test_cli.py",
+    "test_docs.py",
+    "test_doctor.py",
+    "test_extending.py",
+    "test_layers.py",
+    "train/test_drill.py",
+    "train/test_log.py",
+    "train/test_loop.py",
+    "train/test_step.py",
+    "transfer/",
+)
+"""Tests that start processes, train for long or read the whole repository; `make test-fast` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW`."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 SMALL: dict[str, Any] = {
     "experiment": "small",
