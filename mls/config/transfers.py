@@ -40,7 +40,7 @@ class TransferSection(Section):
     momentum: Momentum = 0.9
     """Of SGD."""
     made_by: ClassVar[str]
-    """``module:Class`` of what trains it, a `mls.transfer.interface.Transfer`."""
+    """``module:Class`` of what trains it, a `mls.transfer.interface.TransferTask`."""
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Two dictionaries in equal order hold the same keys: Q_g their pooled backbone fe
 projections. The k entries of Q_g nearest to an image's own backbone feature become its positive
 pseudo-labels; Q_z are the classifiers; a binary cross-entropy over all D entries is added to InfoNCE.
 
-What the paper ablates or leaves open is a switch of ``mls.config.experiment.Mls``.
+What the paper ablates or leaves open is a switch of `mls.config.methods.Mls`.
 
 Shapes: B images, D dictionary entries, G backbone and d embedding dimensions.
 """
