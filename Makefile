@@ -46,7 +46,7 @@ format: setup ## rewrite the code as lint wants it
 micro: setup ## the whole path in about a minute (experiments/micro.yaml)
 	$(MAKE) reproduce EXPERIMENT=experiments/micro.yaml
 
-status: setup ## what of the experiment is done, running, failed or missing
+status: setup ## state of each artifact of the experiment (EXPERIMENT=params.yaml)
 	mls status --experiment $(EXPERIMENT)
 
 drill: setup ## kill -9 the micro experiment 20 times, fill its disk, damage it; nothing may be lost (DRILL="--seed 7")
@@ -58,7 +58,7 @@ bench: setup ## measure speed and memory beside lightly (BENCH="--images FOLDER"
 	  --sides ours lightly lightly-bf16 $(BENCH)
 	python benchmarks/memory.py
 
-lock: setup ## resolve requirements.lock anew from pyproject.toml
+lock: setup ## resolve requirements.lock again from pyproject.toml
 	python -m pip install --quiet uv
 	{ echo "# Every dependency at the version this repository was tested with. Written by: make lock"; \
 	  uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
