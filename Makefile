@@ -49,7 +49,7 @@ format: setup ## rewrite the code as lint wants it
 micro: setup ## the whole path in about a minute (experiments/micro.yaml)
 	$(MAKE) reproduce EXPERIMENT=experiments/micro.yaml
 
-status: setup ## what of the experiment is done, running, failed or missing
+status: setup ## state of each artifact of the experiment (EXPERIMENT=params.yaml)
 	mls status --experiment $(EXPERIMENT)
 
 drill: setup ## kill -9 the micro experiment 20 times, fill its disk, damage it; nothing may be lost (DRILL="--seed 7")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,26 @@ def test_the_environment_is_the_locked_one(job: str) -> None:
     assert python["with"]["cache"] == "pip" and python["with"]["cache-dependency-path"] == "requirements.lock"
     runs = [step["run"] for step in steps if "run" in step]
     assert "make setup" in runs
+
+
+def test_pre_commit_runs_the_linters_of_make_lint_at_their_pinned_versions() -> None:
+    config = YAML(typ="safe").load((ROOT / ".pre-commit-config.yaml").read_text())
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+    pinned = dict(package.split("==") for package in dev if "==" in package)
+    found = {}
+    for repo in config["repos"]:
+        for hook in repo["hooks"]:
+            name, version = hook["id"], repo.get("rev", "").removeprefix("v")
+            if repo["repo"] == "local":  # uses what is installed; its name states the version
+                assert (hook["language"], hook["pass_filenames"]) == ("system", False)
+                name, version = hook["name"].split()
+            found[name] = version
+    assert found.pop("check-added-large-files")
+    assert found.pop("ruff-format") == found["ruff"]
+    assert found == {name: pinned[name] for name in ("ruff", "snakefmt", "mypy", "import-linter")}
+
+
+def test_the_largest_committed_file_passes_pre_commit() -> None:
+    (limit,) = re.findall(r"--maxkb=(\d+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert max((ROOT / file).stat().st_size for file in files if (ROOT / file).is_file()) <= int(limit) * 1024

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import csv
+import importlib
+import io
 import json
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import pytest
 from mls.config.experiment import Experiment, Paper, Pretrain, Table
 from mls.config.identity import STAGE_VERSIONS
 from mls.config.load import load, parse_yaml
-from mls.config.methods import Moco
+from mls.config.methods import Mls, Moco
 from mls.cost.estimate import as_json, estimate
 from mls.pipeline.plan import plan_file
 from mls.transfer.detectron2_install import DETECTRON2_COMMIT
@@ -24,6 +29,18 @@ RUNS = ("random:0", "moco-v2:0", "mls:0")
 PEERS = ("scenes-peers", "miml-peers", "peers-lr")
 EARLIER = ("study-early", "study-labels", *PEERS)
 CLASSIFICATION = ("classification", "tuned-lr")
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+MODULES = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "mls").rglob("*.py"))
+EXAMPLES = re.findall(r"^`(.+)`:\n\n```python", (ROOT / "docs/extending.md").read_text(), re.MULTILINE)
+"""Files that docs/extending.md adds to a copy of the code."""
+DEFINED = {
+    node.name
+    for module in MODULES
+    for node in ast.walk(ast.parse((ROOT / module).read_text()))
+    if isinstance(node, ast.ClassDef | ast.FunctionDef)
+} | {"Path"}
+GIVEN = {"method", "transfer", "optimizer", "model"}
+"""Objects that examples take as given and call."""
 
 
 @pytest.mark.parametrize(
@@ -37,14 +54,106 @@ def test_the_tables_of_a_page_are_the_published_ones(page: str) -> None:
         assert table.strip() == (ROOT / name).read_text().strip(), f"{page} differs from {name}"
 
 
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_and_paths_in_the_docs_exist() -> None:
-    examples = re.findall(r"^`(.+)`:\n\n```python", (ROOT / "docs/extending.md").read_text(), re.MULTILINE)
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!https://)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in [ROOT / name for name in (*PAGES, "benchmarks/README.md")]:
+        for target, anchor in re.findall(r"\]\((?!https://)([^)#]*)#?([^)]*)\)", page.read_text()):
+            linked = page.parent / target if target else page
+            assert linked.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(linked), f"{page.name}: {target}#{anchor}"
         for path in re.findall(r"`((?:mls|experiments|workflow|tests)/[\w./-]*)`", page.read_text()):
-            known = (ROOT / path).exists() or path in ("experiments/mine.yaml", *examples)
+            known = (ROOT / path).exists() or path in ("experiments/mine.yaml", *EXAMPLES)
             assert known, f"{page.name}: {path}"
+
+
+def prose(code: str) -> str:
+    """Docstrings and comments of a module, those below a field too."""
+    strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Expr)]
+    docs = [node.value for node in strings if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    return "\n".join([*docs, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
+
+
+def names_in(text: str) -> set[str]:
+    """Dotted names ``mls.x.Y`` or ``mls.x:Y`` and what is imported, without keys of ``pretrain.mls`` (``mls.topk``)."""
+    dotted = set(re.findall(r"(?<![\w.\[/-])(mls\.[a-z]\w*(?:[.:]\w+)*)(?!\w*[\[/])", text))
+    imported = re.findall(r"^ *from (mls[\w.]*) import ([\w, ]+)$", text, re.MULTILINE)
+    members = {f"{module}.{name}" for module, names in imported for name in names.split(", ")}
+    files = {name for name in dotted if name.endswith((".py", ".pth"))}
+    return {name for name in dotted | members if name.split(".")[1] not in Mls.model_fields} - files
+
+
+def missing_names(text: str) -> list[str]:
+    """Names of a text that do not exist; skips the test if only the absence of Detectron2 hides some."""
+    missing, hidden = [], []
+    for name in sorted(names_in(text)):
+        parts = re.split("[.:]", name)
+        module = next(parts[:end] for end in range(len(parts), 0, -1) if is_module(parts[:end]))
+        if module == parts:
+            continue
+        try:
+            found: Any = importlib.import_module(".".join(module))
+        except ModuleNotFoundError as error:
+            if error.name not in ("detectron2", "fvcore"):
+                raise
+            hidden.append(name)
+            continue
+        for part in parts[len(module) :]:
+            if not hasattr(found, part) and part not in getattr(found, "__annotations__", ()):
+                missing.append(name)
+                break
+            found = getattr(found, part, None)
+    if hidden and not missing:
+        pytest.skip(f"needs Detectron2: {', '.join(hidden)}")
+    return missing
+
+
+def is_module(parts: list[str]) -> bool:
+    """Whether a dotted name is that of a module or package."""
+    path = ROOT.joinpath(*parts)
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_code_in_the_docs_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    if page == "docs/extending.md":  # its examples run in tests/test_extending.py
+        text = re.sub(r"```(python|diff)\n.*?```", "", text, flags=re.DOTALL)
+    assert not missing_names("\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_and_paths_in_docstrings_and_comments_exist(module: str) -> None:
+    text = prose((ROOT / module).read_text())
+    paths = re.findall(r"\b((?:mls|tests|docs|experiments|workflow)/[\w/.-]+\.(?:py|md|yaml|csv|smk|rst))\b", text)
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    assert not missing_names(text)
+
+
+def example_calls(code: str) -> set[str]:
+    """Functions that the indented example of a module's docstring calls by a bare name."""
+    text = ast.get_docstring(ast.parse(code), clean=False) or ""
+    lines = [line.split("#")[0] for line in re.findall(r"^    +\S.*$", text, re.MULTILINE)]
+    return set(re.findall(r"(?<![\w.\"'(])([A-Za-z_]\w*)\(", re.sub(r"\"[^\"]*\"|'[^']*'", "", "\n".join(lines))))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_calls_in_the_example_of_a_module_exist(module: str) -> None:
+    """A call is of a function or class somewhere in mls, of a builtin, or of what the example itself has assigned."""
+    code = (ROOT / module).read_text()
+    text = ast.get_docstring(ast.parse(code), clean=False) or ""
+    assigned = set(re.findall(r"^    +(\w+) = ", text, re.MULTILINE)) | GIVEN
+    assert not [name for name in example_calls(code) if name not in DEFINED | assigned and not hasattr(builtins, name)]
+
+
+@pytest.mark.parametrize("wrong", ["mls.train.loop.trian", "mls.trian", "mls.topkk", "mls.transfer.interface:Transfr"])
+def test_a_wrong_name_is_found(wrong: str) -> None:
+    assert missing_names(f"see `{wrong}` and `mls.topk`") == [wrong]
 
 
 @pytest.mark.timeout(1200)
