@@ -78,7 +78,7 @@ def multi_label_loss(
     if reduction == "balanced":
         negatives_B = (1 - y_BD).sum(1).clamp(min=1)
         return (positive_B / y_BD.sum(1) + negative_B / negatives_B).mean()
-    divisors = {"mean": labels.shape[1], "sum": 1, "positives": y_BD.sum(1)}
+    divisors: dict[str, int | Tensor] = {"mean": labels.shape[1], "sum": 1, "positives": y_BD.sum(1)}
     if reduction not in divisors:
         raise ValueError(f"reduction must be mean, sum, balanced or positives, not {reduction!r}")
     return ((positive_B + negative_B) / divisors[reduction]).mean()
