@@ -88,7 +88,7 @@ def check_ranks(config: Pretrain, device: torch.device) -> None:
         )
     if splits > 1 and splits % world():
         raise MlsError(
-            f"{world()} ranks can't share moco.bn_splits {splits} groups evenly; "
+            f"the {splits} groups of moco.bn_splits can't be shared evenly by {world()} ranks; "
             f"use a number of ranks that divides {splits}"
         )
 

@@ -101,7 +101,7 @@ def test_hostile_and_broken_files_are_refused(
         file.write_bytes(file.read_bytes()[:1000])
     else:
         file.write_text("not weights")
-    with pytest.raises(DeterministicError, match="can't be read as tensors alone"):
+    with pytest.raises(DeterministicError, match="can't be read as plain tensors"):
         load(file, monkeypatch)
     assert not (in_tmp / "executed").exists()
 
