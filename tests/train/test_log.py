@@ -182,7 +182,6 @@ def test_tensorboard_itself_reads_it_after_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_tracker_may_be_added_later(tmp_path: Path) -> None:
-    pytest.importorskip("dvclive")
     curves = Curves(tmp_path, ["dvclive"])
     curves.resume(rows_until(60))
     with curves:
@@ -211,7 +210,6 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("place", ["no repository", "git", "git and dvc", "dvc exp run"])
 def test_dvclive_leaves_everything_else_alone(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No commit, nothing staged, no dvc.yaml, no .dvc, no network, even where a token for DVC Studio is set."""
-    pytest.importorskip("dvclive")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     if place != "no repository":
