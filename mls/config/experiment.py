@@ -142,7 +142,7 @@ class Execution(Section):
     """Steps with a non-finite loss or gradient that a pretraining may skip, counted over all its resumptions; with one
     more it fails."""
     trackers: list[Literal["tensorboard", "dvclive"]] = []
-    """Where else the curves are logged during training, under ``work/<id>/``. tensorboard needs the extra ``.[trackers]``."""
+    """Where else the curves are logged during training, under ``work/<id>/``. tensorboard needs ``.[trackers]``."""
 
 
 class Experiment(Section):
