@@ -1,1 +1,1 @@
-"""Judging frozen features."""
+"""Evaluate a backbone: classifiers and retrieval on its frozen features, and classifiers trained on images."""

@@ -43,7 +43,7 @@ SEED = 0
 BLOCK = 64
 """Resamples per block: few enough that a class's sums stay in the processor's cache."""
 WEIGHTS = 2**22
-"""Greatest number of weights in memory at a time (or one per image, if that is more)."""
+"""Largest number of weights in memory at a time (or one per image, if that is more)."""
 
 Interval = tuple[float, float]
 Values = NDArray[np.float64]
@@ -61,23 +61,23 @@ class Intervals:
 def average_precision_intervals(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, *, resamples: int = RESAMPLES
 ) -> Intervals:
-    """Intervals of mAP and of each class's average precision, from the same resamples.
+    """Return intervals of mAP and of each class's average precision, from the same resamples.
 
     Args:
         scores_NC: higher for likelier; not NaN.
         truth_NC: true classes.
         ignored_NC: pairs of image and class that don't count; default: none.
-        resamples: how many.
+        resamples: their number.
     """
     return intervals(resampled_average_precisions(scores_NC, truth_NC, ignored_NC, resamples=resamples))
 
 
 def mean_intervals(values_NC: Values | Truth, *, resamples: int = RESAMPLES) -> Intervals:
-    """Intervals of each class's mean over images, and of the mean over classes.
+    """Return intervals of each class's mean over images, and of the mean over classes.
 
     Args:
         values_NC: a value per image and class; NaN where there is none.
-        resamples: how many.
+        resamples: their number.
     """
     present_NC = ~np.isnan(values_NC)
     sums_CN, counts_CN = csr_array(np.where(present_NC, values_NC, 0.0).T), csr_array(present_NC.T.astype(np.float64))
@@ -89,7 +89,7 @@ def mean_intervals(values_NC: Values | Truth, *, resamples: int = RESAMPLES) -> 
 
 
 def intervals(values_CR: Values) -> Intervals:
-    """Intervals of each class's values and of their mean over classes.
+    """Return intervals of each class's values and of their mean over classes.
 
     Args:
         values_CR: column 0 is of the sample, the others of the resamples.
@@ -113,7 +113,7 @@ def _basic(values_R: Values) -> Interval | None:
 def resampled_average_precisions(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, *, resamples: int
 ) -> Values:
-    """Average precision of each class, float64 (C, 1 + resamples); NaN where it has no positive.
+    """Return the average precision of each class, float64 (C, 1 + resamples); NaN where the class has no positive.
 
     Column 0 is of the sample itself.
     """
@@ -150,7 +150,7 @@ class Sorted:
     """
 
     images_KN: csr_array
-    """Row k: the images with scores from score k up to, but without, score k - 1."""
+    """Row k: the images that score at least score k but less than score k - 1."""
     positives_KN: csr_array
     """Row k: the positive images among them; all have score k."""
 
@@ -169,7 +169,7 @@ class Sorted:
         )
 
     def average_precisions(self, weights_NR: Scores) -> Values:
-        """Average precision in each resample, float64 (R,); NaN where it has no positive."""
+        """Return the average precision in each resample, float64 (R,); NaN where it has no positive."""
         if not self.positives_KN.shape[0]:
             return np.full(weights_NR.shape[1], np.nan)
         # float32 holds these sums exactly: whole numbers below 2**24

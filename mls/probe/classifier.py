@@ -1,9 +1,9 @@
-"""What is trained on images: a linear classifier on a ResNet's pooled feature; its loss, learning rate and optimiser.
+"""The classifier that is trained on images (linear, on a ResNet's pooled feature), its loss, schedule and optimiser.
 
     model = Classifier(backbone, classes=20, task=FinetuneProbe(kind="finetune", dataset="voc07"), seed=1000)
     loss = loss_of(model(images_BCHW), truth_BC, kept_BC, multi_label=True)
 
-Weight decay is on all trained parameters, biases and batch norm's too, as in MoCo's, S3L's and CSRA's code.
+Weight decay applies to all trained parameters, including biases and batch norm, as in MoCo's, S3L's and CSRA's code.
 
 Shape legend: B images of a batch, C classes (or the three channels of an image), D features.
 """
@@ -27,17 +27,17 @@ class Classifier(nn.Module):
     """A ResNet without its classifier, and a linear layer on its pooled feature."""
 
     def __init__(self, backbone: ResNet, classes: int, task: TrainedProbe, seed: int) -> None:
-        """Take the backbone over: it is trained, or frozen, in place.
+        """Put a linear layer on the backbone, which is trained, or frozen, in place.
 
-        The linear layer begins as MoCo's and S3L's does before a frozen backbone (normal with deviation 0.01, no
-        bias); else as torch's (and S3L's in fine-tuning): uniform within 1 / sqrt(D).
+        On a frozen backbone the layer starts as in MoCo and S3L: normal with standard deviation 0.01, zero bias.
+        Otherwise it starts as in torch (and S3L's fine-tuning): uniform within 1 / sqrt(D).
         """
         super().__init__()
         self.frozen = task.kind == "sgd"
         self.fixed_statistics = task.kind == "finetune" and task.batchnorm == "frozen"
         self.precision = task.precision
         self.backbone = backbone.requires_grad_(not self.frozen)
-        features = backbone.inplanes  # torchvision counts them there, up to the last stage's
+        features = backbone.inplanes  # after construction, torchvision leaves the last stage's channels there
         normalised = task.kind == "sgd" and task.batchnorm
         self.norm = nn.BatchNorm1d(features, affine=False) if normalised else nn.Identity()
         self.fc = nn.Linear(features, classes)
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
     @property
     def trained(self) -> nn.Module:
-        """What the optimiser changes, and a checkpoint therefore holds."""
+        """The part that training changes, which a checkpoint holds."""
         return nn.ModuleList([self.norm, self.fc]) if self.frozen else self
 
     def train(self, mode: bool = True) -> Classifier:
@@ -83,8 +83,8 @@ class Classifier(nn.Module):
 def loss_of(logits_BC: Tensor, truth_BC: Tensor, kept_BC: Tensor, multi_label: bool) -> Tensor:
     """Return the training loss of a batch: a float32 scalar.
 
-    Multi-label: binary cross-entropy, summed over what is kept and divided by how much that is (0 where nothing
-    is). Single-label: cross-entropy; every image has one class, and nothing is ignored.
+    Multi-label: binary cross-entropy, averaged over the kept pairs of image and class (0 if none is kept).
+    Single-label: cross-entropy; every image has one class, and nothing is ignored.
     """
     if not multi_label:
         return F.cross_entropy(logits_BC, truth_BC.int().argmax(1))
@@ -94,7 +94,7 @@ def loss_of(logits_BC: Tensor, truth_BC: Tensor, kept_BC: Tensor, multi_label: b
 
 
 def learning_rate(task: TrainedProbe, step: int, steps: int) -> float:
-    """Learning rate of step ``step`` (from 0) of the backbone, or of what alone is trained.
+    """Return the learning rate at ``step`` (from 0) of the backbone or, if that is frozen, of the linear layer.
 
     With W warm-up steps, steps 0 to W - 1 rise evenly as in ``mls.train.schedule``: by (step + 1) / (W + 1).
     ``cosine`` falls to 0 from step W on; ``step`` divides by 10 at its shares of all steps, warm-up included.
@@ -108,7 +108,7 @@ def learning_rate(task: TrainedProbe, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: Classifier, task: TrainedProbe) -> torch.optim.SGD:
-    """SGD; a group's ``times`` is its learning rate in units of the schedule's."""
+    """Return SGD; a group's ``times`` is its learning rate in units of the schedule's."""
     groups = [{"params": list(model.fc.parameters()), "times": 1.0}]
     if task.kind == "finetune":
         groups[0]["times"] = task.classifier_lr

@@ -43,8 +43,8 @@ class Evaluation:
     """Scores of some images and their labels: everything that a metric needs.
 
     Raises:
-        MlsError: no images or no classes, two classes of one name, a wrong split, scores that are NaN, a class that is
-            both true and ignored, or an image of a single-label set without exactly one class.
+        MlsError: no images or no classes, two classes with the same name, a wrong split, scores that are NaN, a class
+            that is both true and ignored, or an image of a single-label set without exactly one class.
         ValueError: arrays whose shapes or types do not match (a bug of the caller).
     """
 
@@ -132,15 +132,15 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
 def class_metrics(
     classes: Sequence[str], values_C: NDArray[np.float64], headline: str, intervals: Intervals, split: str
 ) -> dict[str, Any]:
-    """Return what ``metrics.json`` says of each class, in percent, and the intervals.
+    """Return what ``metrics.json`` says about each class, in percent, and the intervals.
 
     Args:
         classes: their names.
         values_C: shares; NaN where a class has no value. Such a class is None in ``per_class``, and listed in
             ``undefined_classes``; the mean over the classes leaves it out.
-        headline: name of the metric that `intervals` has as ``mean``.
+        headline: name of the metric whose interval is ``intervals.mean``.
         intervals: 95 % intervals of the headline and of each class, see `mls.probe.bootstrap`.
-        split: the images.
+        split: of the evaluated images.
     """
 
     def percent(interval: Interval | None) -> list[float] | None:

@@ -53,7 +53,7 @@ def extract(
         rows: which images.
         config: size of the images, stage of the backbone, precision.
         device: where the backbone runs.
-        workers: threads that prepare images (0: one); no effect on the result.
+        workers: threads that prepare images (0 means one); no effect on the result.
         name: of the progress bar.
 
     Raises:
@@ -79,7 +79,7 @@ def outputs_of(
     Args:
         network: takes normalised images (B, C, H, W) on ``device``.
         squares: batches that `prepared` yields.
-        images: how many there are, for the progress bar.
+        images: their number, for the progress bar.
         device: where the network runs.
         name: of the progress bar.
 
@@ -96,7 +96,7 @@ def outputs_of(
 
 
 def pool(backbone: ResNet, images_BCHW: Tensor, layer: str) -> Tensor:
-    """Return the output of one of the four stages, averaged over all places (B, D)."""
+    """Return the output of one of the four stages, averaged over all positions, (B, D)."""
     if layer == LAYERS[-1]:
         pooled_BD: Tensor = backbone(images_BCHW)
         return pooled_BD

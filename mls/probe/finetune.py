@@ -5,9 +5,9 @@
     )
     outcome.scores_NC, outcome.history.curves       # logits of the evaluated images; rows of curves.csv
 
-Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order and views follow from the seed and
-the step alone (see `mls.probe.finetune_data`), the classifier's first weights from the seed, and nothing else is
-random. The last state is evaluated; none is chosen by its score.
+Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order and views depend only on the seed
+and the step (see `mls.probe.finetune_data`), the classifier's first weights from the seed, and nothing else is
+random. The last state is evaluated; no checkpoint is chosen by its score.
 
 Shape legend: N images, B images of a batch, C classes, D features.
 """
@@ -69,11 +69,11 @@ class ClassifierTraining(FineTuning):
 
     @property
     def trained(self) -> nn.Module:
-        """Without a frozen backbone."""
+        """The classifier, without its backbone if that is frozen."""
         return self.model.trained
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up, then cosine or steps, see `mls.probe.classifier.learning_rate`."""
+        """Return the learning rate: warm-up, then cosine or steps, see `mls.probe.classifier.learning_rate`."""
         return learning_rate(self.task, step, self.total)
 
     def batches(self, steps: range, workers: int) -> Generator[LabelledBatch]:
@@ -81,7 +81,7 @@ class ClassifierTraining(FineTuning):
         return self.views.batches(steps, workers)
 
     def losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Cross-entropy, see `mls.probe.classifier.loss_of`."""
+        """Return the cross-entropy, see `mls.probe.classifier.loss_of`."""
         truth_BC, kept_BC = batch.truth_BC.to(self.device), batch.kept_BC.to(self.device)
         features_BD = self.model.features(self.augment(batch.crops_BCHW.to(self.device), batch.draws_BU))
         self.finite_features = torch.isfinite(features_BD).all()

@@ -1,4 +1,4 @@
-"""Random views of labelled images: their order and crops are a function of seed and step alone.
+"""Random views of labelled images, in an order and with crops that depend only on the seed and the step.
 
     views = Views(store, store.split("train"), task, seed=1000)
     for batch in views.batches(range(start, views.steps), workers=2): ...
@@ -69,7 +69,7 @@ class Views:
         return max(1, round(self.task.epochs * len(self) / self.task.batch_size))
 
     def plan(self, step: int) -> list[tuple[int, int]]:
-        """Index and epoch of each image of a batch."""
+        """Return index and epoch of each image of a batch."""
         return [
             (int(epoch_order(len(self), self.seed, epoch)[place]), epoch)
             for epoch, place in places(step, self.task.batch_size, len(self))
@@ -92,5 +92,5 @@ class Views:
 
 @lru_cache(maxsize=4)
 def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Order of an epoch's images, (N,). Its random stream differs from those of the views."""
+    """Return the order of an epoch's images, int64 (N,). Its random stream differs from those of the views."""
     return np.random.default_rng((seed, epoch, 0, ORDER_STREAM)).permutation(images)

@@ -1,4 +1,4 @@
-"""How each classifier on frozen features is fitted: from a task and its splits to scores of the evaluated images.
+"""Fit classifiers on frozen features: from a task and its splits to scores of the evaluated images.
 
     scores_NC, facts = FITS[type(task)](context, task, features, Parts(train, val, evaluated))
 
@@ -21,7 +21,7 @@ from mls.runtime.files import write_csv
 from mls.train.finetune import FIRST_SEED
 
 Facts = dict[str, Any]
-"""What ``metrics.json`` says beside the metrics: how the classifier came about."""
+"""What ``metrics.json`` holds beside the metrics: how the classifier was fitted and chosen."""
 
 
 def fit_linear(context: Context, task: LinearProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
@@ -74,7 +74,7 @@ def fit_svm(context: Context, task: SvmProbe, features: FeatureSet, parts: Parts
 
 
 def percents(candidates: Mapping[Any, float]) -> dict[str, float]:
-    """Candidates and their values for JSON."""
+    """Return candidates and their values, percent, for JSON."""
     return {f"{candidate:g}": 100 * share for candidate, share in candidates.items()}
 
 

@@ -7,7 +7,7 @@ A neighbour's vote weighs exp(cosine / temperature) [Wu et al., arXiv 1805.01978
 score of a class is the share of its neighbours in the weight of all k. Multi-label sets vote the same way and are
 evaluated by mAP. A train image for which a class is ignored votes as an image without it.
 
-Of equally near neighbours the one in the lower row counts first. Cosines are summed in float64 and rounded to float32,
+Among equally near neighbours the lower row counts first. Cosines are summed in float64 and rounded to float32,
 so equal images are equally near wherever they lie, and nothing depends on the size of a block.
 A feature of zeros has no direction: its cosine with everything is 0.
 
@@ -65,7 +65,7 @@ def fit_ks(
     names: Sequence[str],
     threads: int = 1,
 ) -> KnnFit:
-    """Keep the k with the best mAP (multi-label) or top-1 on val; of equal values the smaller k wins.
+    """Keep the k with the best mAP (multi-label) or top-1 on val; on a tie the smaller k wins.
 
     Args:
         train: N images that vote.
@@ -78,7 +78,7 @@ def fit_ks(
 
     Raises:
         MlsError: features are not finite; a k is above the number of train images; no class has a positive in val;
-            train has no two classes to tell apart.
+            no class has both positives and negatives in train.
     """
     check_choosable(train, val)
     if max(ks) > len(train.truth_NC):
@@ -128,7 +128,7 @@ def over_blocks(work: Callable[..., Any], of_images: Sequence[Any], width: int, 
         work: gets a block's part of each array.
         of_images: arrays with a row per image.
         width: numbers in memory per image; it sets the size of a block.
-        threads: blocks in work at a time.
+        threads: blocks that are processed at a time.
     """
     size = max(1, BLOCK // width)
     blocks = [[array[start : start + size] for array in of_images] for start in range(0, len(of_images[0]), size)]
@@ -150,7 +150,7 @@ def cosines(features_BD: Features, unit_ND: Weights) -> NDArray[np.float32]:
 
 
 def nearest(cosine_BN: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Rows]:
-    """Return the k greatest cosines in descending order and their rows, (B, K); of equal ones the lower row first.
+    """Return the k greatest cosines in descending order and their rows, (B, K); on a tie the lower row first.
 
     Cosine and row are packed into one integer that sorts like the pair. No two are equal, and sorting integers is
     several times faster than a stable sort of floats.

@@ -33,7 +33,7 @@ from mls.runtime.errors import MlsError
 TOLERANCE = 1e-4
 """L-BFGS stops when no component of the mean loss's gradient is greater (scikit-learn's default)."""
 MAX_ITERATIONS = 1000
-"""Of L-BFGS, per class and strength."""
+"""Limit of L-BFGS's iterations, per class and strength."""
 
 Features = NDArray[np.float32]
 Weights = NDArray[np.float64]
@@ -71,8 +71,8 @@ def fit_strengths(
 ) -> LinearFit:
     """Fit every strength on train, keep the one with the best mAP (multi-label) or top-1 on val.
 
-    Strengths are fitted in ascending order, each starting from the solution before it; of equal values the smaller
-    strength wins.
+    Strengths are fitted in ascending order, each starting from the solution before it; on a tie the smaller strength
+    wins.
 
     Args:
         train: N images to fit on.
@@ -83,7 +83,8 @@ def fit_strengths(
         threads: classes that are fitted at a time; no effect on the result.
 
     Raises:
-        MlsError: features are not finite; no class has a positive in val; train has no two classes to tell apart.
+        MlsError: features are not finite; no class has a positive in val; no class has both positives and negatives
+            in train.
     """
     check_choosable(train, val)
     measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if multi_label else top1
@@ -169,7 +170,7 @@ def trained_classes(truth_NC: Truth, counted_NC: Truth, names: Sequence[str]) ->
 
 
 def untrained_model(classes: int, features: int, multi_label: bool) -> tuple[Weights, Weights]:
-    """Weights (C, D) of 0 and biases (C,) before any class is fitted.
+    """Return weights (C, D) of 0 and biases (C,), as they are before any class is fitted.
 
     An untrained class keeps them. Its score is 0 if classes are independent, and minus infinity if they exclude each
     other, so that it is never the answer.
@@ -189,7 +190,7 @@ def one_blas_thread() -> threadpool_limits:
 
 
 def standardisation(features_ND: Features) -> tuple[Weights, Weights]:
-    """Mean and standard deviation of each feature; 1 for a feature that is constant up to rounding: only centred."""
+    """Return mean and standard deviation of each feature; the latter is 1 if a feature is constant up to rounding."""
     mean_D = features_ND.mean(axis=0, dtype=np.float64)
     scale_D = features_ND.std(axis=0, dtype=np.float64)
     constant_D = scale_D <= 1e-6 * np.abs(mean_D)

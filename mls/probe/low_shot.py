@@ -6,9 +6,9 @@ The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl and f
 each class k positives and k x (C - 1) negatives, drawn from train and val together (VOC's trainval); five independent
 draws; SVMs as in `mls.probe.svm`. All classes share one cost per k.
 
-VISSL takes the cost that is best on test, whose value no choice made beforehand can exceed. Here the cost is chosen on
-the val images that were not drawn, which is noisy if val is small; VISSL's value is given beside it. Average precision
-is defined by the ``area`` here, by the ``envelope`` in VISSL.
+VISSL takes the cost that is best on test, an upper bound for every choice made without test. Here the cost is chosen on
+the val images that were not drawn, which is noisy if val is small; VISSL's value is reported beside it. Average
+precision is defined by the ``area`` here, by the ``envelope`` in VISSL.
 
 Shape legend: N images to draw from, M val images, D features, C classes, K costs, S samples, P parts (val and test).
 """

@@ -59,7 +59,7 @@ class Retrieved:
         return float(np.nanmean(self.per_class_C))
 
     def precision_at(self, k: int) -> float:
-        """Precision@k, a mean over the same classes."""
+        """Return precision@k, a mean over the same classes."""
         return float(np.nanmean(over_queries(self.precision[k])))
 
 
@@ -79,7 +79,7 @@ def retrieval_metrics(found: Retrieved, split: str) -> dict[str, Any]:
 
 
 def over_queries(values_MC: Values) -> Weights:
-    """Mean over the queries that have a value, float64 (C,); NaN for a class without any."""
+    """Return the mean over the queries that have a value, float64 (C,); NaN for a class without any."""
     has_MC = ~np.isnan(values_MC)
     sum_C = np.where(has_MC, values_MC, 0).sum(axis=0, dtype=np.float64)
     count_C = has_MC.sum(axis=0)
@@ -130,12 +130,12 @@ def retrieve(
 
 
 def _split_values(names: list[str], values_MCV: Values, ks: Sequence[int]) -> Retrieved:
-    """Take average precision (first) and the precisions@k apart."""
+    """Split values into average precision (the first) and the precisions@k."""
     return Retrieved(names, values_MCV[:, :, 0], {k: values_MCV[:, :, 1 + index] for index, k in enumerate(ks)})
 
 
 def evaluate_ranking(row_QN: Rows, relevant_N: Truth, counts_N: Truth, ks: Sequence[int]) -> Values:
-    """Average precision and the precisions@k of rankings for one label, float32 (Q, 1 + len(ks)).
+    """Return average precision and the precisions@k of rankings for one label, float32 (Q, 1 + len(ks)).
 
     Args:
         row_QN: rows of the gallery, the nearest first.

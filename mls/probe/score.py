@@ -21,7 +21,7 @@ from mls.probe.evaluation import read_predictions, summarise
 from mls.runtime.errors import MlsError
 
 TOLERANCE = 1e-9
-"""Greatest difference of a recorded number, in percent."""
+"""Largest allowed difference of a recorded number, in percentage points."""
 
 
 def print_probe_score(path: Path) -> None:
@@ -48,7 +48,7 @@ def print_probe_score(path: Path) -> None:
 
 
 def is_ranking(path: Path) -> bool:
-    """Whether a file holds the values of a retrieval; False for a file that can't be read."""
+    """Return whether a file holds the values of a retrieval; False for a file that can't be read."""
     try:
         names = pq.read_schema(path).names
     except (OSError, pa.ArrowException):

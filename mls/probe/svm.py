@@ -4,7 +4,7 @@
     scores_NC = probe.scores(test_ND)       # decision values, float32
 
 The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl]: features are divided by their L2 norm (plus
-1e-5); LIBLINEAR's dual solver, squared hinge loss, positives weigh twice, the intercept is regularised like a weight;
+1e-5); LIBLINEAR's dual solver, squared hinge loss, positives have weight 2, the intercept is regularised like a weight;
 the cost of each class has the best mean average precision in stratified cross-validation without shuffling.
 An image that only shows difficult objects of a class is a negative of it in training, as in VISSL (in testing it is
 left out of the class, see `mls.metrics`). VISSL prints the ``envelope`` definition of average precision; both VISSL and
@@ -46,7 +46,7 @@ from mls.runtime.progress import Bar
 FIT_ITERATIONS = 2000
 """Limit of LIBLINEAR's iterations in one fit [VISSL]."""
 SEED = 0
-"""Of LIBLINEAR's permutations, the same for each fit."""
+"""Seed of LIBLINEAR's permutations, the same for each fit."""
 WORTH_PROCESSES = 500_000
 """Size of the train features, in numbers, above which processes pay: each takes some seconds to start."""
 
@@ -85,7 +85,7 @@ def fit_costs(
 ) -> SvmFit:
     """Choose each class's cost by cross-validation, then fit it on all images.
 
-    Of costs with equal values the smaller one wins. A class with too few images for cross-validation gets the middle
+    On a tie the smaller cost wins. A class with too few images for cross-validation gets the middle
     one of the candidates (the smaller of two), and is listed. Single-label sets get one SVM against the rest per class;
     an untrained class is never their answer.
 
@@ -137,7 +137,7 @@ def fit_costs(
 
 
 def cross_validate(unit_ND: Weights, truth_N: Truth, cost: float, folds: int) -> tuple[float, int]:
-    """Mean average precision over the folds of one class and cost, and the number of unconverged fits."""
+    """Return the mean average precision over the folds of one class and cost, and the number of unconverged fits."""
     values: list[float] = []
     unconverged = 0
     for seen, held in StratifiedKFold(folds).split(unit_ND, truth_N):
@@ -159,7 +159,7 @@ def fit_one(unit_ND: Weights, truth_N: Truth, cost: float) -> LinearSVC:
 
 
 def stopped(model: LinearSVC) -> bool:
-    """Whether a fit ended at the limit of iterations."""
+    """Return whether a fit ended at the limit of iterations."""
     return bool(model.n_iter_ >= FIT_ITERATIONS)
 
 
@@ -171,7 +171,7 @@ def divide_by_norm(features_ND: Features) -> Weights:
 
 
 def in_processes(calls: Sequence[Callable[[], Any]], processes: int, name: str) -> list[Any]:
-    """Return the calls' results in their order; large arrays are shared, not copied. ``name`` is of the bar."""
+    """Return the calls' results in their order; large arrays are shared, not copied. ``name`` labels the bar."""
     parallel = Parallel(n_jobs=max(1, min(processes, len(calls))), return_as="generator")
     results = []
     with Bar(name, len(calls), unit="fits") as bar:

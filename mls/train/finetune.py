@@ -3,9 +3,9 @@
     history = finetune(training, execution=execution, work=work, log=log, name="transfer detect/mls:0")
     for batch in read_ahead(planned, load, workers=2): ...
 
-What differs between trainings is a `FineTuning`. Its batches are a function of the seed and the step alone, and torch's
-generator (a detector's sampling of regions, dropout) is part of the checkpoint. On a CPU at equal threads, a resumed
-run therefore gives the same bytes as an uninterrupted one.
+A `FineTuning` holds what differs between trainings. Its batches depend only on the seed and the step, and the state of
+torch's generator (a detector's sampling of regions, dropout) is part of the checkpoint. On a CPU at equal threads, a
+resumed run therefore writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FIRST_SEED = 1000
 CURVE_EVERY = 20
 """Steps between the rows of ``curves.csv`` and ``timing.csv``."""
 PREFETCH = 2
-"""Batches that are prepared ahead."""
+"""Number of batches that are prepared ahead."""
 
 Loaded = TypeVar("Loaded")
 Planned = TypeVar("Planned")
@@ -69,25 +69,25 @@ class FineTuning(ABC):
 
     @abstractmethod
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
 
     @abstractmethod
     def batches(self, steps: range, workers: int) -> Generator[Any]:
-        """Yield the batches of some steps: a function of seed and step alone, prepared by ``workers`` threads."""
+        """Yield the batches of some steps, prepared by ``workers`` threads; they depend only on seed and step."""
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Named scalar losses of a batch; their sum is minimised."""
+        """Return named scalar losses of a batch; their sum is minimised."""
 
     def remedy(self, step: int) -> str:
-        """What to do about a loss or a gradient that is not finite at this step."""
+        """Say what to do about a loss or a gradient that is not finite at this step."""
         return "lower lr, or raise warmup_steps"
 
 
 def finetune(
     training: FineTuning, *, execution: Execution, work: Path, log: Callable[[str], None], name: str
 ) -> History:
-    """Train in place, from the newest checkpoint in ``work`` if there is one; the final state is left there.
+    """Train in place, from the newest checkpoint in ``work`` if there is one; save the final state there.
 
     Args:
         training: the model and its batches.
@@ -97,7 +97,7 @@ def finetune(
         name: of the progress bar.
 
     Raises:
-        DeterministicError: a loss or a gradient is not finite; it updated nothing.
+        DeterministicError: a loss or a gradient is not finite; this step updates nothing.
         Interrupted: a signal came; the state is saved.
     """
     model, optimizer, total = training.model, training.optimizer, training.total
@@ -108,7 +108,7 @@ def finetune(
     if state is not None:
         training.trained.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if "rng" in state:  # older checkpoints of probes have none: nothing in a probe's training draws from it
+        if "rng" in state:  # older checkpoints of probes lack it, which is safe: a probe's training draws nothing
             set_rng_state(state["rng"])
         history, done = History(state["curves"], state["timing"]), int(state["step"])
         log(f"going on from step {done} of {total}")
@@ -163,9 +163,9 @@ def finetune(
 
 
 def places(step: int, batch_size: int, images: int) -> list[tuple[int, int]]:
-    """Epoch and place in it of each image of a batch.
+    """Return the epoch of each image of a batch, and its place in that epoch.
 
-    Epoch follows epoch without a gap: every batch is full, and one may begin in an epoch and end in the next.
+    Epochs follow each other without a gap: every batch is full, and one may begin in an epoch and end in the next.
     """
     return [divmod(position, images) for position in range(step * batch_size, (step + 1) * batch_size)]
 
@@ -177,8 +177,8 @@ def read_ahead(
 
     Args:
         planned: what to load for each batch.
-        load: makes one sample.
-        workers: threads (0: one); no effect on the batches.
+        load: loads one sample.
+        workers: threads (0 means one); no effect on the batches.
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
         ahead: deque[list[Future[Loaded]]] = deque()

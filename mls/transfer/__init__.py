@@ -1,1 +1,1 @@
-"""Judging a backbone by fine-tuning it on dense tasks."""
+"""Evaluate a backbone by fine-tuning it on dense tasks."""

@@ -1,12 +1,12 @@
-"""Load a backbone into a larger model without losing a tensor, and prove that its features stay equal.
+"""Load a backbone into a larger model, all tensors or none, and prove that its features stay the same.
 
     load(model, state, {"backbone.fpn_": "FPN", "proposal_generator.": "RPN", "roi_heads.": "heads"}, log)
     prove(source_maps, converted_maps, log)
 
-A converted backbone that is wrong in one stride, one tensor or the order of colours still trains, only worse. Counting
-tensors does not show it; comparing the maps of one image does.
+A converted backbone with one wrong stride, one swapped tensor or BGR instead of RGB still trains, only worse. Counting
+tensors does not reveal this; comparing the feature maps of one image does.
 
-The names of tensors in each library are in `mls.models.names`.
+`mls.models.names` has the tensor names of each library.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mls.runtime.errors import DeterministicError
 from mls.transfer.interface import Given
 
 TOLERANCE = 1e-4
-"""Greatest difference of a map's cells, as a share of the greatest cell. Both maps are computed in float64: in float32,
-the order of sums alone changed C5 of a briefly trained ResNet-50 by 2.5e-5 of it."""
+"""Largest allowed difference between two maps, as a share of the largest absolute value. Both maps are computed in
+float64: in float32, a different order of summation changed C5 of a briefly trained ResNet-50 by 2.5e-5 of it."""
 STAGES = ("C2", "C3", "C4", "C5")
 """Maps of a ResNet's four stages."""
 
@@ -43,11 +43,11 @@ def load_and_prove(
 
     Args:
         model: is changed in place.
-        name_of: the model's name of a tensor of the backbone.
+        name_of: returns the model's name for a tensor of the backbone.
         new: see `load`.
-        maps_of: the model's last maps, up to C5, of an image, uint8 (3, H, W).
+        maps_of: returns the model's last maps, up to C5, of an image, uint8 (3, H, W).
         given: the pretrained backbone.
-        row: the image.
+        row: the image to compare with.
 
     Raises:
         MlsError: the weights do not fit, or the features differ.
@@ -56,11 +56,13 @@ def load_and_prove(
     with torch.random.fork_rng(devices=[]):  # building the copy to compare with must not advance the generator
         source = load_backbone(given.config, given.weights).eval().double()
     pixels_CHW = first_pixels(given.store, row)
+    # eval: batch norm uses the loaded statistics, so these are compared too, and the image does not change them
     model.eval().double()
     with torch.inference_mode():
         expected = list(feature_maps(source, as_pretrained(pixels_CHW)).values())
         found = maps_of(pixels_CHW)
     model.float()  # restores every bit: float32 -> float64 -> float32 is exact
+    # Some detectors return only C4 and C5. That suffices: these are computed from C2 and C3.
     prove(expected[-len(found) :], found, given.log)
 
 
@@ -70,8 +72,8 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
     Args:
         model: is changed in place.
         state: the backbone's tensors under the model's names.
-        new: beginnings of names, the longer ones first, and the new parts that they belong to (``RPN``). An empty part
-            means that the names belong to the backbone.
+        new: name prefix -> the new part that it belongs to (``RPN``); the first match counts, so longer prefixes come
+            first. An empty part means that the prefix belongs to the backbone.
         log: takes a line.
 
     Raises:
@@ -79,6 +81,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
             of the model is neither in the backbone nor in a new part. Nothing was loaded.
     """
     own = model.state_dict()
+    # Detectron2's frozen batch norm has no counter of batches, and nothing here reads the counter.
     given = {name: tensor for name, tensor in state.items() if name in own or not name.endswith(COUNTER)}
     unexpected = [name for name in given if name not in own]
     misshapen = [n for n, t in given.items() if n in own and own[n].shape != t.shape]
@@ -103,9 +106,10 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
 
 
 def first_pixels(store: ImageStore, row: int) -> Tensor:
-    """An image's upper left part, uint8 (3, H, W): at most 512 pixels per side, multiples of 32 if it is large enough.
+    """Return an image's upper left part, uint8 (3, H, W): at most 512 pixels per side, a multiple of 32 if possible.
 
-    Detectors pad images to such multiples, which would change the maps at the edge.
+    Detectors pad images to multiples of 32, which would change the maps at the edges. Only a side of less than 32
+    pixels stays as it is.
     """
     image_CHW = store.decode(row)
     height, width = (max(min(side, 512) // 32 * 32, min(side, 32)) for side in image_CHW.shape[1:])
@@ -113,20 +117,20 @@ def first_pixels(store: ImageStore, row: int) -> Tensor:
 
 
 def as_pretrained(pixels_CHW: Tensor) -> Tensor:
-    """Pixels normalised as in pretraining: float64 (1, 3, H, W)."""
+    """Return pixels normalised as in pretraining, float64 (1, 3, H, W)."""
     return normalise(pixels_CHW[None], torch.device("cpu")).double()
 
 
 def prove(source: Sequence[Tensor], converted: Sequence[Tensor], log: Callable[[str], None]) -> None:
-    """Check that two backbones computed the same maps of one image, up to `TOLERANCE`; log the greatest difference.
+    """Check that two backbones computed the same maps of one image, up to `TOLERANCE`; log the largest difference.
 
     Args:
         source: the last maps, up to C5, of the pretrained backbone, float64.
-        converted: those of the model to train, likewise.
+        converted: the same maps of the model to train, float64.
         log: takes a line.
 
     Raises:
-        DeterministicError: they differ, or are not finite.
+        DeterministicError: their shapes or values differ, or they are not finite.
     """
     worst, names = (-1.0, ""), STAGES[-len(source) :]
     for name, map_BCHW, other_BCHW in zip(names, source, converted, strict=True):
@@ -140,9 +144,10 @@ def prove(source: Sequence[Tensor], converted: Sequence[Tensor], log: Callable[[
                 f"the pretrained backbone's features of one image are not finite ({name}): check whether the "
                 "pretraining diverged"
             )
+        # Relative to the largest value of the map, not cell by cell: after ReLU, many cells are 0.
         scale = float(map_BCHW.abs().max().clamp(min=1e-12))
         difference = float((map_BCHW - other_BCHW).abs().max()) / scale
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE:  # rejects NaN too
             raise DeterministicError(
                 f"the converted backbone gives different features: {name} of one image differs by {difference:.2g} of "
                 f"its greatest value (tolerance {TOLERANCE:g}); it is not trained"

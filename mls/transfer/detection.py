@@ -1,4 +1,4 @@
-"""A torchvision detector as a transfer task: trained on images at their own size, scored by COCO's metrics.
+"""A torchvision detector as a transfer task: trained on whole images, scored by COCO's metrics.
 
     transfer = TorchvisionDetection(task, given)
     history = finetune(transfer, execution=execution, work=work, log=log, name="transfer detect/mls:0")
@@ -41,15 +41,15 @@ class TorchvisionDetection(DetectorTask):
 
     @staticmethod
     def build(task: TorchvisionDetector, layout: Backbone, classes: int) -> FasterRCNN:
-        """torchvision's detector."""
+        """Build torchvision's detector."""
         return build_detector(layout, task, classes)
 
     def name_of(self, name: str) -> str:
-        """All of the backbone is the pyramid's body."""
+        """Prefix the name: the whole backbone is the pyramid's body."""
         return f"{BODY}.{name}"
 
     def maps_of(self, pixels_CHW: Tensor) -> list[Tensor]:
-        """C2 to C5."""
+        """Return C2 to C5."""
         image_1CHW = self.model.transform.normalize(pixels_CHW.double() / 255)[None]
         return list(feature_maps(cast(ResNet, self.model.get_submodule(BODY)), image_1CHW).values())
 
@@ -78,22 +78,23 @@ class TorchvisionDetection(DetectorTask):
             target["masks"] = torch.from_numpy(np.stack(masks))
         if flip:
             image_CHW = image_CHW.flip(-1)
+            # the mirrored right edge becomes the left one, so that x1 <= x2 still holds
             boxes_N4[:, [0, 2]] = width - boxes_N4[:, [2, 0]]
             target |= {"masks": target["masks"].flip(-1)} if "masks" in target else {}
         return image_CHW, target
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
-        """Losses of proposals, boxes, classes and masks."""
+        """Return the losses of proposals, boxes, classes and masks."""
         targets = [{key: value.to(self.given.device) for key, value in target.items()} for _, target in batch]
         found: dict[str, Tensor] = self.model(self.scaled([image_CHW for image_CHW, _ in batch]), targets)
         return found
 
     def scaled(self, images: list[Tensor]) -> list[Tensor]:
-        """Images on the device, float32 in [0, 1]."""
+        """Return images on the device, float32 in [0, 1]."""
         return [image_CHW.to(self.given.device).float() / 255 for image_CHW in images]
 
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """At most 100 instances per image, with a score of at least 0.05 (torchvision's defaults); masks at 0.5."""
+        """Predict at most 100 instances per image, scored 0.05 or higher (torchvision's defaults); masks at 0.5."""
         self.model.eval()
         results: list[dict[str, Any]] = []
         for rows, images in in_batches(self.rows_N, self.batch_size, self.store.decode, workers, name):

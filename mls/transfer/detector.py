@@ -1,4 +1,4 @@
-"""What the detectors of torchvision and of Detectron2 share as transfer tasks: instances, optimiser, learning rate.
+"""Code that torchvision's and Detectron2's detectors share as transfer tasks: instances, optimiser, learning rate.
 
 lr = warm_up_and_drops(0.02, step, total=90_000, warmup_steps=1000, drops=[0.6667, 0.8889])
 """
@@ -28,7 +28,7 @@ class DetectorTask(TransferTask):
     """A detector on a pretrained backbone, trained on the instances of a store's images."""
 
     NEW: ClassVar[Mapping[str, str]]
-    """Beginnings of names of the parts that the backbone lacks, see `mls.transfer.convert.load`."""
+    """Name prefixes of the parts that the backbone does not have, see `mls.transfer.convert.load`."""
 
     def __init__(self, task: TorchvisionDetector | Detectron2Detector, given: Given) -> None:
         """Build the detector, load the backbone, index the images.
@@ -49,35 +49,35 @@ class DetectorTask(TransferTask):
 
     @property
     def scale(self) -> float:
-        """Factor of the learning rate, and its inverse that of the warm-up steps."""
+        """Factor by which the learning rate is multiplied and the warm-up steps are divided."""
         return 1.0
 
     @abstractmethod
     def name_of(self, name: str) -> str:
-        """The detector's name of a tensor that the backbone calls ``name``."""
+        """Return the detector's name for a tensor that the backbone calls ``name``."""
 
     @abstractmethod
     def maps_of(self, pixels_CHW: Tensor) -> list[Tensor]:
-        """The last maps, up to C5, of the detector's own backbone for an image, uint8 (3, H, W).
+        """Return the last maps, up to C5, that the detector's own backbone computes for an image, uint8 (3, H, W).
 
-        The image goes through the detector's own normalisation, so the comparison also finds swapped colours.
+        The image goes through the detector's own normalisation, so the comparison also finds swapped channels.
         """
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then drops."""
+        """Return the learning rate of a step: linear warm-up, then drops."""
         lr, warmup_steps = self.task.lr * self.scale, self.task.warmup_steps / self.scale
         return warm_up_and_drops(lr, step, self.total, warmup_steps, self.task.steps)
 
 
 def warm_up_and_drops(lr: float, step: int, total: int, warmup_steps: float, drops: list[float]) -> float:
-    """Learning rate of a step: linear warm-up, times a tenth per drop that has passed.
+    """Return the learning rate of a step: linear warm-up, divided by 10 at each drop.
 
     Args:
-        lr: before the drops.
-        step: from 0.
+        lr: after the warm-up, before the drops.
+        step: counted from 0.
         total: steps of the whole schedule.
-        warmup_steps: over which the rate rises from `WARMUP_FACTOR` of ``lr``.
-        drops: as shares of the schedule.
+        warmup_steps: steps over which the rate rises from `WARMUP_FACTOR` of ``lr``.
+        drops: when to drop, as shares of ``total``.
     """
     progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
     warm = WARMUP_FACTOR + (1 - WARMUP_FACTOR) * progress
@@ -85,7 +85,7 @@ def warm_up_and_drops(lr: float, step: int, total: int, warmup_steps: float, dro
 
 
 def undecayed_norms(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: normalisation layers are not decayed (Detectron2's default)."""
+    """Return the trained parameters in two groups: normalisation layers are not decayed (Detectron2's default)."""
     norms = {id(p) for module in model.modules() if isinstance(module, _NormBase) for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     return [

@@ -4,8 +4,8 @@
     history = finetune(transfer, execution=execution, work=work, log=log, name="transfer coco/mls:0")
 
 Images come as from Detectron2's own loader: resized to a random one of the shorter sides, flipped with probability
-1/2, wide and tall ones in separate batches (to save padding), and without images that hold no objects. Order, sides
-and flips are functions of the seed and the step, and training resumes bit for bit; Detectron2's own trainer does not.
+1/2, wide and tall ones in separate batches (to save padding); images without objects are left out. Order, sides and
+flips are functions of the seed and the step, so training resumes bit for bit, unlike with Detectron2's own trainer.
 
 Shape legend: C channels, H x W pixels.
 """
@@ -65,20 +65,20 @@ class Detectron2Detection(DetectorTask):
 
     @property
     def scale(self) -> float:
-        """Of the linear rule, for batches that differ from the reference's."""
+        """Factor of the linear rule, for a batch size that differs from the reference."""
         return self.task.scale
 
     def name_of(self, name: str) -> str:
-        """Detectron2's name, see `mls.transfer.detectron2_model.place`."""
+        """Return Detectron2's name, see `mls.transfer.detectron2_model.place`."""
         return place(name, self.task.architecture)
 
     def maps_of(self, pixels_CHW: Tensor) -> list[Tensor]:
-        """C2 to C5, or C4 and C5, see `mls.transfer.detectron2_model.maps_of`."""
+        """Return C2 to C5, or C4 and C5, see `mls.transfer.detectron2_model.maps_of`."""
         return maps_of(self.model, self.task, pixels_CHW)
 
     @staticmethod
     def build(task: Detectron2Detector, layout: Backbone, classes: int) -> nn.Module:
-        """Detectron2's detector."""
+        """Build Detectron2's detector."""
         return build_model(task, layout, classes)
 
     def batches(self, steps: range, workers: int) -> Generator[list[dict[str, Any]]]:
@@ -88,8 +88,8 @@ class Detectron2Detection(DetectorTask):
     def plan(self) -> Iterator[list[Planned]]:
         """Yield batches without end, each of wide images or of tall ones, in the order in which they fill up.
 
-        A batch is whatever its kind has gathered, so step n can't be computed alone: a resumed run plans from step 0,
-        which reads no image.
+        A batch is the next ``batch_size`` images of its kind, so step n follows only from all steps before it. A
+        resumed run therefore plans from step 0; planning is cheap, since it reads no image.
         """
         waiting: dict[bool, list[Planned]] = {True: [], False: []}
         sizes = [self.store.size(row) for row in self.instances.rows]
@@ -99,13 +99,14 @@ class Detectron2Detection(DetectorTask):
                 kind = waiting[width > height]
                 kind.append((int(index), bool(flip), epoch))
                 if len(kind) == self.batch_size:
-                    yield kind[:]
+                    yield kind[:]  # a copy, since the list is emptied for the next batch
                     kind.clear()
 
     def load_sample(self, planned: Planned) -> dict[str, Any]:
         """Return an image, uint8 (3, H, W), RGB, resized, and its ``Instances``."""
         index, flip, epoch = planned
         row = self.instances.rows[index]
+        # One generator per sample: the side does not depend on which thread loads the sample, or when.
         rng = np.random.default_rng((self.given.seed, epoch, row))
         side = self.task.train_sizes[rng.integers(len(self.task.train_sizes))]
         pixels_HWC = self.pixels(row)
@@ -121,16 +122,16 @@ class Detectron2Detection(DetectorTask):
         return {"image": to_tensor(image_HWC), "instances": detection_utils.filter_empty_instances(found)}
 
     def pixels(self, row: int) -> np.ndarray:
-        """An image, uint8 (H, W, 3), RGB, in memory of its own (transforms may write to it)."""
+        """Return an image, uint8 (H, W, 3), RGB, as a copy: transforms may write to it."""
         return np.array(self.store.decode(row).permute(1, 2, 0))
 
     def resize(self, shape: tuple[int, ...], side: int) -> Any:
-        """Resize to a shorter side, with the longer one at most ``max_size``."""
+        """Return the transform that resizes to a shorter side, with the longer one at most ``max_size``."""
         height, width = T.ResizeShortestEdge.get_output_shape(shape[0], shape[1], side, self.task.max_size)
         return T.ResizeTransform(shape[0], shape[1], height, width)
 
     def as_detectron2(self, annotation: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-        """An annotation in Detectron2's format: classes from 0, run-length codes compressed, masks only if used."""
+        """Return an annotation for Detectron2: classes from 0, run-length codes compressed, masks only if used."""
         box, mode = list(annotation["bbox"]), BoxMode.XYWH_ABS
         own = {"bbox": box, "bbox_mode": mode, "category_id": annotation["category_id"] - 1}
         if self.task.kind == "instance":
@@ -143,13 +144,16 @@ class Detectron2Detection(DetectorTask):
         return own
 
     def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Detectron2's own losses."""
+        """Return Detectron2's own losses."""
         with EventStorage():  # its layers fail without one to report to
             losses: dict[str, Tensor] = self.model(batch)
         return losses
 
     def finish(self, workers: int, name: str) -> None:
-        """Recompute the batch norms' statistics from ``precise_bn`` further batches [MoCo's detection configs]."""
+        """Recompute batch norm statistics from further batches [MoCo's detection configs].
+
+        They hold as many images as ``precise_bn`` batches of the reference size.
+        """
         count = round(self.task.precise_bn / self.task.scale)
         if not count:
             return
@@ -166,7 +170,7 @@ class Detectron2Detection(DetectorTask):
             update_bn_stats(self.model, counted(), num_iters=len(steps))
 
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """At most 100 instances per image, with a score of at least 0.05 (Detectron2's defaults)."""
+        """Predict at most 100 instances per image, with a score of at least 0.05 (Detectron2's defaults)."""
         self.model.eval()
         results: list[dict[str, Any]] = []
         for (row,), images in in_batches(self.rows_N, 1, self.load_test, workers, name):
@@ -178,14 +182,14 @@ class Detectron2Detection(DetectorTask):
         return results
 
     def load_test(self, row: int) -> dict[str, Any]:
-        """Return an image, resized, and its own size, which its masks will have."""
+        """Return an image, resized, and its original size, at which boxes and masks are predicted."""
         pixels_HWC = self.pixels(row)
         height, width = pixels_HWC.shape[:2]
         image_HWC = self.resize((height, width), self.task.test_size).apply_image(pixels_HWC)
         return {"image": to_tensor(image_HWC), "height": height, "width": width}
 
     def derived(self) -> dict[str, Any]:
-        """Also the learning rate by the linear rule."""
+        """Add the learning rate by the linear rule."""
         return super().derived() | {"lr": self.task.lr * self.task.scale}
 
 

@@ -1,4 +1,4 @@
-"""Whether Detectron2 can be used here and, if not, what to do about it.
+"""Check whether Detectron2 can be used here and, if not, say what to do about it.
 
 problem = detectron2_problem()          # None, or a sentence with its remedy
 require_detectron2("transfer fpn")      # MlsError with that sentence
@@ -14,24 +14,29 @@ import warnings
 from mls.runtime.errors import MlsError
 
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
-"""What was tested, with torch 2.15."""
+"""The tested commit (with torch 2.15)."""
 FROM_SOURCE = f"--no-build-isolation git+https://github.com/facebookresearch/detectron2@{DETECTRON2_COMMIT}"
 INSTALL = f"pip install {FROM_SOURCE} in this environment (README: Detectron2)"
-# Without these options pip takes what is installed, or the wheel that it kept of the last build.
+# Without these options pip keeps the installed package, or reuses the cached wheel of the last build.
 REBUILD = f"pip install --force-reinstall --no-deps --no-cache-dir {FROM_SOURCE} in this environment"
 
 
 def detectron2_problem() -> str | None:
-    """What keeps Detectron2 from being used, with the remedy, in a sentence; None where nothing does."""
+    """Return in one sentence why Detectron2 can't be used, and the remedy; None if it can be used."""
     found = detectron2_finding()
     return "; ".join(found) if found else None
 
 
 def require_detectron2(what: str) -> None:
-    """Call before importing what imports Detectron2: its own deprecation warnings are silenced from here on.
+    """Check that Detectron2 can be used; call this before importing a module that imports it.
+
+    Detectron2's own deprecation warnings are silenced from here on.
+
+    Args:
+        what: needs Detectron2; the message names it.
 
     Raises:
-        MlsError: it can't be used; names ``what`` needs it, and the remedy.
+        MlsError: Detectron2 can't be used; says why, and the remedy.
     """
     if problem := detectron2_problem():
         raise MlsError(f"{what}: {problem}")
@@ -46,7 +51,7 @@ def require_detectron2(what: str) -> None:
 
 
 def detectron2_finding() -> tuple[str, str] | None:
-    """The problem and its remedy."""
+    """Return the problem and its remedy; None if there is no problem."""
     with warnings.catch_warnings():  # the zoo uses pkg_resources, the layers torch.jit.script: both are deprecated
         warnings.simplefilter("ignore")
         try:
@@ -66,5 +71,5 @@ def detectron2_finding() -> tuple[str, str] | None:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -42,7 +42,7 @@ NEW_PARTS = {
     "roi_heads.res5.": "",  # the ResNet's own last stage
     "roi_heads.": "heads",
 }
-"""Beginnings of names -> the part of the detector that they belong to."""
+"""Name prefix -> the part of the detector that it belongs to."""
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -57,15 +57,15 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
 
 
 def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) -> Any:
-    """Detectron2's own configuration of a task, from which its model is built.
+    """Return Detectron2's own configuration of a task, from which its model is built.
 
-    SyncBN is written as BN: one process holds the whole batch, so both compute the same.
+    SyncBN is written as BN: one process holds the whole batch, so both compute the same statistics.
     """
     cfg = model_zoo.get_config(ZOO[task.kind, task.architecture])
     names = {"SyncBN": "BN", "FrozenBN": "FrozenBN", "none": ""}
     norm, fpn_norm, head_norm = (names[one] for one in (task.norm, task.fpn_norm, task.head_norm))
     model: CfgNode = cfg.MODEL
-    model.DEVICE = "cpu"  # it is built and compared there: GPUs round more coarsely
+    model.DEVICE = "cpu"  # the model is built and compared there: GPUs round more coarsely
     model.WEIGHTS = ""
     model.PIXEL_MEAN = [255 * value for value in MEAN]
     model.PIXEL_STD = [255 * value for value in STD]
@@ -97,7 +97,7 @@ def build_model(task: Detectron2Detector, backbone: Backbone, num_classes: int) 
 
 
 def bare_resnet(backbone: Backbone) -> nn.Module:
-    """Detectron2's ResNet as the detectors have it, without them: normalised images to maps C2 to C5 by name."""
+    """Return the ResNet of Detectron2's detectors without a detector: normalised images to C2 to C5, by name."""
     task = Detectron2Detector(kind="detection", backend="detectron2", dataset="none")
     cfg = make_config(task, backbone, num_classes=1)
     return cast(nn.Module, build_resnet_backbone(cfg, ShapeSpec(channels=3)))
@@ -116,7 +116,7 @@ def quiet() -> Any:
 
 
 def place(name: str, architecture: str) -> str:
-    """The model's name of a tensor with torchvision's name."""
+    """Return the model's name for a tensor that torchvision calls ``name``."""
     inside = to_detectron2(name)
     if architecture == "fpn":
         return f"backbone.bottom_up.{inside}"
@@ -124,10 +124,10 @@ def place(name: str, architecture: str) -> str:
 
 
 def maps_of(model: Any, task: Detectron2Detector, pixels_CHW: Tensor) -> list[Tensor]:
-    """C2 to C5 of the model's own ResNet, or C4 and C5 if the last stage is in the heads."""
+    """Return C2 to C5 of the model's own ResNet, or C4 and C5 if the last stage is in the heads."""
     images_BCHW = model.preprocess_image([{"image": pixels_CHW}]).tensor
     if task.architecture == "fpn":
         return list(model.backbone.bottom_up(images_BCHW).values())
     c4_BCHW = model.backbone(images_BCHW)["res4"]
-    stage = model.roi_heads.res5
+    stage = model.roi_heads.res5  # the extra norm at its end is new, so it is left out of the comparison
     return [c4_BCHW, (stage[:-1] if task.extra_norm else stage)(c4_BCHW)]

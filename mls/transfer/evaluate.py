@@ -36,9 +36,9 @@ Loaded = TypeVar("Loaded")
 
 
 class DifficultEval(COCOeval):  # type: ignore[misc]
-    """COCO's evaluation that also knows VOC's ``difficult`` objects: finding one counts neither way, nor missing it.
+    """COCO's evaluation that also ignores VOC's ``difficult`` objects: neither finding nor missing one counts.
 
-    Unlike a crowd, such an object can be found only once; a second detection of it is a mistake.
+    Unlike a crowd, such an object can be found only once; a second detection of it is a false positive.
     """
 
     def _prepare(self) -> None:
@@ -51,12 +51,12 @@ class DifficultEval(COCOeval):  # type: ignore[misc]
 def in_batches(
     rows_N: np.ndarray, size: int, load: Callable[[int], Loaded], workers: int, name: str
 ) -> Iterator[tuple[list[int], list[Loaded]]]:
-    """Yield some rows at a time with their loaded images, without gradients, showing progress; a signal stops it.
+    """Yield batches of rows and their loaded images, without gradients, and show progress.
 
     Args:
         rows_N: the images.
         size: images per batch.
-        load: makes an image of a row.
+        load: loads the image of a row.
         workers: threads that load ahead; no effect on the result.
         name: of the progress bar.
 
@@ -73,10 +73,10 @@ def in_batches(
 
 
 def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
-    """The test split's annotations.
+    """Return the test split's annotations, a COCO dictionary.
 
     Raises:
-        MlsError: it holds nothing to find.
+        MlsError: the split holds no image, no instance or, for kind ``instance``, no mask.
     """
     truth = store.ground_truth("test")
     if not len(store.split("test")):
@@ -90,12 +90,12 @@ def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
 
 
 def is_voc(truth: dict[str, Any]) -> bool:
-    """Whether annotations are VOC's: only they say whether an object is difficult."""
+    """Return whether annotations are VOC's: only these say whether an object is difficult."""
     return any("difficult" in annotation for annotation in truth["annotations"])
 
 
 def as_result(row: int, label: int, xyxy: Sequence[float], score: float, mask: dict[str, Any] | None) -> dict[str, Any]:
-    """An entry of COCO's results: boxes rounded to 2 decimals (pixels), scores to 5.
+    """Return an entry of COCO's results: boxes rounded to 2 decimals (pixels), scores to 5.
 
     Args:
         row: the image.
@@ -124,7 +124,7 @@ def coco_metrics(truth: dict[str, Any], results: list[dict[str, Any]], targets: 
     Args:
         truth: a COCO dictionary; every annotation has ``area`` and ``iscrowd``.
         results: entries in COCO's results format that hold the scored targets.
-        targets: of `TARGETS`.
+        targets: keys of `TARGETS`.
 
     Returns:
         ``box_AP`` ... ``mask_APl``, None where the ground truth holds no instance of that kind; and
@@ -155,9 +155,9 @@ def coco_metrics(truth: dict[str, Any], results: list[dict[str, Any]], targets: 
 
 
 def as_annotations(results: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
-    """Give results the fields of annotations that COCOeval reads.
+    """Return results with the fields that COCOeval reads of annotations.
 
-    Unlike ``COCO.loadRes`` this takes an empty list, and it measures a mask by its pixels even if the entry also holds
+    Unlike ``COCO.loadRes``, this takes an empty list, and it measures a mask by its pixels even if the entry also holds
     a box (``loadRes`` would sort masks into small, medium and large by their boxes).
     """
     annotations = []

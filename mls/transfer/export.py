@@ -29,17 +29,17 @@ from mls.transfer.convert import prove
 from mls.transfer.detectron2_install import detectron2_problem, require_detectron2
 
 FORMATS = {"torchvision": (".safetensors", ".pth"), "timm": (".safetensors", ".pth"), "detectron2": (".pth",)}
-"""Format -> the endings that its file may have, the usual one first."""
+"""Format -> file endings that it allows, the usual one first."""
 
 
 def export_backbone(config: Backbone, weights: Path, form: str, out: Path, log: Callable[[str], None]) -> None:
     """Write a backbone for another library, after checking that its features of one image are equal there.
 
     Args:
-        config: of the backbone.
+        config: the layout of the backbone.
         weights: its ``backbone.safetensors``.
         form: one of `FORMATS`.
-        out: the file to write; its ending decides the kind.
+        out: the file to write; its ending decides the file format.
         log: takes a line.
 
     Raises:
@@ -71,6 +71,7 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
         MlsError: a tensor is missing or surplus there, or features differ.
     """
     source = load_backbone(config, weights).eval().double()
+    # Random pixels will do: both networks get the same ones, and an export then needs no data artifact.
     image_BCHW = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).double()
     if form == "detectron2":
         if problem := detectron2_problem():
@@ -104,7 +105,7 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
 
 
 def maps_like_ours(net: nn.Module, image_BCHW: Tensor) -> list[Tensor]:
-    """C2 to C5 of a ResNet of torchvision or of timm, which names the activation differently."""
+    """Return C2 to C5 of a ResNet of torchvision or of timm; timm names the activation differently."""
     if not hasattr(net, "relu"):
         net.relu = net.get_submodule("act1")
     return list(feature_maps(cast(ResNet, net), image_BCHW).values())

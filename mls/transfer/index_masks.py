@@ -1,17 +1,17 @@
-"""The class of each pixel of some splits' images: a store's index masks, or masks drawn from its instances.
+"""Index masks (the class of each pixel) of a split's images: the store's own, or drawn from its instances.
 
     masks = IndexMasks(store, "train+val")
     masks.classes                           # ["disc", "star", ..., "background"]
-    mask_HW = masks.of(masks.rows[0])       # uint8, 255: belongs to no class
+    mask_HW = masks.of(masks.rows[0])       # uint8; 255: the pixel is ignored
 
 | store | classes | images |
 |---|---|---|
 | with index masks (Cityscapes) | its own | those with a mask; others are used neither for training nor for testing |
-| with instances' masks (COCO, scenes) | its own and, last, ``background`` | all; pixels of no instance are background |
+| with instances' masks (COCO, scenes) | its own and, last, ``background`` | all; other pixels are background |
 
-Where instances overlap, the smaller one lies on top. Pixels of crowd regions are ignored, whatever else lies there: a
-crowd's outline also covers other things. Instances without a mask are skipped (some of COCO's are too small for a
-polygon).
+Where instances overlap, the smaller one lies on top; otherwise it could vanish under the larger one. Pixels of crowd
+regions are ignored even if an instance lies there: a crowd's outline also covers other things. Instances without a mask
+are skipped (some of COCO's are too small for a polygon).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class IndexMasks:
 
         Args:
             store: holds the images.
-            splits: one of its splits, or two joined by ``+``.
+            splits: a split's name, or two names joined by ``+``.
 
         Raises:
-            MlsError: the splits hold no image or no mask; a mask can't number that many classes.
+            MlsError: the splits hold no image or no mask; there are too many classes for an index mask.
         """
         self.store = store
         self.rows = [int(row) for split in splits.split("+") for row in store.split(split)]
-        """Images with an index mask, ascending."""
+        """Rows of the images with an index mask: ascending within a split, one split after the other."""
         if not self.rows:
             raise MlsError(f"split {splits!r} of this dataset is empty; the task 'semantic' trains and tests on images")
         self.classes = [*store.classes] if store.has_masks else [*store.classes, BACKGROUND]
-        """Names, by index in the masks."""
+        """Class names; a mask holds their indices."""
         if len(self.classes) > IGNORE:
             raise MlsError(f"{len(self.classes)} classes do not fit into index masks, which hold at most {IGNORE}")
         self._of: dict[int, list[dict[str, Any]]] = {}
@@ -70,7 +70,7 @@ class IndexMasks:
         return len(self.rows)
 
     def of(self, row: int) -> Tensor:
-        """The class of each pixel of an image, uint8 (H, W), `IGNORE` where there is none.
+        """Return the class of each pixel of an image, uint8 (H, W), `IGNORE` where there is none.
 
         Args:
             row: one of `rows`.
@@ -96,12 +96,13 @@ class IndexMasks:
         return mask_HW
 
     def _drawn(self, row: int, height: int, width: int) -> Tensor:
-        mask_HW = torch.full((height, width), len(self.classes) - 1, dtype=torch.uint8)
+        mask_HW = torch.full((height, width), len(self.classes) - 1, dtype=torch.uint8)  # background is the last class
         shapes = []
         for annotation in self._of.get(row, ()):
             shape_HW = torch.from_numpy(decode_mask(annotation["segmentation"], height, width)).bool()
             value = IGNORE if annotation["iscrowd"] else annotation["category_id"] - 1
             shapes.append((bool(annotation["iscrowd"]), -int(shape_HW.sum()), value, shape_HW))
-        for _, _, value, shape_HW in sorted(shapes, key=lambda shape: shape[:2]):  # crowds last: they hide the rest
+        # Later shapes hide earlier ones: instances from large to small, then crowds. Equal areas keep their order.
+        for _, _, value, shape_HW in sorted(shapes, key=lambda shape: shape[:2]):
             mask_HW[shape_HW] = value
         return mask_HW

@@ -1,4 +1,4 @@
-"""The instances of some splits' images that detectors are trained on.
+"""The instances that detectors are trained on, by image.
 
 instances = Instances(store, "train", masks=True)
 instances.rows, instances.of(row)       # annotations in COCO's format
@@ -20,7 +20,7 @@ class Instances:
     """Annotations by image.
 
     As in Detectron2's default, crowd regions are left out (evaluation ignores detections in them), and so are
-    instances without a mask if masks are needed, and images without any remaining instance. VOC's difficult objects
+    instances without a mask if masks are needed, and images in which no instance remains. VOC's difficult objects
     are trained on.
     """
 
@@ -48,12 +48,12 @@ class Instances:
         return len(self.rows)
 
     def of(self, row: int) -> list[dict[str, Any]]:
-        """The annotations of an image, one of `rows`."""
+        """Return the annotations of an image, one of `rows`."""
         return self._of[row]
 
 
 def has_mask(segmentation: list[list[float]] | dict[str, Any]) -> bool:
-    """Whether there is a mask to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
+    """Return whether there is a mask to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
     return isinstance(segmentation, dict) or any(len(polygon) >= 6 for polygon in segmentation)
 
 

@@ -1,4 +1,4 @@
-"""What every transfer task offers to the stage that runs it: it trains, predicts and scores.
+"""The interface between transfer tasks and the stage that runs them: train, predict, score.
 
     transfer = made_by(task)(task, Given(store, config, weights, seed=1000, device=device, log=log))
     history = finetune(transfer, execution=execution, work=work, log=log, name="transfer detect/mls:0")
@@ -6,7 +6,8 @@
     results = transfer.predict(workers, name)
     metrics = transfer.score(results)
 
-Three implement it: `mls.transfer.detection` (torchvision), `mls.transfer.detectron2` and `mls.transfer.semantic`.
+Three modules implement it: `mls.transfer.detection` (torchvision), `mls.transfer.detectron2` and
+`mls.transfer.semantic`.
 """
 
 from __future__ import annotations
@@ -37,28 +38,28 @@ class Given:
 
     store: ImageStore
     config: Backbone
-    """Of the pretrained backbone."""
+    """Layout of the pretrained backbone."""
     weights: Path
     """Its ``backbone.safetensors``."""
     seed: int
-    """Of new weights, order and augmentation."""
+    """Seed of new weights, order and augmentation."""
     device: torch.device
     log: Callable[[str], None]
-    """Takes a line for people."""
+    """Writes a line to the log."""
 
 
 class TransferTask(FineTuning):
     """A model on a pretrained backbone, the images it learns from and those it is evaluated on.
 
-    Made from a `Given`: every tensor of the backbone is loaded, and the model's backbone was seen to compute the same
-    features as the pretrained one.
+    Building it from a `Given` loads every tensor of the backbone, and checks that the model's backbone computes the
+    same features as the pretrained one.
     """
 
     task: Any
     """Its section of the experiment file."""
     store: ImageStore
     train_images: int
-    """Images to train on, without those that hold nothing to learn."""
+    """Number of images to train on; images with nothing to learn are left out."""
     rows_N: NDArray[np.int64]
     """Images to evaluate on: rows of the data artifact."""
 
@@ -73,30 +74,30 @@ class TransferTask(FineTuning):
     @staticmethod
     @abstractmethod
     def build(task: Any, layout: Backbone, classes: int) -> nn.Module:
-        """The network of a task with fresh weights on a backbone of this layout; `mls plan` shows its size."""
+        """Return the network of a task with new weights, on a backbone of this layout; ``mls plan`` shows its size."""
 
     def finish(self, workers: int, name: str) -> None:
-        """Work to do once after the last step, before the model is evaluated."""
+        """Do the work that follows the last step once, before the model is evaluated; by default nothing."""
 
     @abstractmethod
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """Run the model on `rows_N` once; return results in COCO's format, ``image_id`` the row.
+        """Run the model on `rows_N` once; return results in COCO's format, where ``image_id`` is the row.
 
         Raises:
             Interrupted: a signal came; the trained state is saved, so only this pass is run again.
         """
 
     def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """Metrics of results, percent; see `mls.transfer.rescore`."""
+        """Return the metrics of results, percent; see `mls.transfer.rescore`."""
         return scored(self.task, self.store, results)
 
     def derived(self) -> dict[str, Any]:
-        """Values that follow from the task and the data, for the artifact's ``params.json``."""
+        """Return values that follow from the task and the data, for the artifact's ``params.json``."""
         return {"total_steps": self.total, "train_images": self.train_images}
 
 
 def made_by(task: TransferConfig) -> type[TransferTask]:
-    """The class that trains a task, imported only when it is needed, since its backend may not be installed.
+    """Return the class that trains a task; it is imported only here, since its backend may not be installed.
 
     Raises:
         MlsError: the backend is not installed; says how to install it.

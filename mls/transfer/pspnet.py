@@ -1,12 +1,12 @@
-"""PSPNet: the class of each pixel from a dilated ResNet, pooled at several scales.
+"""PSPNet: predict the class of each pixel from a dilated ResNet's map, pooled at several scales.
 
     dilate(backbone, output_stride=8, first_stride=4)
     net = PSPNet(backbone, feature_dims(config), task, classes=19)
     logits = net(images)["out"]             # training mode: also "aux", of the third stage
 
-The network of mmsegmentation's ``configs/_base_/models/pspnet_r50-d8.py`` (Zhao et al., arXiv 1612.01105), its
-initialisation included, but for the stem: mmsegmentation's ResNet-V1c has three 3x3 convolutions there, ours is the
-one that was pretrained.
+This is the network of mmsegmentation's ``configs/_base_/models/pspnet_r50-d8.py`` (Zhao et al., arXiv 1612.01105) with
+the same initialisation. Only the stem differs: mmsegmentation's ResNet-V1c has three 3x3 convolutions there, ours has
+the pretrained one.
 
 Shape legend: B images, C channels, H x W pixels, h x w cells of a map, K classes.
 """
@@ -24,23 +24,23 @@ from mls.runtime.device import autocast
 from mls.runtime.errors import MlsError
 
 CLASSIFIER_STD = 0.01
-"""Of the normal distribution that classifiers' weights are drawn from [mmsegmentation's ``conv_seg``]."""
+"""Standard deviation of the classifiers' initial weights [mmsegmentation's ``conv_seg``]."""
 
 
 def dilate(backbone: ResNet, output_stride: int, first_stride: int) -> None:
-    """Let later stages keep their resolution: strides become 1, and what followed them is spread as far apart.
+    """Keep the resolution of the later stages: set their strides to 1, and dilate the 3x3 convolutions that follow.
 
-    Every other cell of a stage that lost its stride is what the stage computed before, borders included; the weights
-    fit as they are. Bottlenecks become those of torchvision's ``replace_stride_with_dilation``, which refuses the
-    basic blocks of smaller ResNets.
+    Subsampled by the lost strides, the map of a stage equals what the stage computed before, borders included. The
+    weights fit as they are. Bottlenecks become those of torchvision's ``replace_stride_with_dilation``, which refuses
+    the basic blocks of smaller ResNets.
 
     Args:
         backbone: is changed in place.
         output_stride: pixels between the cells of the last stage's map.
-        first_stride: the same of the first stage, which nothing changes.
+        first_stride: the same for the first stage, which stays as it is.
 
     Raises:
-        MlsError: the stride is none that this network can have.
+        MlsError: this network can't have that stride; names those it can have.
     """
     possible = [first_stride * 2**level for level in range(len(LAYERS))]
     if output_stride not in possible:
@@ -50,14 +50,14 @@ def dilate(backbone: ResNet, output_stride: int, first_stride: int) -> None:
         )
     dilation = 1
     for stride, name in zip(possible, LAYERS, strict=True):
-        # in the order in which data pass: what comes before a lost stride keeps the dilation of the last stage
+        # Modules come in the order in which data pass: up to and with a lost stride, the previous dilation holds.
         for conv in (module for module in getattr(backbone, name).modules() if isinstance(module, nn.Conv2d)):
             spatial = conv.kernel_size == (3, 3)
             if spatial:
-                conv.dilation = conv.padding = (dilation, dilation)
+                conv.dilation = conv.padding = (dilation, dilation)  # equal, so the map keeps its size
             if conv.stride == (2, 2) and stride > output_stride:
                 conv.stride = (1, 1)
-                dilation *= 2 if spatial else 1  # a shortcut's convolution has the same stride once more
+                dilation *= 2 if spatial else 1  # the 1x1 shortcut has the same stride: count it once
 
 
 class PSPNet(nn.Module):
@@ -88,7 +88,7 @@ class PSPNet(nn.Module):
         """Return logits of every pixel.
 
         Args:
-            images_BCHW: normalised, float32; in training two at least, since batch norm sees maps of one cell.
+            images_BCHW: normalised, float32; at least two in training, since batch norm sees maps of one cell.
 
         Returns:
             ``out`` and, in training mode, ``aux``: float32 (B, K, H, W).
@@ -102,25 +102,25 @@ class PSPNet(nn.Module):
         return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
 
     def _pyramid(self, map_BChw: Tensor) -> Tensor:
-        """The map and, as further channels, its pooled versions at its own size."""
+        """Return the map with its pooled versions, enlarged to its size, as further channels."""
         pooled = [_enlarged(pool(map_BChw), map_BChw.shape[-2:]) for pool in self.pooled]
         return torch.cat([map_BChw, *pooled], dim=1)
 
 
 def _enlarged(map_BChw: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear, corners not aligned [the 512 x 1024 configuration]."""
+    """Enlarge a map: bilinear, corners not aligned [the 512 x 1024 configuration]."""
     return F.interpolate(map_BChw, size=size, mode="bilinear", align_corners=False)
 
 
 def _conv(before: int, after: int, side: int) -> list[nn.Module]:
-    """Convolution, batch norm and ReLU; He's initialisation, fan out [mmcv's ConvModule]."""
+    """Return convolution, batch norm and ReLU; He's initialisation, fan out [mmcv's ConvModule]."""
     conv = nn.Conv2d(before, after, side, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
 
 
 def _classifier(channels: int, classes: int, dropout: float) -> list[nn.Module]:
-    """Drop whole channels [Dropout2d, as mmsegmentation], then weigh the rest."""
+    """Return dropout of whole channels [Dropout2d, as in mmsegmentation] and a 1x1 convolution."""
     conv = nn.Conv2d(channels, classes, 1)
     nn.init.normal_(conv.weight, std=CLASSIFIER_STD)
     conv.bias = nn.Parameter(torch.zeros(classes))

@@ -21,7 +21,7 @@ from mls.transfer.semantic_score import pixel_metrics
 
 
 def scored(task: TransferConfig, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of a task's results on the test split, percent: those of its kind in `mls.config.transfers.KINDS`.
+    """Return the metrics of a task's results on test, percent: those of its kind in `mls.config.transfers.KINDS`.
 
     ``per_class`` may be one of them: class -> metric -> percent.
     """
@@ -32,7 +32,7 @@ def scored(task: TransferConfig, store: ImageStore, results: list[dict[str, Any]
 def score_objects(
     task: TorchvisionDetector | Detectron2Detector, store: ImageStore, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """COCO's average precision of boxes and masks; with Detectron2 on VOC also VOC's own."""
+    """Return COCO's average precision of boxes and masks; with Detectron2 on VOC also VOC's own."""
     truth = evaluate.ground_truth(store, task.kind)
     metrics = evaluate.coco_metrics(truth, results, evaluate.TARGETS_OF[task.kind])
     if isinstance(task, Detectron2Detector) and evaluate.is_voc(truth):
@@ -44,7 +44,7 @@ def score_objects(
 
 
 def score_pixels(task: SemanticTransfer, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Intersection over union and accuracy of the class of each pixel."""
+    """Return intersection over union and accuracy of the classes of pixels."""
     return pixel_metrics(IndexMasks(store, "test"), results)
 
 

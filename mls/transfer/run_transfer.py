@@ -3,7 +3,7 @@
     python -m mls transfer detect/mls:0
 
 Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id`` is the row of the data artifact),
-``curves.csv`` and ``timing.csv``. The last state of the training is evaluated; none is chosen by its score.
+``curves.csv`` and ``timing.csv``. The last state of the training is evaluated; no checkpoint is chosen by its score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PSPNet as a transfer task: trained on crops of images and their index masks, scored by the classes' mean IoU.
+"""PSPNet as a transfer task: trained on crops of images and their index masks, scored by mean IoU.
 
     transfer = SemanticTraining(task, given)
     history = finetune(transfer, execution=execution, work=work, log=log, name="transfer city/mls:0")
@@ -46,7 +46,7 @@ class SemanticTraining(TransferTask):
     model: PSPNet
 
     def __init__(self, task: SemanticTransfer, given: Given) -> None:
-        """Load, dilate and prove the backbone; index the images.
+        """Load and dilate the backbone, prove its features; index the images.
 
         Raises:
             MlsError: no images or no masks to train on or to test on; weights of another backbone; an impossible output
@@ -73,7 +73,7 @@ class SemanticTraining(TransferTask):
         return PSPNet(build_backbone(layout), feature_dims(layout), task, classes)
 
     def learning_rate(self, step: int) -> float:
-        """Polynomial decay to ``min_lr``, which is reached one step after the last [mmcv's PolyLrUpdaterHook]."""
+        """Return polynomial decay to ``min_lr``, reached one step after the last [mmcv's PolyLrUpdaterHook]."""
         task = self.task
         return (task.lr - task.min_lr) * (1 - step / self.total) ** task.power + task.min_lr
 
@@ -83,7 +83,10 @@ class SemanticTraining(TransferTask):
         return read_ahead(planned, self.samples.load, workers)
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
-        """Cross-entropy of both heads; ignored pixels add nothing to it, but count in its mean [mmsegmentation's]."""
+        """Return the cross-entropy of both heads.
+
+        It is divided by the number of all pixels, ignored ones included, as in mmsegmentation.
+        """
         images_BCHW, masks_BHW = self._padded(batch)
         logits = self.model(images_BCHW)
         loss, aux = (
@@ -93,9 +96,10 @@ class SemanticTraining(TransferTask):
         return {"loss_seg": loss, "loss_aux": self.task.aux_weight * aux}
 
     def _padded(self, batch: list[Sample]) -> tuple[Tensor, Tensor]:
-        """Crops of one size, normalised, float32 (B, C, H, W), padded with 0; masks int64 (B, H, W), with IGNORE.
+        """Return crops of one size, normalised, float32 (B, C, H, W), and their masks, int64 (B, H, W).
 
-        Padding comes after normalisation, so padded pixels have the mean colour.
+        Crops are padded with 0, masks with `IGNORE`. Padding comes after normalisation, so padded pixels have the mean
+        colour.
         """
         device, (height, width) = self.given.device, self.task.crop
         images, masks = [], []
@@ -107,7 +111,7 @@ class SemanticTraining(TransferTask):
         return images_BCHW, torch.stack(masks).to(device).long()
 
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """The most likely class of each pixel, of images at their own size; ordered by row, then by class."""
+        """Predict the class of each pixel at the image's own size; results are ordered by row, then by class."""
         self.model.eval()
         results: list[dict[str, Any]] = []
         for (row,), (image_CHW,) in in_batches(self.rows_N, 1, self.store.decode, workers, name):
@@ -116,7 +120,7 @@ class SemanticTraining(TransferTask):
         return results
 
     def logits(self, image_1CHW: Tensor) -> Tensor:
-        """Logits (1, K, H, W) of a normalised image, whole or by windows, as the task says."""
+        """Return logits (1, K, H, W) of a normalised image, whole or by windows, as the task's ``inference`` says."""
 
         def at_once(x_1CHW: Tensor) -> Tensor:
             logits_1KHW: Tensor = self.model(x_1CHW)["out"]
@@ -127,7 +131,7 @@ class SemanticTraining(TransferTask):
         return slide(at_once, image_1CHW, self.task.crop, self.task.stride)
 
     def derived(self) -> dict[str, Any]:
-        """Also the number of classes, including ``background`` if there is one."""
+        """Add the number of classes, including ``background`` if there is one."""
         return {**super().derived(), "classes": len(self.masks.classes)}
 
 
@@ -135,7 +139,7 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
     """Load the pretrained backbone and dilate it; compare both on one image.
 
     Dilation keeps every cell of a stage's map and adds cells between them. So the dilated maps, subsampled to the
-    pretrained strides, must equal the pretrained ones.
+    pretrained strides, must equal the pretrained ones. A wrong dilation or padding would change them.
 
     Raises:
         MlsError: the weights or the stride do not fit, or the features differ.
@@ -148,6 +152,7 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
     image_BCHW = as_pretrained(first_pixels(given.store, row))
     with torch.inference_mode():
         expected, found = (feature_maps(net.double(), image_BCHW).values() for net in (source, backbone))
+    # Cells of the dilated map per cell of the pretrained one: more than 1 only for stages that lost a stride.
     steps = [max(1, first_stride * 2**level // output_stride) for level in range(len(LAYERS))]
     common = [map_BCHW[..., ::step, ::step] for map_BCHW, step in zip(found, steps, strict=True)]
     prove(list(expected), common, given.log)
@@ -158,13 +163,14 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
 def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], stride: list[int]) -> Tensor:
     """Average the logits of overlapping windows.
 
-    A network that was trained on crops sees windows of the same size, and memory does not grow with the image.
+    A network that was trained on crops sees windows of the crops' size, and the memory of a pass does not grow with the
+    image.
 
     Args:
         net: computes logits (1, K, h, w) of images (1, C, h, w).
         image_1CHW: normalised; if smaller than a window it is padded with zeros, as in training.
-        crop: height and width of a window.
-        stride: between windows, down and across; at most the window's size.
+        crop: height and width of a window, pixels.
+        stride: between windows, down and across, pixels; at most the window's size, so that no pixel is left out.
 
     Returns:
         Logits (1, K, H, W), float32.
@@ -183,19 +189,21 @@ def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], 
             total_1KHW = logits_1Khw.new_zeros(1, logits_1Khw.shape[1], *count_HW.shape)
         total_1KHW[:, :, *box] += logits_1Khw
         count_HW[box] += 1
-    return (total_1KHW / count_HW)[..., :height, :width]
+    return (total_1KHW / count_HW)[..., :height, :width]  # without the padding of a small image
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """Starts of windows along a side that is at least as long as a window; the last one ends with the side.
+    """Return where windows start along a side that is at least as long as a window; the last one ends with the side.
 
-    The last stride is therefore shorter: no window is padded inside a large image.
+    The last stride may therefore be shorter. The other choice, padding the last window, would show the network edges
+    that are not in the image.
     """
+    # The range stops before ``side - window``, so that this start never occurs twice.
     return [*range(0, side - window, stride), side - window]
 
 
 def pixels_to_coco(row: int, prediction_HW: np.ndarray) -> list[dict[str, Any]]:
-    """Turn class indices, uint8 (H, W), into one result per class that occurs, in their order."""
+    """Turn class indices, uint8 (H, W), into one result per class that occurs, ascending."""
     results = []
     for label in np.unique(prediction_HW):
         code = coco_mask.encode(np.asfortranarray(prediction_HW == label, dtype=np.uint8))

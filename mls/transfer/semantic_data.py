@@ -1,10 +1,11 @@
-"""What a segmenter is trained on: images and their index masks, resized, cropped, flipped and recoloured alike.
+"""Training samples of a segmenter: images and index masks, resized, cropped and flipped alike; images recoloured.
 
     samples = Samples(store, IndexMasks(store, "train"), task, seed=1000)
     image_CHW, mask_HW = samples.load((0, False, 0))    # index, flip and epoch, as `plan_batch` gives them
 
-mmsegmentation's training pipeline for Cityscapes (``configs/_base_/datasets/cityscapes.py``) in its order. Every draw
-comes from a stream of its own, a function of seed, epoch and row: samples do not depend on who loads them or when.
+The steps and their order are those of mmsegmentation's training pipeline for Cityscapes
+(``configs/_base_/datasets/cityscapes.py``). Each sample has its own random stream, a function of seed, epoch and row,
+so it does not depend on which thread loads it, or when.
 
 Shape legend: C = 3 channels, H x W pixels.
 """
@@ -23,28 +24,28 @@ from mls.transfer.index_masks import IndexMasks
 STREAM = 3
 """Fourth word of the seeds, which keeps these draws apart from those of orders and views."""
 RETRIES = 10
-"""How often a crop that one class fills is drawn anew; the last one is taken as it is."""
+"""How often a crop that one class fills is drawn again; the last draw is kept in any case."""
 BRIGHTNESS = 32 / 255
-"""Greatest change, of pixels in [0, 1]."""
+"""Largest change of the brightness, for pixels in [0, 1]."""
 FACTORS = (0.5, 1.5)
-"""Of contrast and saturation."""
+"""Range of the factors of contrast and saturation."""
 HUE = 36 / 360
-"""Greatest turn, share of the circle. SSD turns by 18 degrees; mmsegmentation adds as much to OpenCV's 8-bit hue, whose
-unit is two degrees."""
+"""Largest turn of the hue, as a share of the circle. SSD turns by 18 degrees; mmsegmentation adds 18 to OpenCV's 8-bit
+hue, whose unit is 2 degrees."""
 
 Sample = tuple[Tensor, Tensor]
 """A crop, uint8 (3, H, W), and its index mask, uint8 (H, W): as large as the task's crop, or as the resized image."""
 
 
 class Samples:
-    """The images that are trained on."""
+    """The images to train on, with their masks."""
 
     def __init__(self, store: ImageStore, masks: IndexMasks, task: SemanticTransfer, seed: int) -> None:
-        """Take note of what to load; no image is read.
+        """Keep what is needed to load samples; no image is read yet.
 
         Args:
             store: holds the images.
-            masks: of those that are trained on.
+            masks: of the images to train on.
             task: ``scale``, ``crop``, ``class_share`` and ``photometric`` are read.
             seed: of all draws.
         """
@@ -71,7 +72,7 @@ class Samples:
 
 
 def resized(image_CHW: Tensor, mask_HW: Tensor, factor: float) -> Sample:
-    """Resize an image (bilinear, not antialiased, as OpenCV does) and its mask (the nearest pixel)."""
+    """Resize an image (bilinear, not antialiased, as OpenCV does) and its mask (nearest: indices can't be averaged)."""
     size = [int(side * factor + 0.5) for side in mask_HW.shape]
     image_CHW = functional.resize(image_CHW, size, antialias=False)
     mask_1HW = functional.resize(mask_HW[None], size, interpolation=InterpolationMode.NEAREST_EXACT)
@@ -79,13 +80,13 @@ def resized(image_CHW: Tensor, mask_HW: Tensor, factor: float) -> Sample:
 
 
 def draw_crop(mask_HW: Tensor, crop: list[int], class_share: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Draw a crop of which no class takes too much.
+    """Draw a crop that no class fills.
 
     Args:
         mask_HW: index mask.
         crop: height and width; where the image is smaller, all of it is taken.
-        class_share: greatest share that one class may have of the pixels of any; 1: no limit.
-        rng: is drawn from.
+        class_share: each class must have less than this share of the pixels that are not ignored; 1: no limit.
+        rng: the sample's generator.
 
     Returns:
         Its rows and columns.
@@ -96,6 +97,7 @@ def draw_crop(mask_HW: Tensor, crop: list[int], class_share: float, rng: np.rand
         if class_share == 1 or attempt == RETRIES:
             break
         pixels_K = torch.bincount(mask_HW[box].flatten(), minlength=IGNORE + 1)[:IGNORE]
+        # 0 < 0 is false: a crop of only ignored pixels is drawn again too
         if pixels_K.max() < class_share * pixels_K.sum():
             break
     return box
@@ -109,7 +111,7 @@ def distorted(image_CHW: Tensor, rng: np.random.Generator) -> Tensor:
 
     Args:
         image_CHW: uint8.
-        rng: is drawn from, equally often whatever comes out.
+        rng: the sample's generator; the number of draws does not depend on their outcome.
 
     Returns:
         uint8.
@@ -136,10 +138,11 @@ def with_saturation(x_CHW: Tensor, factor: float) -> Tensor:
 
     Args:
         x_CHW: RGB in [0, 1].
-        factor: 0 is grey as bright as the brightest channel.
+        factor: at least 0; 0 turns a pixel into a grey as bright as its brightest channel.
     """
     value_1HW = x_CHW.amax(dim=0, keepdim=True)
     chroma_1HW = value_1HW - x_CHW.amin(dim=0, keepdim=True)
-    # saturation is chroma / value, and the channels' distances from the value are in proportion to it
+    # Saturation is chroma / value, and each channel's distance from the value is proportional to it. So scaling these
+    # distances scales the saturation; value / chroma is the factor at which it reaches 1.
     limit_1HW = value_1HW / chroma_1HW.clamp(min=1e-12)
     return (value_1HW - (value_1HW - x_CHW) * limit_1HW.clamp(max=factor)).clamp_(0, 1)

@@ -3,7 +3,7 @@
     metrics = pixel_metrics(IndexMasks(store, "test"), results)     # {"mIoU": 71.2, "mAcc": 78.9, "aAcc": 95.1, ...}
 
 Pixels of all images are counted together. Pixels that the truth ignores are left out; a pixel without a prediction is
-a mistake for its class.
+an error of its true class.
 
 Shape legend: H x W pixels, K classes, P = 256 predictions: classes, and `IGNORE` for none.
 """
@@ -26,12 +26,12 @@ def pixel_metrics(truth: IndexMasks, results: list[dict[str, Any]]) -> dict[str,
 
     Args:
         truth: of the evaluated images.
-        results: ``image_id`` the row, ``category_id`` the class index + 1, ``segmentation`` a run-length code.
+        results: ``image_id`` is the row, ``category_id`` the class index + 1, ``segmentation`` a run-length code.
 
     Returns:
         Percent: ``mIoU``, the mean over the classes that occur in truth or prediction; ``mAcc``, the mean over those
-        that occur in the truth; ``aAcc``, the share of all pixels; ``per_class``, name -> ``{"IoU", "Acc"}``. A metric
-        is None if its class, or every class, does not occur.
+        that occur in the truth; ``aAcc``, the share of correct pixels; ``per_class``, name -> ``{"IoU", "Acc"}``. A
+        metric is None if its class, or every class, does not occur.
 
     Raises:
         MlsError: a result has an unknown image or class, a size that is not its image's, or a pixel that another result
@@ -55,7 +55,7 @@ def pixel_metrics(truth: IndexMasks, results: list[dict[str, Any]]) -> dict[str,
 
 
 def _prediction(row: int, found: list[dict[str, Any]], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Predicted class indices of an image, (H, W), `IGNORE` where there is none."""
+    """Return the predicted class indices of an image, uint8 (H, W), `IGNORE` where there is none."""
     prediction_HW = np.full(size, IGNORE, dtype=np.uint8)
     for result in found:
         code = result["segmentation"]
@@ -73,9 +73,10 @@ def _prediction(row: int, found: list[dict[str, Any]], size: tuple[int, ...]) ->
 
 
 def _metrics(confusion_KP: NDArray[np.int64], names: list[str]) -> dict[str, Any]:
-    """Metrics of a confusion matrix of pixels: true classes by predictions."""
+    """Return the metrics of a confusion matrix of pixels: true classes by predictions."""
     hit_K = np.diagonal(confusion_KP).astype(np.float64)
     true_K = confusion_KP.sum(axis=1)
+    # the union; predictions on ignored pixels are not in it, since their row was left out
     either_K = true_K + confusion_KP.sum(axis=0)[: len(names)] - hit_K
     iou_K, acc_K = (
         [100 * float(hit / of) if of else None for hit, of in zip(hit_K, of_K, strict=True)]
@@ -91,6 +92,6 @@ def _metrics(confusion_KP: NDArray[np.int64], names: list[str]) -> dict[str, Any
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Mean of the defined values."""
+    """Return the mean of the defined values; None if there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

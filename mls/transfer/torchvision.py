@@ -4,7 +4,7 @@
     losses = detector(images, targets)      # training mode: a dict of scalar losses
     found = detector.eval()(images)         # boxes, labels, scores, masks of each image
 
-Made of torchvision's public parts: Faster R-CNN with FPN (Lin et al. 2017), Mask R-CNN (He et al. 2017).
+Built from torchvision's public parts: Faster R-CNN with FPN (Lin et al. 2017), Mask R-CNN (He et al. 2017).
 What differs from its ready-made models: any ResNet of ``mls.models.backbone``; every layer is trained,
 BatchNorm with batch statistics (the paper fine-tunes with synchronised BatchNorm and freezes nothing); and
 anchors that follow the image size and the stem's strides.
@@ -30,7 +30,7 @@ from mls.models.backbone import build_backbone, feature_dims, feature_maps
 from mls.runtime.device import autocast
 
 LEVELS = 5
-"""P2 to P6; P6 is a subsampled P5 and serves the proposals alone."""
+"""P2 to P6; P6 is a subsampled P5, and only the proposals use it."""
 FIRST_STRIDE = {"imagenet": 4, "small": 2}
 """Pixels between the centres of P2's cells; each further level doubles it."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -61,19 +61,19 @@ class Pyramid(nn.Module):
 
 
 def anchor_sizes(image_size: int, stem: str) -> list[float]:
-    """Side of the anchors on P2 to P6, pixels: 32 to 512 at 800 pixels, and in proportion at others.
+    """Return the side of the anchors on P2 to P6, pixels: 32 to 512 at image size 800, proportional at other sizes.
 
-    Never finer than twice the stride of the level, below which neighbouring anchors no longer overlap.
+    Never smaller than twice the stride of the level: neighbouring anchors then overlap by half or more.
     """
     base = max(32 * image_size / 800, 2.0 * FIRST_STRIDE[stem])
     return [base * 2**level for level in range(LEVELS)]
 
 
 def build_detector(config: Backbone, task: TorchvisionDetector, num_classes: int) -> FasterRCNN:
-    """Return Mask R-CNN for kind ``instance``, else Faster R-CNN; all of it is drawn from torch's generator.
+    """Return Mask R-CNN for kind ``instance``, else Faster R-CNN; all weights are drawn from torch's generator.
 
     Args:
-        config: of the backbone that was pretrained.
+        config: layout of the pretrained backbone.
         task: sizes of the images, the heads and the samples.
         num_classes: without the background, which torchvision counts as class 0.
     """

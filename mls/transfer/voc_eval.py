@@ -29,7 +29,7 @@ SET = "test"
 
 
 def year_of(store: ImageStore, truth: dict[str, Any]) -> int:
-    """2007, whose rule has 11 points, if all images are of that year; else 2012."""
+    """Return 2007, whose rule has 11 points, if all images are of that year; else 2012."""
     return 2007 if all(store.name(image["id"]).startswith("VOC2007/") for image in truth["images"]) else 2012
 
 
@@ -38,7 +38,7 @@ def write_view(truth: dict[str, Any], folder: Path) -> None:
 
     Args:
         truth: a COCO dictionary; annotations with ``difficult``.
-        folder: an existing one.
+        folder: exists and is empty.
     """
     names = {category["id"]: category["name"] for category in truth["categories"]}
     roots = {image["id"]: Element("annotation") for image in truth["images"]}
@@ -98,7 +98,7 @@ def voc_score(store: ImageStore, truth: dict[str, Any], results: list[dict[str, 
 
 
 def as_instances(results: list[dict[str, Any]], present: list[int]) -> Instances:
-    """Results of one image as a detector's output, their classes numbered by their place in ``present``."""
+    """Turn results of one image into a detector's output; a class's number is its place in ``present``."""
     found = Instances((0, 0))  # the evaluator does not ask for the image's size
     xywh_N4 = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).view(-1, 4)
     found.pred_boxes = Boxes(torch.cat([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], dim=1))
