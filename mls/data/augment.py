@@ -1,8 +1,8 @@
-"""MoCo-v2's views in two halves: crop on the CPU, everything else in batch on the training device.
+"""MoCo-v2's augmentation in two halves: crops on the CPU, everything else in batches on the training device.
 
-All randomness of one view of one image in one epoch comes from the counter-based stream
-``default_rng((seed, epoch, row, view))``; no state is kept, so workers need none and a resumed
-run repeats the uninterrupted one. A crop that is drawn anew has a fifth word: the attempt.
+The random numbers of a view come from ``default_rng((seed, epoch, row, view))``. They depend on nothing else, so
+workers keep no random state and a resumed run repeats the uninterrupted one. A crop that is drawn again adds a fifth
+word: the attempt.
 
 Shapes: B images, C = 3 channels, H x W pixels, U = `DRAWS` uniform numbers per view.
 """
@@ -22,12 +22,12 @@ from torchvision.transforms.v2.functional import resized_crop_image
 
 from mls.config.views import Augment
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
 RATIO = (3 / 4, 4 / 3)
 """Range of a crop's width / height [torchvision RandomResizedCrop]."""
 ATTEMPTS = 10
-"""Tries to fit a crop into the image before the central one is taken [torchvision]."""
+"""Tries to fit a crop into the image; after them the central crop is taken [torchvision]."""
 GRAY = (0.2989, 0.587, 0.114)
 """ITU-R 601 weights, as torchvision's ``rgb_to_grayscale``."""
 
@@ -35,36 +35,40 @@ GRAY = (0.2989, 0.587, 0.114)
 TOP, LEFT, FLIP, JITTER, GRAYED, BLUR, SIGMA = range(2 * ATTEMPTS, 2 * ATTEMPTS + 7)
 FACTORS = slice(SIGMA + 1, SIGMA + 5)
 ORDER = slice(SIGMA + 5, SIGMA + 9)
-SOLARIZE = SIGMA + 9  # a later operation's column comes last: the earlier ones keep their numbers
+SOLARIZE = SIGMA + 9  # added later, so last: the other operations keep their numbers
 DRAWS = SOLARIZE + 1
 CROP = slice(LEFT + 1)
-"""The columns that decide the box."""
+"""Columns that decide the box."""
 
 
 def draw(seed: int, epoch: int, rows: NDArray[np.int64], view: int, *attempt: int) -> NDArray[np.float64]:
-    """Return the uniform numbers (B, U) in [0, 1) of one view of each image.
+    """Return the uniform numbers of one view of each image: float64 (B, U) in [0, 1).
 
     Args:
         seed: of the run.
         epoch: counts from 0.
-        rows: of the store.
+        rows: of the store, int64 (B,).
         view: 0 or 1.
-        attempt: none, or one number: other draws of the same view.
+        attempt: nothing, or one number that selects different draws for the same view.
     """
     return np.stack([np.random.default_rng((seed, epoch, int(row), view, *attempt)).random(DRAWS) for row in rows])
 
 
 def crop_boxes(u_BU: NDArray[np.float64], size_B2: NDArray[np.int64], scale: list[float]) -> NDArray[np.int64]:
-    """Return top, left, height, width (B, 4) of each random resized crop.
+    """Return the boxes of random resized crops: int64 (B, 4) top, left, height, width in pixels.
 
-    The same rule as torchvision's ``RandomResizedCrop.get_params``: an area share uniform in
-    ``scale``, a log-uniform ratio, `ATTEMPTS` tries, else the largest central crop of a fitting ratio.
+    The rule is that of torchvision's ``RandomResizedCrop``: the area share is uniform in ``scale``, the aspect ratio
+    log-uniform in `RATIO`. If none of `ATTEMPTS` tries fits, the largest central crop within `RATIO` is taken.
 
     Args:
         u_BU: draws of `draw`.
         size_B2: image width and height, pixels.
-        scale: least and greatest area share.
+        scale: smallest and largest area share.
     """
+    # Boxes are rounded as torchvision rounds them, so that crops have the same distribution. Sides are rounded to the
+    # nearest pixel (np.round and Python's round both take halves to even). Offsets are floored: u < 1, so
+    # floor(u * (n + 1)) gives each of 0 .. n the same chance, as torchvision's randint does. Rounding u * n would
+    # make the two ends half as likely.
     width_B1, height_B1 = size_B2[:, :1].astype(np.float64), size_B2[:, 1:].astype(np.float64)
     area_BA = width_B1 * height_B1 * (scale[0] + u_BU[:, 0 : 2 * ATTEMPTS : 2] * (scale[1] - scale[0]))
     log_low, log_high = np.log(RATIO[0]), np.log(RATIO[1])
@@ -85,7 +89,12 @@ def crop_boxes(u_BU: NDArray[np.float64], size_B2: NDArray[np.int64], scale: lis
 
 
 def shared_area(first_B4: NDArray[np.int64], second_B4: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the share of the second boxes' area that lies within the first ones (B,)."""
+    """Return the share of each second box's area that lies within the first box: float64 (B,) in [0, 1].
+
+    Args:
+        first_B4: top, left, height, width, pixels.
+        second_B4: likewise, of the same images.
+    """
     start_B2 = np.maximum(first_B4[:, :2], second_B4[:, :2])
     end_B2 = np.minimum(first_B4[:, :2] + first_B4[:, 2:], second_B4[:, :2] + second_B4[:, 2:])
     common_B: NDArray[np.float64] = (end_B2 - start_B2).clip(0).prod(1) / second_B4[:, 2:].prod(1)
@@ -93,26 +102,35 @@ def shared_area(first_B4: NDArray[np.int64], second_B4: NDArray[np.int64]) -> ND
 
 
 def flips(config: Augment, draws_VBU: Tensor) -> Tensor:
-    """Return which views are mirrored, bool (V, B): left and right change places."""
+    """Return which views are mirrored left to right: bool (V, B)."""
     return draws_VBU[..., FLIP] < config.flip_p
 
 
 def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int) -> Tensor:
-    """Cut a box out of a uint8 image and resize it to a square (bilinear, antialiased)."""
+    """Cut a box out of an image and resize it to a square (bilinear, antialiased).
+
+    Args:
+        image_CHW: uint8.
+        box_4: top, left, height, width, pixels.
+        side: of the square, pixels.
+
+    Returns:
+        uint8 (C, side, side).
+    """
     top, left, height, width = (int(v) for v in box_4)
     return resized_crop_image(image_CHW, top, left, height, width, size=[side, side], antialias=True)
 
 
 @dataclass(frozen=True)
 class ColourAugment:
-    """Flip, colour jitter, grey, blur, solarisation and normalisation of a batch, each image by its own draws."""
+    """Jitter, grey, blur, solarise, flip and normalise a batch; each image follows its own draws."""
 
     config: Augment
     view: int
-    """0 or 1: shares may differ between the views."""
+    """0 or 1: the views may have different probabilities."""
 
     def __call__(self, image_BCHW: Tensor, u_BU: Tensor) -> Tensor:
-        """Map uint8 crops and their draws to normalised views in torch's default dtype (float32).
+        """Return normalised views (B, C, H, W) in torch's default dtype (float32).
 
         Operations and their parameters follow torchvision: ``ColorJitter`` (random order, values
         clamped to [0, 1] after each), ``RandomGrayscale``, ``GaussianBlur`` (reflected border,
@@ -120,8 +138,8 @@ class ColourAugment:
 
         Args:
             image_BCHW: uint8, on the training device.
-            u_BU: draws of `draw`, on the CPU: which images an operation takes is decided there, in numpy, so that the
-                host never waits for the device to count them.
+            u_BU: draws of `draw`, on the CPU. numpy selects the images of each operation there, so the host never
+                waits for the device to count them.
         """
         batch, u = _Sorted(image_BCHW.to(torch.get_default_dtype()).div_(255)), u_BU.numpy()
         self._jitter(batch, u)
@@ -131,7 +149,7 @@ class ColourAugment:
         low, high = self.config.blur_sigma
         sigma_B = batch.of(low + u[:, SIGMA] * (high - low))[: len(blurred)]
         blurred.copy_(blur(blurred, sigma_B, radius=int(np.ceil(3 * high))))
-        if solarize_p := self._share(self.config.solarize_p):  # most recipes have none: sorting is a copy
+        if solarize_p := self._share(self.config.solarize_p):  # most recipes do not; sorting would copy
             _solarize(batch.first(u[:, SOLARIZE] < solarize_p))
         flipped = batch.first(flips(self.config, u_BU).numpy())
         flipped.copy_(flipped.flip(-1))
@@ -139,17 +157,17 @@ class ColourAugment:
         return batch.restored().sub_(mean).div_(std)
 
     def _share(self, shares: float | list[float]) -> float:
-        """Of this view's images."""
+        """Return the probability for this view."""
         return shares[self.view] if isinstance(shares, list) else shares
 
     def _jitter(self, batch: _Sorted, u_BU: NDArray[np.float64]) -> None:
-        """Brightness, contrast, saturation and hue, in an order of its own for each image."""
+        """Change brightness, contrast, saturation and hue, in a random order per image."""
         chosen_B = u_BU[:, JITTER] < self.config.jitter_p
         change_B4 = (2 * u_BU[:, FACTORS] - 1) * np.array(self.config.jitter)
         order_B4 = u_BU[:, ORDER].argsort(1)
         operations = (_brightness, _contrast, _saturation, _hue)
         for place in range(4):
-            turn_B = np.where(chosen_B, order_B4[:, place], 4)
+            turn_B = np.where(chosen_B, order_B4[:, place], 4)  # 4: the image is not jittered
             batch.sort(turn_B)
             change_B = batch.of(np.take_along_axis(change_B4, order_B4[:, place, None], 1)[:, 0])[:, None, None, None]
             start = 0
@@ -160,42 +178,42 @@ class ColourAugment:
 
 
 class _Sorted:
-    """A batch whose images are moved about, so that those which an operation takes lie side by side.
+    """A batch that is reordered so that the images of one operation are adjacent.
 
-    One pass over the batch then does for all operations of a place, and they work in place: several times faster
-    than taking images out and putting them back for each operation.
+    An operation then works in place on a slice. The jitter sorts once for all four operations at a position of their
+    order. This is several times faster than to gather and scatter the images of each operation.
     """
 
     def __init__(self, x_BCHW: Tensor) -> None:
         self.x_BCHW = x_BCHW
         self._image_B = np.arange(len(x_BCHW))
-        """Which image lies at each place."""
+        """Original index of the image at each position."""
 
     def sort(self, key_B: NDArray[Any]) -> None:
-        """Sort by a key of each image."""
+        """Sort by a key per image, given in the original order."""
         order_B = key_B[self._image_B].argsort(kind="stable")
         self._image_B = self._image_B[order_B]
         self.x_BCHW = self.x_BCHW.index_select(0, torch.from_numpy(order_B).to(self.x_BCHW.device, non_blocking=True))
 
     def first(self, taken_B: NDArray[np.bool_]) -> Tensor:
-        """Bring the images that are taken to the front; return them, as a view."""
+        """Move the selected images to the front and return a view of them."""
         self.sort(~taken_B)
         return self.x_BCHW[: np.count_nonzero(taken_B)]
 
     def of(self, value_B: NDArray[np.float64]) -> Tensor:
-        """Values of the images in their present order, on their device."""
+        """Return one value per image, in the current order and on the device."""
         ordered_B = torch.from_numpy(value_B[self._image_B])
         return ordered_B.to(self.x_BCHW.device, self.x_BCHW.dtype, non_blocking=True)
 
     def restored(self) -> Tensor:
-        """The batch in its first order."""
+        """Return the batch in its original order."""
         self.sort(np.arange(len(self._image_B)))
         return self.x_BCHW
 
 
 @cache
 def _normalisation(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C, 1, 1), brought to the device once."""
+    """Return mean and standard deviation (C, 1, 1); cached, so they are copied to a device once."""
     mean, std = (torch.tensor(v, dtype=dtype, device=device)[:, None, None] for v in (MEAN, STD))
     return mean, std
 
@@ -220,9 +238,9 @@ def _grey(x_BCHW: Tensor) -> Tensor:
 
 
 def _hue(x_BCHW: Tensor, change: Tensor) -> None:
-    """Turn the hue by ``change`` (share of the circle, at most one half) at equal HSV value and saturation.
+    """Turn the hue by ``change`` (share of the circle, at most one half); HSV value and saturation stay the same.
 
-    Conditions are numbers, 0 or 1, to multiply with: on a CPU half the time of ``where`` and ``%``, and the same bits.
+    Conditions are factors of 0 or 1. On a CPU this takes half the time of ``where`` and ``%`` and gives the same bits.
     """
     r, g, b = x_BCHW.split(1, dim=1)
     value = torch.maximum(torch.maximum(r, g), b)
@@ -242,12 +260,21 @@ def _hue(x_BCHW: Tensor, change: Tensor) -> None:
 
 
 def _solarize(x_BCHW: Tensor) -> None:
-    """Invert pixels of at least 0.5: the lesser of a pixel and its inverse is just that."""
+    """Invert pixels of at least 0.5, by taking the minimum of each pixel and its inverse."""
     torch.minimum(x_BCHW, 1 - x_BCHW, out=x_BCHW)
 
 
 def blur(x_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with one standard deviation per image, separable, borders reflected."""
+    """Blur each image with its own Gaussian (separable, borders reflected).
+
+    Args:
+        x_BCHW: floating point.
+        sigma_B: standard deviations, pixels.
+        radius: of the kernel, pixels; reduced if the image is too small to reflect that many.
+
+    Returns:
+        (B, C, H, W), same dtype.
+    """
     if not len(x_BCHW):
         return x_BCHW
     count, channels, height, width = x_BCHW.shape

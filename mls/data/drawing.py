@@ -1,9 +1,9 @@
-"""What generated scenes are drawn with: silhouettes, object textures, value noise, palettes.
+"""Drawing tools for generated scenes: silhouettes, object textures, value noise, palettes.
 
     outline, hole = silhouette("ring")                       # polygons in the unit square [-1, 1]^2
     mix_HW = texture("dots", u_HW, v_HW, period=0.4, rng=rng)  # 0 = first colour, 1 = second
 
-Everything is procedural: no picture, font or file is read. Shape legend: P points, H height, W width.
+Everything is procedural; no image, font or other file is read. Shape legend: P points, H height, W width.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ TEXTURES = ("plain", "stripes", "dots", "checks", "gradient", "noise")
 
 @cache
 def silhouette(shape: str) -> tuple[Floats, Floats | None]:
-    """Return a shape's outline and its hole, if it has one, as float32 (P, 2) polygons.
+    """Return a shape's outline and its hole (None if it has none): float32 (P, 2) polygons.
 
-    The outline is centred and fills [-1, 1] along its longer side.
+    The outline is centred and spans [-1, 1] along its longer side.
+
+    Args:
+        shape: one of `SHAPES`.
+
+    Raises:
+        ValueError: the shape is unknown.
     """
     hole = None
     if shape == "disc":
@@ -44,7 +50,7 @@ def silhouette(shape: str) -> tuple[Floats, Floats | None]:
         a = 0.36
         corner = [(a, -1), (a, -a), (1, -a)]
         outline = np.array([turned for k in range(4) for turned in _quarter_turns(corner, k)])
-    elif shape == "crescent":  # the unit disc less a disc of radius 0.8 around (0.45, 0); they meet at x = 0.625
+    elif shape == "crescent":  # the unit disc minus a disc of radius 0.8 around (0.45, 0); they meet at x = 0.625
         outer, inner = np.arccos(0.625), np.arctan2(np.sqrt(1 - 0.625**2), 0.625 - 0.45)
         bite = 0.8 * _arc(2 * np.pi - inner, inner) + [0.45, 0]
         outline = np.concatenate([_arc(outer, 2 * np.pi - outer), bite[1:-1]])
@@ -78,13 +84,16 @@ def _quarter_turns(points: list[tuple[float, float]], count: int) -> list[tuple[
 
 
 def polygon_area(points_P2: NDArray[np.floating]) -> float:
-    """Area inside a polygon (shoelace formula)."""
+    """Return the area of a polygon (P, 2), by the shoelace formula."""
     x, y = points_P2[:, 0].astype(np.float64), points_P2[:, 1].astype(np.float64)
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 def value_noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int], octaves: int) -> Floats:
-    """Sum of smoothly interpolated random grids, each twice as fine and half as strong: about [0, 1], (H, W).
+    """Return smooth random noise: float32 (H, W), about in [0, 1].
+
+    It is a sum of interpolated random grids, each twice as fine and half as strong as the one before. Bicubic
+    interpolation overshoots, so values may lie slightly outside.
 
     Args:
         rng: source of the grids.
@@ -109,9 +118,12 @@ def texture(kind: str, u_HW: Floats, v_HW: Floats, period: float, rng: np.random
     Args:
         kind: one of `TEXTURES`.
         u_HW: first coordinate on the object, in its radii.
-        v_HW: second coordinate.
+        v_HW: second coordinate, likewise.
         period: of repeated marks, in radii.
         rng: places the marks.
+
+    Raises:
+        ValueError: the kind is unknown.
     """
     phase_u, phase_v = rng.random(2, dtype=np.float32)
     a, b = u_HW / np.float32(period) + phase_u, v_HW / np.float32(period) + phase_v
@@ -133,7 +145,12 @@ def texture(kind: str, u_HW: Floats, v_HW: Floats, period: float, rng: np.random
 
 
 def ramp(colours: Floats, position_HW: Floats) -> Floats:
-    """Colours at positions 0 to 1 along a list of evenly spaced stops: float32 (H, W, 3)."""
+    """Interpolate between evenly spaced colours: float32 (H, W, 3).
+
+    Args:
+        colours: float32 (stops, 3).
+        position_HW: place along the stops, clipped to [0, 1].
+    """
     steps = len(colours) - 1
     place = np.clip(position_HW, 0, 1) * steps
     below = np.minimum(place.astype(np.intp), steps - 1)
@@ -143,6 +160,6 @@ def ramp(colours: Floats, position_HW: Floats) -> Floats:
 
 
 def hsv(hue: float, saturation: float, value: float) -> Floats:
-    """RGB, float32 (3,) in [0, 255]; hue wraps around, the others are clipped to [0, 1]."""
+    """Convert HSV to RGB: float32 (3,) in [0, 255]. The hue wraps around; the others are clipped to [0, 1]."""
     rgb = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return np.array(rgb, dtype=np.float32) * 255

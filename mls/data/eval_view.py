@@ -1,4 +1,4 @@
-"""Images as a backbone sees them in evaluation: one square view, normalised as in pretraining.
+"""Prepare images for evaluation: one square view each, normalised as in pretraining.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -15,13 +15,13 @@ from mls.data.augment import MEAN, STD
 
 
 def square(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
-    """Make an image a square (bilinear, antialiased).
+    """Resize an image to a square (bilinear, antialiased).
 
     Args:
         image_CHW: uint8 (3, H, W).
         side: of the square, pixels.
-        resize: shorter side before the middle is cut out (default: ``side``, which just covers it).
-        fit: ``crop`` keeps the aspect ratio; ``squash`` does not.
+        resize: shorter side before the central crop, pixels (default: ``side``); ignored by ``squash``.
+        fit: ``crop`` keeps the aspect ratio and cuts out the centre; ``squash`` keeps the whole image and distorts it.
 
     Returns:
         uint8 (3, side, side).
@@ -34,7 +34,15 @@ def square(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal
 
 
 def normalise(images_BCHW: Tensor, device: torch.device) -> Tensor:
-    """Move uint8 images to the device and normalise them as in pretraining: float32, channels last."""
+    """Move images to the device and normalise them as in pretraining.
+
+    Args:
+        images_BCHW: uint8.
+        device: where the result lies.
+
+    Returns:
+        float32 (B, C, H, W), channels last.
+    """
     mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
     images_BCHW = images_BCHW.to(device, non_blocking=True).float().div_(255).sub_(mean_C11).div_(std_C11)
     return images_BCHW.contiguous(memory_format=torch.channels_last)

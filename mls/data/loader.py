@@ -1,8 +1,13 @@
-"""Batches of two views for pretraining, in an order that is a function of seed and step alone.
+"""Load batches of two views for pretraining. A batch depends only on images, config, seed and step.
 
-    for step, batch in batches(store, config, seed=0, start=120, workers=2): ...
+    views = TwoViews(store, config, seed=0)
+    for batch in batches(views, start=120, workers=2): ...
 
-One item of the dataset is one whole batch: a worker decodes each image once and crops it twice.
+Protocol of the workers: a dataset item is a whole batch, and its index is the optimiser step. The main process sends
+step numbers to the workers in turn; a worker computes that step's images, boxes and draws from the step number, decodes
+each image once and crops it twice. The `DataLoader` yields batches in the order of the steps, whichever worker is done
+first. Workers keep no state between steps except caches, so their number changes no batch, and a run resumed at any
+step needs only that step's number.
 """
 
 from __future__ import annotations
@@ -26,16 +31,16 @@ from mls.runtime.errors import MlsError
 from mls.runtime.signals import SIGNALS
 
 ORDER_STREAM = 2
-"""Third word of the order's counter; views use 0 and 1 in the fourth."""
+"""Fourth word of the seed of an epoch's order. Views use 0 and 1 there, so the streams never coincide."""
 
 
 class ViewBatch(NamedTuple):
     """Crops of both views before colour augmentation."""
 
     crops_VBCHW: Tensor | None
-    """uint8, V = 2 views; None where the images are on the GPU, which then cuts them."""
+    """uint8, V = 2 views; None with ``resident: cuda``, where the GPU cuts the crops."""
     draws_VBU: Tensor
-    """float64 uniforms that decide everything else (see ``mls.data.augment``)."""
+    """float64 uniform numbers that decide everything else (see ``mls.data.augment``)."""
     rows_B: Tensor
     """int64 rows of the store."""
     boxes_VB4: Tensor
@@ -44,7 +49,15 @@ class ViewBatch(NamedTuple):
 
 @dataclass
 class TwoViews(Dataset[ViewBatch]):
-    """``dataset[step]`` is the batch of that optimiser step: this rank's contiguous block of the global one."""
+    """Pretraining batches by step: ``views[step]`` is this rank's part of that step's global batch.
+
+    The images of an epoch are a permutation of ``rows`` that depends on the seed and the epoch. Each step takes the
+    next ``batch_size`` of them, and each rank takes a contiguous block of those, in order of rank. Ranks therefore
+    never share an image in a step, and their batches joined in order are the batch of a run with one rank.
+
+    Raises:
+        MlsError: the batch is larger than the set, the ranks do not divide it, or resident images do not fit.
+    """
 
     store: ImageStore
     config: Pretrain
@@ -52,7 +65,7 @@ class TwoViews(Dataset[ViewBatch]):
     rank: int = 0
     world: int = 1
     threads: int = 1
-    """That decode what is to be resident."""
+    """Threads that decode resident images."""
 
     def __post_init__(self) -> None:
         self.rows = np.concatenate([self.store.split("train"), self.store.split("unlabeled")])
@@ -71,7 +84,7 @@ class TwoViews(Dataset[ViewBatch]):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole run; the last, incomplete batch of an epoch is dropped."""
+        """Optimiser steps of the whole run. The last batch of an epoch is dropped if it is incomplete."""
         return self.steps_per_epoch * self.config.epochs
 
     def __len__(self) -> int:
@@ -96,17 +109,17 @@ class TwoViews(Dataset[ViewBatch]):
     def _make_overlap(
         self, epoch: int, picked: NDArray[np.int64], boxes: list[NDArray[np.int64]], u_BU: NDArray[np.float64]
     ) -> None:
-        """Draw second crops anew, in place, while less than ``augment.overlap`` of them lies within the first.
+        """Draw a second crop again, in place, if less than ``augment.overlap`` of its area lies within the first.
 
-        Up to `ATTEMPTS` times; a crop that never overlaps enough stays as first drawn. This is SlotCon's rule
-        (arXiv 2205.15288, ``get_params_conditioned`` of its code), which lets the first draw count as one of ten and
-        draws once more, whatever comes, after the last.
+        It is drawn up to `ATTEMPTS` more times; if none overlaps enough, the first draw stays. SlotCon's code
+        (arXiv 2205.15288, ``get_params_conditioned``) differs in two points: it counts the first draw as one of its ten
+        tries, and after the last it accepts one more draw whatever its overlap.
 
         Args:
             epoch: of the batch.
-            picked: places of its images in ``rows``.
+            picked: indices of its images in ``rows``.
             boxes: top, left, height, width (B, 4) of the first and the second view.
-            u_BU: draws of the second view; the columns of a crop are replaced with it, so that they still give the box.
+            u_BU: draws of the second view; the crop's columns are replaced too, so that the draws still give the box.
         """
         first_B4, second_B4 = boxes
         least, scale = self.config.augment.overlap, self.config.augment.scale
@@ -122,7 +135,11 @@ class TwoViews(Dataset[ViewBatch]):
             short = short[~enough_S]
 
     def _crops(self, rows: NDArray[np.int64], boxes: list[NDArray[np.int64]]) -> Tensor:
-        """Decode each image once, crop it twice: uint8 (V, B, C, H, W)."""
+        """Decode each image once and crop it twice: uint8 (V, B, C, H, W).
+
+        The images come from the store or from memory (``resident: cpu``). Both give the same pixels and go through the
+        same `crop`, so the crops are bit-identical.
+        """
         side = self.config.augment.crop
         crops_VBCHW = torch.empty((2, len(rows), 3, side, side), dtype=torch.uint8)
         for i, row in enumerate(rows):
@@ -132,6 +149,11 @@ class TwoViews(Dataset[ViewBatch]):
         return crops_VBCHW
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the epoch's permutation of ``rows``.
+
+        It is a function of the seed and the epoch, not a shuffle of the previous order: prefetching workers may already
+        be in the next epoch, and each computes the order for itself. Every rank computes the same one.
+        """
         if self._order[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch, 0, ORDER_STREAM))
             self._order = (epoch, rng.permutation(len(self.rows)))
@@ -139,21 +161,31 @@ class TwoViews(Dataset[ViewBatch]):
 
 
 def batches(views: TwoViews, start: int, workers: int) -> Iterator[ViewBatch]:
-    """Yield the batches of steps ``start``, ``start + 1``, ... to the end of the run."""
+    """Return an iterator over the batches of steps ``start``, ``start + 1``, ... to the end of the run.
+
+    Args:
+        views: the dataset.
+        start: first step, counts from 0 over the whole run.
+        workers: processes that load; 0 loads in this process.
+    """
     loader = DataLoader(
         views,
-        batch_size=None,
+        batch_size=None,  # an item is already a batch
         sampler=range(start, views.steps),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_initialized(),  # by the method on it: not where a GPU is there but not used
+        pin_memory=torch.cuda.is_initialized(),  # true once the method is on the GPU; an unused GPU does not count
         worker_init_fn=leave_signals_to_the_job,
-        generator=torch.Generator(),  # else each epoch would draw a base seed from the global one
+        generator=torch.Generator(),  # otherwise making the iterator would advance torch's global generator
     )
     return iter(loader)
 
 
 def leave_signals_to_the_job(worker: int) -> None:
-    """Workers ignore what is sent to the whole group: the job saves, then stops them itself."""
+    """Ignore stop signals in a worker.
+
+    A terminal or scheduler signals the whole process group. The job must still get batches until it has saved; then it
+    stops its workers itself.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

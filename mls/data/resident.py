@@ -1,14 +1,17 @@
-"""Decoded images that stay in memory, for sets that fit: ``pretrain.resident: cpu | cuda``.
+"""Keep decoded images in memory, for sets that fit: ``pretrain.resident: cpu | cuda``.
 
-    images = Resident(store, rows, threads=4)           # cpu: every image decoded once, not once an epoch
+    images = Resident(store, rows, threads=4)           # cpu: decode each image once, not once per epoch
     image_CHW = images.decode(int(rows[0]))             # the same pixels as store.decode, a view
-    on_gpu = images.to(torch.device("cuda"))            # cuda: crops are cut there, in batch
+    on_gpu = images.to(torch.device("cuda"))            # cuda: cut crops there, in batches
     crops_BCHW = on_gpu.crops(rows_B, boxes_B4, side=224)
 
-``cpu`` gives the same bits as decoding anew. ``cuda`` computes the same antialiased bilinear crop in floating point,
-within one level of torchvision's fixed-point arithmetic, and is therefore part of the id.
+``cpu`` changes no bit of a crop: only the source of the pixels differs, and the loader crops them with the same code.
+It is therefore not part of the id. ``cuda`` computes the same antialiased bilinear crop from the same boxes, but in
+floating point, and rounds once; torchvision uses fixed point and rounds after each axis. Pixels differ by at most one
+level, so ``cuda`` is part of the id.
 
-Shapes: N bytes of all pixels, B crops, C = 3 channels, H x W pixels of the largest box of a batch, S = side.
+Shapes: R rows of the store, N bytes of all pixels, B crops, C = 3 channels, H x W pixels of the largest box of a batch,
+S = side.
 """
 
 from __future__ import annotations
@@ -27,17 +30,22 @@ from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 
 AT_ONCE = 2**25
-"""Pixels of the boxes that are cut at the same time, each box as large as the largest: about 1.2 GiB."""
+"""Pixels to cut at a time, with each box padded to the largest: about 1.2 GiB of memory."""
 
 
 class Resident:
-    """The pixels of some rows of a store, uint8 RGB, one image after the other. Worker processes share them."""
+    """Pixels of some rows of a store: uint8 RGB, one image after another. Worker processes share this memory."""
 
     def __init__(self, store: ImageStore, rows: NDArray[np.int64], threads: int) -> None:
         """Decode the images.
 
+        Args:
+            store: holds the images.
+            rows: to decode, int64.
+            threads: that decode.
+
         Raises:
-            MlsError: they do not fit the memory that is free, or one does not decode.
+            MlsError: the images do not fit in the free memory, or one does not decode.
         """
         self._width_R, self._offset_R = (torch.zeros(len(store), dtype=torch.int64) for _ in range(2))
         self._height_R = torch.zeros(len(store), dtype=torch.int64)
@@ -46,7 +54,7 @@ class Resident:
             width, height = store.size(row)
             self._width_R[row], self._height_R[row], self._offset_R[row] = width, height, size
             size += 3 * width * height
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each keeps its own
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each rank keeps its own copy
         check_fits(size * ranks, psutil.virtual_memory().available, "memory")
         self._pixels_N = torch.empty(size, dtype=torch.uint8)
         with ThreadPoolExecutor(threads) as pool, Bar("decode", len(rows)) as bar:
@@ -58,15 +66,18 @@ class Resident:
                 bar.advance(1, 1)
 
     def decode(self, row: int) -> Tensor:
-        """Return one image, uint8 (3, H, W), without copying; its pixels lie as (H, W, 3), as a decoded JPEG's do."""
+        """Return a view of one image: uint8 (3, H, W).
+
+        Its pixels lie as (H, W, 3) in memory, like those of a decoded JPEG, so that torch resizes both in the same way.
+        """
         start, height, width = int(self._offset_R[row]), int(self._height_R[row]), int(self._width_R[row])
         return self._pixels_N[start : start + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
 
     def to(self, device: torch.device) -> Resident:
-        """Move the pixels to a device; crops are then cut there.
+        """Move the pixels to a device, in place; crops are then cut there.
 
         Raises:
-            MlsError: they do not fit the free memory of the GPU.
+            MlsError: the pixels do not fit in the GPU's free memory.
         """
         if device.type == "cuda":
             check_fits(len(self._pixels_N), torch.cuda.mem_get_info(device)[0], "GPU memory")
@@ -75,15 +86,15 @@ class Resident:
         return self
 
     def crops(self, row_B: Tensor, boxes_B4: Tensor, side: int) -> Tensor:
-        """Cut boxes and resize them to squares (bilinear, antialiased), where the pixels are.
+        """Cut boxes and resize them to squares (bilinear, antialiased), on the device of the pixels.
 
         Args:
             row_B: int64 rows of the store, on the CPU.
-            boxes_B4: int64 top, left, height, width, pixels; within the images; on the CPU.
+            boxes_B4: int64 top, left, height, width, pixels; within the images, on the CPU.
             side: of the result, pixels.
 
         Returns:
-            uint8 (B, 3, S, S).
+            uint8 (B, 3, S, S), on the device of the pixels.
         """
         height, width = (int(n) for n in boxes_B4[:, 2:].amax(0))  # on the CPU: the host does not wait for the device
         at_once = max(1, AT_ONCE // (height * width))
@@ -95,6 +106,9 @@ class Resident:
         height, width = (int(n) for n in boxes_B4[:, 2:].amax(0))
         top_B, left_B, height_B, width_B = boxes_B4.to(device, non_blocking=True).unbind(1)
         row_B = row_B.to(device, non_blocking=True)
+        # Boxes are padded to the largest one. The padding repeats a box's last row and column, so that it stays within
+        # the image, and it has weight 0. Pixels outside the box have no influence, just as in
+        # `mls.data.augment.crop`, which cuts before it resizes.
         y_BH = top_B[:, None] + torch.arange(height, device=device).minimum(height_B[:, None] - 1)
         x_BW = left_B[:, None] + torch.arange(width, device=device).minimum(width_B[:, None] - 1)
         pixel_BHW = y_BH[:, :, None] * self._width_R[row_B][:, None, None] + x_BW[:, None, :]
@@ -108,14 +122,14 @@ class Resident:
 
 
 def resize_weights(length_B: Tensor, longest: int, side: int) -> Tensor:
-    """Weights of an antialiased bilinear resize along one axis, float32 (B, side, longest).
+    """Return the weights of an antialiased bilinear resize along one axis: float32 (B, side, longest).
 
-    The triangle filter of PIL and torchvision: as wide as a pixel of the result, or of the input if that is larger;
-    input beyond ``length`` has no weight.
+    The filter is the triangle of PIL and torchvision. It reaches one output pixel to either side, or one input pixel if
+    that is larger. Input beyond ``length_B`` has weight 0; the other weights sum to 1.
 
     Args:
-        length_B: pixels along the axis of each crop.
-        longest: size of the axis in memory.
+        length_B: length of each crop along the axis, pixels.
+        longest: padded length, pixels.
         side: pixels of the result.
     """
     scale_B = length_B.float() / side
@@ -127,10 +141,15 @@ def resize_weights(length_B: Tensor, longest: int, side: int) -> Tensor:
 
 
 def check_fits(needed: int, free: int, where: str) -> None:
-    """Stop where pixels do not fit.
+    """Check that decoded pixels fit in memory.
+
+    Args:
+        needed: bytes of the pixels.
+        free: bytes available.
+        where: name of the memory, for the message.
 
     Raises:
-        MlsError: says by how much, and what to do.
+        MlsError: they do not fit; the message gives both sizes and the remedy.
     """
     if needed > free:
         raise MlsError(

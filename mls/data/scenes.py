@@ -1,17 +1,16 @@
-"""Generated scenes: several objects of ten shapes in a place, with boxes, masks and labels.
+"""Generate scenes: several objects of ten shapes on a background, with boxes, masks and labels.
 
     records = scenes.records(ScenesDataset(source="scenes", train=64, val=8, test=8))
 
-What makes them scenes and not centred objects: two to six objects of at least two classes, at
-scales from 0.28 to 0.7 of the side, hiding one another in part; classes that prefer places and
-one another's company (`PLACES`, `PAIRS`), so that context tells something but not all. A class is
-its silhouette, under any rotation and some change of aspect; most of its objects have its texture
-(which other classes share) and half of them its hue.
+A scene has two to six objects of at least two classes, 0.28 to 0.7 of the image's side long, which partly occlude one
+another. Classes prefer some places and some partners (`PLACES`, `PAIRS`), so context is informative but not sufficient.
+A class is defined by its silhouette, in any rotation and with some change of aspect. Most of its objects have its
+texture, which other classes share, and half of them its hue.
 
-Image ``index`` of a split draws from its own random stream, ``default_rng((seed, split, index))``:
-images do not depend on one another, so a larger set begins with the smaller one.
+Image ``index`` of a split has its own random stream, ``default_rng((seed, split, index))``. Images do not depend on one
+another, so a larger set begins with the images of a smaller one.
 
-Shape legend: H, W final pixels; Y, X the same at twice the resolution, at which objects are drawn.
+Shape legend: H, W final pixels; Y, X pixels at twice that resolution, at which objects are drawn.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from mls.data.writer import Record, encode_jpeg
 
 CLASSES = SHAPES
 SCALE = (0.28, 0.7)
-"""Least and greatest length of an object, as a share of the image's side."""
+"""Smallest and largest length of an object, as a share of the image's side."""
 VISIBLE = 0.35
-"""Least share of an object's area that others and the image's edge leave visible."""
+"""Smallest share of an object's area that stays visible despite other objects and the image's edge."""
 TRIES = 24
-"""Places tried for one object; from the third object on it is then given up."""
+"""Positions tried for an object before it is left out. The first two objects are tried until they fit."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class Place:
     """A kind of background."""
 
     stops: tuple[tuple[int, int, int], ...]
-    """RGB along the noise's value."""
+    """RGB colours, evenly spaced along the noise's value."""
     cells: tuple[int, int]
-    """Rows and columns of the coarsest noise grid: unequal ones give bands or trunks."""
+    """Rows and columns of the coarsest noise grid; unequal numbers give horizontal bands or trunks."""
     vertical: float
-    """How much the height in the image decides the colour (sky above ground) instead of noise."""
+    """Share of the colour that the height in the image decides (sky above ground); noise decides the rest."""
     likes: str
-    """Classes that are at home here."""
+    """Classes that are likelier here, separated by spaces."""
 
 
 PLACES = (
@@ -65,37 +64,48 @@ PLACES = (
     Place(((30, 42, 26), (58, 62, 34), (92, 74, 46), (50, 88, 62)), (2, 7), 0.0, "cross heart square crescent"),
 )
 LIKING, COMPANY = 2.0, 2.5
-"""How many times likelier a class is in a place it likes, and beside its partner."""
+"""Factors by which a class is likelier in a place that it likes, and beside its partner."""
 PAIRS = (("disc", "ring"), ("star", "crescent"), ("heart", "arrow"), ("square", "triangle"), ("cross", "hexagon"))
 TYPICAL_TEXTURE, TYPICAL_HUE = 0.9, 0.5
-"""Share of objects with their class's typical texture and hue; the others draw freely."""
+"""Shares of objects with the texture and the hue of their class; the others draw any."""
 
 
 @dataclass(frozen=True)
 class _Object:
-    """One object, placed."""
+    """A placed object."""
 
     number: int
     """Class index."""
     centre: tuple[float, float]
     """x, y at double resolution."""
     radius: float
-    """Half its length, at double resolution."""
+    """Half the length, at double resolution."""
     angle: float
     mask_YX: NDArray[np.bool_]
     area: float
-    """Of the whole silhouette, also beyond the image's edge."""
+    """Of the whole silhouette, including what lies beyond the image's edge; pixels at double resolution."""
 
 
 def records(config: ScenesDataset) -> Iterator[Record]:
-    """Yield the images of train, val and test, in order."""
+    """Yield the images of train, val and test, in that order.
+
+    Args:
+        config: numbers of images, their side and the seed.
+    """
     for split in LABELLED:
         for index in range(getattr(config, split)):
             yield make_scene(config, split, index)
 
 
 def make_scene(config: ScenesDataset, split: str, index: int) -> Record:
-    """Draw one scene; the same arguments give the same bytes."""
+    """Draw one scene; the same arguments give the same bytes.
+
+    Args:
+        config: side of the image, pixels, and the seed.
+        split: train, val or test.
+        index: of the image within its split, from 0.
+    """
+    # Everything below draws from this one stream, so the order of the calls is part of the image.
     rng = np.random.default_rng((config.seed, LABELLED.index(split), index))
     side = config.size
     place = int(rng.integers(len(PLACES)))
@@ -118,7 +128,7 @@ def make_scene(config: ScenesDataset, split: str, index: int) -> Record:
 
 
 def _background(rng: np.random.Generator, place: Place, side: int) -> Floats:
-    """A place's texture with jittered palette: float32 (H, W, 3), 0 to 255."""
+    """Draw a place's noise with a jittered palette: float32 (H, W, 3) in [0, 255]."""
     stops = np.array(place.stops, dtype=np.float32)
     stops = stops * rng.uniform(0.8, 1.2) + rng.normal(0, 9, stops.shape).astype(np.float32)
     value_HW = (value_noise(rng, side, side, place.cells, 4) - 0.5) * 1.8 + 0.5
@@ -132,20 +142,20 @@ def _background(rng: np.random.Generator, place: Place, side: int) -> Floats:
 
 
 def _chances(place: int, present: list[int]) -> NDArray[np.float64]:
-    """Probability of each class for the next object of a scene."""
+    """Return each class's probability for the next object of a scene."""
     weights = np.array([LIKING if name in PLACES[place].likes.split() else 1.0 for name in CLASSES])
     for pair in PAIRS:
         a, b = (CLASSES.index(name) for name in pair)
         weights[b] *= COMPANY if a in present else 1.0
         weights[a] *= COMPANY if b in present else 1.0
-    if len(present) == 1:  # no scene shows one class alone
+    if len(present) == 1:  # a scene has at least two classes
         weights[present[0]] = 0
     chances: NDArray[np.float64] = weights / weights.sum()
     return chances
 
 
 def _compose(rng: np.random.Generator, place: int, side: int) -> list[_Object]:
-    """Choose and place 2 to 6 objects, later ones in front; each stays visible to `VISIBLE` of its area."""
+    """Choose and place 2 to 6 objects, later ones in front. At least `VISIBLE` of each one's area stays visible."""
     objects: list[_Object] = []
     shown: list[NDArray[np.bool_]] = []  # the visible part of each object so far
     for _ in range(int(rng.integers(2, 7))):
@@ -163,8 +173,8 @@ def _compose(rng: np.random.Generator, place: int, side: int) -> list[_Object]:
 
 
 def _place(rng: np.random.Generator, number: int, side: int) -> _Object:
-    """Draw one object's silhouette somewhere."""
-    length = side * SCALE[0] * (SCALE[1] / SCALE[0]) ** rng.random()  # log-uniform: small ones are as usual as large
+    """Place an object of a class at random and draw its silhouette."""
+    length = side * SCALE[0] * (SCALE[1] / SCALE[0]) ** rng.random()  # log-uniform: small and large are equally common
     angle = rng.uniform(0, 2 * np.pi)
     aspect = rng.uniform(0.75, 1.0)
     x, y = rng.uniform(0.3 * length, side - 0.3 * length, 2)
@@ -190,7 +200,7 @@ def _paint(
     light: float,
     background_HWC: Floats,
 ) -> None:
-    """Paint an object's visible part into the layer: two colours mixed by a texture, lit from one side."""
+    """Add an object's visible part to the layer, in place: two colours mixed by a texture, lit from one side."""
     rows, columns = np.flatnonzero(visible_YX.any(axis=1)), np.flatnonzero(visible_YX.any(axis=0))
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     (x, y), radius = item.centre, item.radius
@@ -210,7 +220,7 @@ def _paint(
 
 
 def _colours(rng: np.random.Generator, number: int, behind: Floats) -> tuple[Floats, Floats]:
-    """Two colours of an object, the first of which stands out against what is behind."""
+    """Draw an object's two colours; the first contrasts with the background behind the object."""
     while True:
         typical = rng.random() < TYPICAL_HUE
         hue = number / len(CLASSES) + rng.normal(0, 0.05) if typical else rng.random()
@@ -224,14 +234,19 @@ def _colours(rng: np.random.Generator, number: int, behind: Floats) -> tuple[Flo
 
 
 def _halved(values: Floats) -> Floats:
-    """Mean over blocks of 2 x 2 of the first two axes."""
+    """Average blocks of 2 x 2 over the first two axes."""
     halved: Floats = (values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]) * np.float32(0.25)
     return halved
 
 
 def _visible(owner_YX: NDArray[np.int8], count: int) -> NDArray[np.uint8]:
-    """Masks at final resolution, disjoint: a pixel is an object's that owns half of it, of two the front one."""
+    """Return disjoint masks at the final resolution: uint8 (H, W, objects).
+
+    Each pixel belongs to the object that covers at least half of it. If two objects cover half each, it belongs to the
+    front one.
+    """
     side = len(owner_YX) // 2
+    # Fortran order, as pycocotools' encoder requires.
     masks_HWN = np.zeros((side, side, count), dtype=np.uint8, order="F")
     free_HW = np.ones((side, side), dtype=bool)
     for i in reversed(range(count)):
@@ -242,13 +257,18 @@ def _visible(owner_YX: NDArray[np.int8], count: int) -> NDArray[np.uint8]:
 
 
 def _finish(rng: np.random.Generator, image_HWC: Floats) -> bytes:
-    """Exposure, sensor noise, JPEG (4:4:4)."""
+    """Apply exposure and sensor noise, then encode as JPEG (4:4:4)."""
     noisy = image_HWC * np.float32(rng.uniform(0.9, 1.08))
     noisy = noisy + rng.standard_normal(image_HWC.shape, dtype=np.float32) * np.float32(rng.uniform(1.5, 5))
     return encode_jpeg(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
 
 
 def _annotations(objects: list[_Object], masks_HWN: NDArray[np.uint8]) -> list[dict[str, object]]:
+    """Return COCO annotations of the objects, in their order.
+
+    Boxes and areas come from the final masks, not from the polygons: they describe the visible part, in whole pixels,
+    and agree with the masks exactly.
+    """
     encoded = rle.encode(masks_HWN)
     areas, boxes = rle.area(encoded), rle.toBbox(encoded)
     return [
