@@ -127,11 +127,11 @@ class TwoViews(Dataset[ViewBatch]):
         for attempt in range(1, ATTEMPTS + 1):
             if not len(short):
                 return
-            anew_SU = draw(self.seed, epoch, self.rows[picked[short]], 1, attempt)
-            anew_S4 = crop_boxes(anew_SU, self.sizes_N2[picked[short]], scale)
-            enough_S = shared_area(first_B4[short], anew_S4) >= least
+            redrawn_SU = draw(self.seed, epoch, self.rows[picked[short]], 1, attempt)
+            redrawn_S4 = crop_boxes(redrawn_SU, self.sizes_N2[picked[short]], scale)
+            enough_S = shared_area(first_B4[short], redrawn_S4) >= least
             taken = short[enough_S]
-            second_B4[taken], u_BU[taken, CROP] = anew_S4[enough_S], anew_SU[enough_S, CROP]
+            second_B4[taken], u_BU[taken, CROP] = redrawn_S4[enough_S], redrawn_SU[enough_S, CROP]
             short = short[~enough_S]
 
     def _crops(self, rows: NDArray[np.int64], boxes: list[NDArray[np.int64]]) -> Tensor:
