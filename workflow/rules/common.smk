@@ -118,14 +118,14 @@ def stage_command(stage):
     """Shell command of a stage's job.
 
     `exec` replaces the shell by the stage, so signals reach the stage and the exit code is its own. Its stderr goes to
-    the terminal and to its log, after the lines of earlier tries. `tee` ignores signals and ends when the stage does,
-    so the log has the last lines of a stopped stage too.
+    the terminal and to its log. `tee` ignores signals and ends when the stage does, so the log has the last lines of a
+    stopped stage too. Snakemake removes the log when the job starts again: it is always that of the last try.
     """
     return (
         "exec {MLS} "
         + stage
         + " {wildcards.id} --experiment {EXPERIMENT:q} --attempt {resources.attempt}"
-        " 2> >(trap '' HUP INT TERM USR1; exec tee -a {log:q} >&2)"
+        " 2> >(trap '' HUP INT TERM USR1; exec tee {log:q} >&2)"
     )
 
 
