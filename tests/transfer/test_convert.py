@@ -47,7 +47,7 @@ def test_names(ours: str, theirs: str) -> None:
 
 @pytest.mark.parametrize("name", ["fc.weight", "layer1.0.conv1", "blocks.0.attn.qkv.weight"])
 def test_other_names(name: str) -> None:
-    with pytest.raises(ValueError, match="is no tensor of a ResNet"):
+    with pytest.raises(ValueError, match="ResNets have no tensor"):
         to_detectron2(name)
 
 
