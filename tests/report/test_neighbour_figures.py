@@ -152,7 +152,7 @@ def test_the_command_prints_its_files(
     monkeypatch.setattr(plan, "find", lambda stage, target: [job, runs["moco-v2"].job])
     with pytest.raises(SystemExit):
         run("m", "-o", "elsewhere")
-    assert "-o is one folder" in capsys.readouterr().err
+    assert "-o is one path, but m is pretrain mls:0" in capsys.readouterr().err
 
 
 def test_many_classes_are_counted() -> None:
