@@ -4,45 +4,69 @@
     published_digest(VocDataset(source="voc"))  # their identity, if each has a published checksum
     expected(VocDataset(source="voc"))          # {"train": 5011, "test": 4952}; train includes val
 
-Ids are computed from this module and ``data.lock``, so it opens no file and no connection. The table of archives is in
-`mls.config.catalog_entries`.
+The table of sources is ``catalog.toml`` beside this module. Ids are computed from it and from ``data.lock``, without
+any connection.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
-
-from mls.config.catalog_entries import COCO_HOST, SOURCES, Archive, Source
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mls.config.datasets import CocoDataset, LocalDataset, VocDataset
 
-__all__ = ["Archive", "Source", "expected", "hint", "image_url", "needed", "published_digest", "source"]
 
-COCO_COUNTS = {"train2017": 118_287, "val2017": 5_000, "unlabeled2017": 123_403}
-"""https://cocodataset.org/#download"""
-VOC_COUNTS = {
-    "2007/train": 2_501,
-    "2007/val": 2_510,
-    "2007/trainval": 5_011,
-    "2007/test": 4_952,
-    "2012/train": 5_717,
-    "2012/val": 5_823,
-    "2012/trainval": 11_540,
-}
-"""Lines of ``ImageSets/Main/<set>.txt``. (VOC's own table has 11,530 for 2012: it counts images with an object.)"""
-COUNTS = {
-    "cityscapes": {"train": 2_975, "test": 500},  # test is the official val
-    "flowers102": {"train": 1_020, "val": 1_020, "test": 6_149},
-    "pets": {"train": 3_680, "test": 3_669},
-    "dtd": {"train": 1_880, "val": 1_880, "test": 1_880},
-    "aircraft": {"train": 3_334, "val": 3_333, "test": 3_333},
-    "cars": {"train": 8_144, "test": 8_041},
-    "cub200": {"train": 5_994, "test": 5_794},
-    "indoor67": {"train": 5_360, "test": 1_340},
-}
-"""Official image counts of the other sources, by split."""
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch, and what it unpacks to."""
+
+    file: str
+    """Its name, unique within a source."""
+    urls: tuple[str, ...] = ()
+    """Mirrors, tried in order. Empty: there is no public address, and a person must fetch it."""
+    size: int | None = None
+    """Bytes, if known."""
+    checksum: str | None = None
+    """``md5:<hex>`` or ``sha256:<hex>`` as published, or None."""
+    gives: tuple[str, ...] = ()
+    """Paths relative to the root, files or folders, that exist once it is unpacked. It is not fetched if all exist."""
+    into: str = ""
+    """Folder below the root into which it is unpacked, or into which it is put if it is not an archive."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public data set."""
+
+    title: str
+    page: str
+    """Web page that describes it."""
+    licence: str
+    """Its licence in a few words; the page has the exact terms."""
+    images: dict[str, int]
+    """Official image counts by split; of COCO by its own splits, of VOC by ``<year>/<image set>``."""
+    archives: tuple[Archive, ...]
+    hint: str = ""
+    """What to do if its host does not answer, for the error message."""
+
+
+def _sources() -> dict[str, Source]:
+    def archive(entry: dict[str, Any]) -> Archive:
+        lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+        return Archive(**entry | lists)
+
+    table = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
+    return {
+        key: Source(**{**entry, "archives": tuple(map(archive, entry["archives"]))}) for key, entry in table.items()
+    }
+
+
+SOURCES = _sources()
+"""By ``source`` key."""
 PUBLISHED = "archives:"
 """Prefix of a digest made from published checksums; other digests come from ``data.lock``."""
 
@@ -93,21 +117,19 @@ def expected(config: LocalDataset) -> dict[str, int] | None:
     Train includes val where val is held out of train. None if the counts are unknown: your own data, subsets, other VOC
     image sets and COCO splits.
     """
+    published = source(config)
+    counts = published.images if published else {}
     if config.source == "coco":
         splits = {"train": [config.train_split], "test": [config.test_split]}
         splits |= {"unlabeled": ["unlabeled2017"]} if config.unlabeled else {}
-        return None if config.subset else _sums(splits, COCO_COUNTS)
-    if config.source == "voc":
+    elif config.source == "voc":
         splits = {"train": config.train_sets, "val": config.val_sets, "test": config.test_sets}
-        return _sums({split: sets for split, sets in splits.items() if sets}, VOC_COUNTS)
-    counts = COUNTS.get(config.source)
-    return dict(counts) if counts else None
-
-
-def _sums(splits: dict[str, list[str]], counts: dict[str, int]) -> dict[str, int] | None:
-    if any(name not in counts for names in splits.values() for name in names):
+    else:
+        splits = {split: [split] for split in counts}
+    known = all(name in counts for names in splits.values() for name in names)
+    if not counts or not known or getattr(config, "subset", None):
         return None
-    return {split: sum(counts[name] for name in names) for split, names in splits.items()}
+    return {split: sum(counts[name] for name in names) for split, names in splits.items() if names}
 
 
 def published_digest(config: LocalDataset) -> str | None:
@@ -133,4 +155,4 @@ def hint(config: LocalDataset) -> str:
 
 def image_url(path: str) -> str:
     """The address of one COCO image, such as ``train2017/000000000009.jpg``."""
-    return f"{COCO_HOST}/{path}"
+    return f"http://images.cocodataset.org/{path}"
