@@ -1,9 +1,7 @@
 """A linear classifier on a ResNet, trained on images by SGD, with the backbone (``finetune``) or without (``sgd``).
 
-    outcome = train_and_score(
-        task, store, backbone, seed=1000, device=device, execution=execution, work=work, log=log, name="probe tuned"
-    )
-    outcome.scores_NC, outcome.history.curves       # logits of the evaluated images; rows of curves.csv
+    evaluation, facts = train_and_score(context, task, store, backbone, device)
+    evaluation.scores_NC                            # logits of the evaluated images
 
 Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order and views depend only on the seed
 and the step (see `mls.probe.finetune_data`), the classifier's first weights from the seed, and nothing else is
@@ -14,44 +12,27 @@ Shape legend: N images, B images of a batch, C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from mls.config.experiment import Execution
 from mls.config.probes import TrainedProbe
 from mls.data.augment import ColourAugment
 from mls.data.image_store import ImageStore
 from mls.models.backbone import channels_last
+from mls.pipeline.runner import Context
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
+from mls.probe.evaluation import Evaluation
 from mls.probe.features import outputs_of, prepared
 from mls.probe.finetune_data import LabelledBatch, Views
 from mls.runtime.device import workers_of
 from mls.runtime.errors import DeterministicError, MlsError
-from mls.train.finetune import FineTuning, History, finetune
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The evaluated images' logits, and how the training went."""
-
-    split: str
-    """Evaluated split: ``test``, or ``val`` with ``test: false``."""
-    rows_N: NDArray[np.int64]
-    """The evaluated images: rows of the data artifact."""
-    scores_NC: NDArray[np.float32]
-    """Logits. Untrained classes have 0 in multi-label sets, else minus infinity, as in the linear probe."""
-    untrained: list[str]
-    """Classes of which the train images hold no positive or no negative."""
-    train_images: int
-    steps: int
-    history: History
+from mls.runtime.files import write_csv, write_json
+from mls.train.finetune import FIRST_SEED, FineTuning, finetune
 
 
 class ClassifierTraining(FineTuning):
@@ -95,29 +76,22 @@ class ClassifierTraining(FineTuning):
 
 
 def train_and_score(
-    task: TrainedProbe,
-    store: ImageStore,
-    backbone: ResNet,
-    *,
-    seed: int,
-    device: torch.device,
-    execution: Execution,
-    work: Path,
-    log: Callable[[str], None],
-    name: str,
-) -> Outcome:
+    context: Context, task: TrainedProbe, store: ImageStore, backbone: ResNet, device: torch.device
+) -> tuple[Evaluation, dict[str, Any]]:
     """Train on train and val and score test; with ``test: false`` train on train and score val.
 
+    Classes that are not trained score 0 in multi-label sets, else minus infinity, as in the linear probe.
+
     Args:
+        context: of the probe; gets ``curves.csv``, ``timing.csv`` and ``derived.json``, and its work folder holds the
+            checkpoints: training resumes from the newest.
         task: of kind ``finetune`` or ``sgd``.
         store: the data artifact.
         backbone: pretrained, without its classifier; changed in place unless frozen.
-        seed: of the classifier's first weights, order and views.
         device: where training and scoring run.
-        execution: threads, checkpoints.
-        work: holds the checkpoints; training resumes from the newest.
-        log: takes a line.
-        name: of the progress bars.
+
+    Returns:
+        The evaluated images with their logits, and facts for ``metrics.json``.
 
     Raises:
         MlsError: a split has no images; no class can be learned; no evaluated image is positive of any class.
@@ -133,12 +107,16 @@ def train_and_score(
         )
     if not store.labels(rows[split]).any():
         raise MlsError(f"the {split} split of this dataset has no positive image of any class")
+    seed, name, execution = FIRST_SEED + context.job.seed, f"probe {context.label}", context.execution
     views = Views(store, np.concatenate([rows[one] for one in splits]), task, seed)
     trained_C = views.truth_NC.any(0) & (~views.truth_NC & views.kept_NC).any(0)
     if not trained_C.any():
         raise MlsError(f"{' and '.join(splits)} of this dataset: no class has both positive and negative images")
     training = ClassifierTraining(Classifier(backbone, len(store.classes), task, seed), views, device)
-    history = finetune(training, execution=execution, work=work, log=log, name=name)
+    history = finetune(training, execution=execution, work=context.work, log=context.log, name=name)
+    write_csv(history.curves, context.out / "curves.csv")
+    write_csv(history.timing, context.out / "timing.csv")
+    write_json({"seed": seed, "total_steps": views.steps}, context.out / "derived.json")
     workers = workers_of(execution.workers, execution.threads, device)
     squares = prepared(store, rows[split], task.augment.crop, task.resize, task.fit, workers)
     scores_NC = outputs_of(training.model.eval(), squares, len(rows[split]), device, f"{name}: {split}")
@@ -149,4 +127,15 @@ def train_and_score(
         )
     scores_NC[:, ~trained_C.numpy()] = 0.0 if store.multi_label else -np.inf
     untrained = [one for one, trained in zip(store.classes, trained_C.tolist(), strict=True) if not trained]
-    return Outcome(split, rows[split], scores_NC, untrained, len(views), views.steps, history)
+    evaluation = Evaluation(
+        rows_N=rows[split],
+        names=[store.name(int(row)) for row in rows[split]],
+        split=split,
+        classes=store.classes,
+        multi_label=store.multi_label,
+        truth_NC=store.labels(rows[split]),
+        ignored_NC=store.ignored(rows[split]),
+        scores_NC=scores_NC,
+        decided=True,
+    )
+    return evaluation, {"n_train": len(views), "untrained_classes": untrained}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from matplotlib.figure import Figure
 from mls.config.transfers import KINDS
 from mls.pipeline.artifact import Artifact
 from mls.report.layout import DASH
-from mls.report.statistics import exact_mean
 from mls.report.style import Look, error_bars, legend_below, look, panels
 from mls.report.tables import Filled, Pairs, Rows, distinct, fill_cell, subtract_row
 
@@ -66,7 +66,7 @@ def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> d
         if aps and all(aps):
             by_class = {name: [one[name] for one in aps] for name in aps[0]}
             found.setdefault((task, split_of(read[0])), {})[row] = {
-                name: math.nan if None in own else exact_mean([ap for ap in own if ap is not None])
+                name: math.nan if None in own else fmean([ap for ap in own if ap is not None])
                 for name, own in by_class.items()
             }
     return {

@@ -19,7 +19,7 @@ from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.models.backbone import build_backbone, save_backbone
 from mls.pipeline.artifact import Artifact
-from mls.probe import extract_features
+from mls.probe import features as features_stage
 from mls.probe import run_probe as probe_stage
 from mls.probe.evaluation import Evaluation
 from mls.probe.feature_set import Images
@@ -119,7 +119,7 @@ def run_probe(store: ImageStore, folder: Path, poison: bool = False, **task: Any
     inputs = {"data": Artifact(store.path, {}), "pretrain": make_pretrain(folder / "pretrain", poison)}
     if isinstance(config, Features):
         features = Features(**{name: getattr(config, name) for name in Features.model_fields})
-        extract_features.run(context(features, folder / "features", inputs))
+        features_stage.run(context(features, folder / "features", inputs))
         inputs["features"] = Artifact(folder / "features", {})
     probe_stage.run(context(config, folder / "out", inputs))
     return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}

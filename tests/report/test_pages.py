@@ -15,10 +15,8 @@ import pytest
 from jinja2 import Environment
 
 from mls.pipeline.plan import Plan
-from mls.report.graph import direct_inputs
-from mls.report.origin import code_version
 from mls.report.page import Column, Sheet, SheetRow, Value, spent, write_page
-from mls.report.pages import build_pages, report_folder, table_page
+from mls.report.pages import build_pages, code_version, direct_inputs, report_folder, table_page
 from mls.report.tables import fill_table
 from mls.runtime.errors import DamagedArtifact
 from tests.report.support import make_tables, small_plan, write_inputs
