@@ -93,7 +93,7 @@ def fit_strengths(
     standard_MD = standardise(val.features_ND, mean_D, scale_D)
     trained, untrained = trained_classes(train.truth_NC, ~train.ignored_NC, names)
     fitters = make_fitters(train.truth_NC, ~train.ignored_NC, np.array(trained), multi_label)
-    best: tuple[float, Weights, Weights] | None = None
+    models: dict[float, tuple[Weights, Weights]] = {}
     candidates: dict[float, float] = {}
     unconverged = 0
     with one_blas_thread(), ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
@@ -104,12 +104,10 @@ def fit_strengths(
             for (classes, _, _, model), (weight_KD, bias_K) in zip(fitters, pool.map(solve, fitters), strict=True):
                 weight_CD[classes], bias_C[classes] = weight_KD, bias_K
                 unconverged += int(max(model.n_iter_) >= MAX_ITERATIONS)
+            models[strength] = weight_CD, bias_C
             candidates[strength] = measure(logits(standard_MD, weight_CD, bias_C), val.truth_NC)
-            if best is None or candidates[strength] > candidates[best[0]]:
-                best = strength, weight_CD, bias_C
-    assert best is not None  # strengths is never empty
-    strength, weight_CD, bias_C = best
-    return LinearFit(mean_D, scale_D, weight_CD, bias_C, strength, candidates, untrained, unconverged)
+    best = max(candidates, key=candidates.__getitem__)  # on a tie the first, which is the smallest
+    return LinearFit(mean_D, scale_D, *models[best], best, candidates, untrained, unconverged)
 
 
 Fitter = tuple[NDArray[np.int64], NDArray[np.int64], Weights, LogisticRegression]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,9 @@ PAIR_NOTES = [
     "Features that a probe reads were extracted apart, in a time of their own: see the artifacts.",
     CODE,
 ]
-COLUMNS = {"data": 0, "pretrain": 1, "features": 2, "probe": 3, "transfer": 3, "tables": 4}
+STAGE_COLUMNS = {"data": 0, "pretrain": 1, "features": 2, "probe": 3, "transfer": 3, "tables": 4}
 BOX_WIDTH, BOX_HEIGHT = 178, 34
 STEP_X, STEP_Y, MARGIN = 236, 44, 30
-BOX_LETTERS = 24
-"""Characters that fit into a box."""
 
 
 def report_folder(plan: Plan) -> Path:
@@ -150,12 +148,11 @@ def provenance_rows(
         for column, cell in cells.items():
             for pair in cell.sources:
                 value = metrics[pair[1]].get(column.split(".", 1)[1])
-                both = [made[one].manifest["made"] for one in pair if one in made]
+                both = [made[one] for one in pair if one in made]
                 values = [
                     *(Value(row), Value(column), Value(DASH) if value is None else Value(f"{value:.2f}", value)),
                     *(shown for one in pair for shown in (job_value(plan, one), took(made.get(one)))),
-                    Value(combined(both, device), below=combined(both, threads)),
-                    Value(combined(both, code_version), below=f"torch {combined(both, torch_version)}"),
+                    *(made_with(both, what) for what in ("device", "code")),
                 ]
                 rows.append(SheetRow(values, name=cell_name(table, row, column)))
     return rows
@@ -175,33 +172,28 @@ def took(artifact: Artifact | None) -> Value:
     return Value(spent(made["wall_s"]), made["wall_s"], below=made["started"][:16].replace("T", " "))
 
 
-def combined(both: list[dict[str, Any]], fact: Callable[[dict[str, Any]], str]) -> str:
-    """What two artifacts have in common or, if they differ, ``a / b``."""
-    return " / ".join(filter(None, dict.fromkeys(map(fact, both))))
+def made_with(artifacts: Sequence[Artifact], what: str) -> Value:
+    """The ``device``, ``machine`` or ``code`` that made some artifacts; ``a / b`` where they differ."""
+    pairs = [maker(one.manifest["made"])[what] for one in artifacts]
+    text, below = (" / ".join(filter(None, dict.fromkeys(lines))) for lines in zip(*pairs, strict=True))
+    return Value(text, below=below)
 
 
-def device(made: dict[str, Any]) -> str:
-    """The device; stages that do not use torch have none."""
-    return made.get("device", DASH)
-
-
-def threads(made: dict[str, Any]) -> str:
-    """Threads of torch, and ranks if there were several."""
-    if "threads" not in made:
-        return ""
-    count, ranks = made["threads"], made["ranks"]
-    return f"{count} thread{'' if count == 1 else 's'}" + (f", {ranks} ranks" if ranks > 1 else "")
+def maker(made: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """What made an artifact, as two lines each; stages that do not use torch have no device and no threads."""
+    threads = f"{made['threads']} thread{'' if made['threads'] == 1 else 's'}" if "threads" in made else ""
+    ranks = f", {made['ranks']} ranks" if made.get("ranks", 1) > 1 else ""
+    return {
+        "device": (made.get("device", DASH), threads + ranks),
+        "machine": (made["machine"], made["host"]),
+        "code": (code_version(made), f"torch {made['packages'].get('torch', DASH)}"),
+    }
 
 
 def code_version(made: dict[str, Any]) -> str:
     """Git revision of the code or, outside a git repository, its digest."""
     revision, dirty, digest = (made["code"][key] for key in ("revision", "dirty", "digest"))
     return (revision[:10] if revision else f"digest {digest}") + ("+" if dirty else "")
-
-
-def torch_version(made: dict[str, Any]) -> str:
-    """Version of torch, if the stage used it."""
-    return made["packages"].get("torch", DASH)
 
 
 # ---------------------------------------------------------------------------------------- artifacts
@@ -212,7 +204,7 @@ def artifacts_page(plan: Plan, made: dict[str, Artifact]) -> tuple[str, str, lis
     jobs = list(plan.jobs.values())
     totals = [total_row(stage, plan.stage(stage), made) for stage in dict.fromkeys(job.stage for job in jobs)]
     totals.append(total_row("all", jobs, made, kind="total"))
-    environments = list(dict.fromkeys(map(environment, made.values())))
+    environments = list(dict.fromkeys(map(packages, made.values())))
     rows = [artifact_row(plan, job, made.get(job.id), environments) for job in jobs]
     columns = columns_of("stage artifact took bytes device machine code")
     notes = [STARTED, CODE, f"{DASH}: not here. Features may be removed; local photos stay where they are."]
@@ -241,13 +233,12 @@ def artifact_row(plan: Plan, job: Job, artifact: Artifact | None, environments: 
     first = [Value(job.stage), job_value(plan, job.id), took(artifact)]
     if artifact is None:
         return SheetRow([*first, *[Value(DASH)] * 5])
-    made, size, at = artifact.manifest["made"], bytes_of(artifact), 1 + environments.index(environment(artifact))
-    machine = [Value(device(made), below=threads(made)), Value(made["machine"], below=made["host"])]
-    last = [Value(code_version(made)), Value(str(at), at, link=f"environment-{at}")]
-    return SheetRow([*first, Value(f"{size:,}", size), *machine, *last])
+    size, at = bytes_of(artifact), 1 + environments.index(packages(artifact))
+    how = [made_with([artifact], what) for what in ("device", "machine", "code")]
+    return SheetRow([*first, Value(f"{size:,}", size), *how, Value(str(at), at, link=f"environment-{at}")])
 
 
-def environment(artifact: Artifact) -> tuple[str, str]:
+def packages(artifact: Artifact) -> tuple[str, str]:
     """The versions of Python and of the packages that can change a number."""
     made = artifact.manifest["made"]
     return made["python"], ", ".join(f"{name} {version}" for name, version in made["packages"].items())
@@ -265,11 +256,13 @@ def write_graph(path: Path, plan: Plan, made: dict[str, Artifact]) -> None:
     """Write the page; ``made`` holds the artifacts that are on this machine, by id."""
     columns: dict[int, list[Job]] = {}
     for job in plan.jobs.values():
-        columns.setdefault(COLUMNS[job.stage], []).append(job)
+        columns.setdefault(STAGE_COLUMNS[job.stage], []).append(job)
     height = max(map(len, columns.values())) * STEP_Y
     nodes = {
         job.id: {
-            **box(plan, job, made.get(job.id)),
+            "job": job,
+            "labels": plan.labels[job.id],
+            "took": spent(made[job.id].manifest["made"]["wall_s"]) if job.id in made else "not here",
             "x": column * STEP_X + 1,
             "y": MARGIN + height * (2 * i + 1) // (2 * len(jobs)) - BOX_HEIGHT // 2,
         }
@@ -285,21 +278,9 @@ def write_graph(path: Path, plan: Plan, made: dict[str, Artifact]) -> None:
         nodes=list(nodes.values()),
         edges=[(nodes[up.id], nodes[job.id]) for job in plan.jobs.values() for up in direct_inputs(plan, job)],
         box=(BOX_WIDTH, BOX_HEIGHT),
-        size=(max(COLUMNS.values()) * STEP_X + BOX_WIDTH + 2, height + 2 * MARGIN),
+        size=(max(STAGE_COLUMNS.values()) * STEP_X + BOX_WIDTH + 2, height + 2 * MARGIN),
         headings=[(column * STEP_X + 1, ", ".join({job.stage: 0 for job in jobs})) for column, jobs in columns.items()],
     )
-
-
-def box(plan: Plan, job: Job, artifact: Artifact | None) -> dict[str, Any]:
-    """Stage and texts of a job's box: its first label, its id with the time it took, and all labels."""
-    labels = plan.labels[job.id]
-    took = spent(artifact.manifest["made"]["wall_s"]) if artifact else "not here"
-    return {
-        "stage": job.stage,
-        "label": labels[0] if len(labels[0]) <= BOX_LETTERS else labels[0][: BOX_LETTERS - 1] + "…",
-        "about": f"{job.id}, {took}" + (f" (+{len(labels) - 1})" if labels[1:] else ""),
-        "title": f"{job.stage}: {', '.join(labels)}",
-    }
 
 
 def direct_inputs(plan: Plan, job: Job) -> list[Job]:
