@@ -15,7 +15,7 @@ from mls.config.probes import FinetuneProbe, TrainAugment
 from mls.data.augment import FLIP, MEAN, STD, ColourAugment
 from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
-from mls.probe.finetune_data import Views
+from mls.probe.finetune import Views
 from mls.runtime.errors import MlsError
 
 SEED = 1000
