@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,12 +90,8 @@ def fit_ks(
     unit_ND = directions(train.features_ND)
     ascending = sorted(set(ks))
     votes = vote(unit_ND, train.truth_NC, val.features_ND, ascending, temperature, threads)
-    candidates = {
-        k: mean_average_precision(scores_MC, val.truth_NC, val.ignored_NC)
-        if multi_label
-        else top1(scores_MC, val.truth_NC)
-        for k, scores_MC in zip(ascending, votes, strict=True)
-    }
+    measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if multi_label else top1
+    candidates = {k: measure(scores_MC, val.truth_NC) for k, scores_MC in zip(ascending, votes, strict=True)}
     k = max(ascending, key=candidates.__getitem__)
     return KnnFit(unit_ND, train.truth_NC, temperature, k, candidates, untrained, threads)
 

@@ -69,7 +69,7 @@ def all_figures(
     for table in tables:
         spec = params["tables"][table.name]
         if "plot" in spec:
-            yield f"sweep-{table.name}", draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
+            yield f"sweep-{table.name}", draw_sweep(table, spec["plot"], spec.get("baseline"))
     probes, transfers = of_stage(inputs, "probe"), of_stage(inputs, "transfer")
     for (task, split), by_run in per_class_ap(params, probes).items():
         yield f"per_class-{task}", draw_per_class(f"{task}, {split}", by_run, runs)

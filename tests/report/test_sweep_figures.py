@@ -40,7 +40,7 @@ def drawn(plan: Plan) -> Figure:
         metrics[job.id] = {"mAP": value, "box_AP": value}
     (table,) = fill_tables(plan, metrics)
     spec = plan.tables.params["tables"]["t8"]
-    figure = draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
+    figure = draw_sweep(table, spec["plot"], spec.get("baseline"))
     assert figure
     return figure
 
