@@ -45,6 +45,9 @@ class Images:
     truth_NC: Truth
     ignored_NC: Truth
     """Classes that count neither for nor against an image, see `mls.data.image_store.ImageStore.ignored`."""
+    classes: list[str]
+    multi_label: bool
+    """Whether an image may have several classes."""
 
 
 class Parts(NamedTuple):
@@ -76,8 +79,9 @@ class FeatureSet:
         of_split = self._images["split"].to_numpy(zero_copy_only=False)
         places = np.concatenate([np.flatnonzero(of_split == split) for split in splits])
         table = self._images.take(pa.array(places))
-        labels = (unlisted(table, name, len(self.classes)) for name in ("classes", "ignored"))
-        return Images(table["image"].to_numpy(), table["name"].to_pylist(), self._features_ND[places], *labels)
+        truth_NC, ignored_NC = (unlisted(table, name, len(self.classes)) for name in ("classes", "ignored"))
+        rows_N, names, features_ND = table["image"].to_numpy(), table["name"].to_pylist(), self._features_ND[places]
+        return Images(rows_N, names, features_ND, truth_NC, ignored_NC, self.classes, self.multi_label)
 
 
 def write(out: Path, store: ImageStore, features: Mapping[str, NDArray[np.float32]]) -> None:

@@ -1,6 +1,6 @@
 """Label-wise retrieval: rank a gallery by cosine to each query, and evaluate the ranking for each label of the query.
 
-    found = retrieve(gallery, queries, precision_at=[1, 10], names=classes)     # `mls.probe.feature_set.Images`
+    found = retrieve(gallery, queries, precision_at=[1, 10])     # `mls.probe.feature_set.Images`
     found.value, found.precision[10], found.per_class_C
     write_ranking(found, rows_M, image_names, "test", path)
     found, split = read_file(path, to_ranking)
@@ -86,16 +86,13 @@ def over_queries(values_MC: Values) -> Weights:
     return np.where(count_C, sum_C / np.maximum(count_C, 1), np.nan)
 
 
-def retrieve(
-    gallery: Images, queries: Images, *, precision_at: Sequence[int], names: Sequence[str], threads: int = 1
-) -> Retrieved:
+def retrieve(gallery: Images, queries: Images, *, precision_at: Sequence[int], threads: int = 1) -> Retrieved:
     """Rank the gallery for each query, and evaluate the ranking for each of the query's labels.
 
     Args:
         gallery: N images to rank.
         queries: M images; their true classes are evaluated.
         precision_at: ks of precision@k.
-        names: of the classes.
         threads: blocks of queries that are ranked at a time; no effect on the result.
 
     Raises:
@@ -112,7 +109,7 @@ def retrieve(
     if max(precision_at) > counts_NC[:, shortest].sum():
         raise MlsError(
             f"precision_at: {max(precision_at)} is more than the {counts_NC[:, shortest].sum()} gallery images "
-            f"that count for class {names[shortest]!r}; lower it"
+            f"that count for class {gallery.classes[shortest]!r}; lower it"
         )
     unit_ND = directions(gallery.features_ND)
     ks = sorted(set(precision_at))
@@ -126,7 +123,7 @@ def retrieve(
         return values_BCV
 
     blocks = over_blocks(evaluate, [queries.features_ND, queries.truth_NC], len(unit_ND), threads)
-    return _split_values(list(names), np.concatenate(blocks), ks)
+    return _split_values(gallery.classes, np.concatenate(blocks), ks)
 
 
 def _split_values(names: list[str], values_MCV: Values, ks: Sequence[int]) -> Retrieved:

@@ -80,8 +80,8 @@ def rank_images(context: Context, task: RetrievalProbe) -> Facts:
     features = FeatureSet(context.inputs["features"].path)
     split = "test" if task.test else "val"
     gallery, queries = features.images("train"), features.images(split)
-    names, threads = features.classes, context.execution.threads
-    found = retrieval.retrieve(gallery, queries, precision_at=task.precision_at, names=names, threads=threads)
+    threads = context.execution.threads
+    found = retrieval.retrieve(gallery, queries, precision_at=task.precision_at, threads=threads)
     retrieval.write_ranking(found, queries.rows_N, queries.names, split, context.out / "predictions.parquet")
     return retrieval.retrieval_metrics(found, split) | {
         "n_train": len(gallery.names),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,10 +93,13 @@ def make_evaluation(n: int = 30, *, multi_label: bool = True, split: str = "test
     return Evaluation(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
 
 
-def images_of(features: Any, truth: Any, ignored: Any = None) -> Images:
-    """Images without names; by default no class is ignored."""
-    n = len(truth)
-    return Images(np.arange(n), [""] * n, features, truth, np.zeros_like(truth) if ignored is None else ignored)
+def images_of(
+    features: Any, truth: Any, ignored: Any = None, *, multi_label: bool = True, classes: Sequence[str] = ()
+) -> Images:
+    """Images without names; by default no class is ignored, and classes are called ``class 0``, ``class 1``..."""
+    n, classes = len(truth), list(classes) or [f"class {i}" for i in range(truth.shape[1])]
+    ignored = np.zeros_like(truth) if ignored is None else ignored
+    return Images(np.arange(n), [""] * n, features, truth, ignored, classes, multi_label)
 
 
 def make_pretrain(folder: Path, poison: bool = False) -> Artifact:

@@ -41,9 +41,8 @@ def make_parts() -> list[list[np.ndarray]]:
 def shoot(
     parts: Any, ks: list[int], samples: int = 3, costs: list[float] = COSTS, **more: Any
 ) -> tuple[dict[str, float], list[Row]]:
-    names = [f"class {i}" for i in range(parts[0][1].shape[1])]
     images = Parts(*(images_of(*part) for part in parts))
-    return low_shot(images, ks=ks, samples=samples, costs=costs, names=names, **{"seed": 5, **more})
+    return low_shot(images, ks=ks, samples=samples, costs=costs, **{"seed": 5, **more})
 
 
 def table(rows: list[Row], k: int, part: str) -> np.ndarray:

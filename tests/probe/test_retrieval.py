@@ -29,8 +29,8 @@ def make_data(n: int, seed: int, dims: int = 12) -> tuple[np.ndarray, np.ndarray
 
 
 def run(gallery: Any, query: Any, ignored: Any = None, at: tuple[int, ...] = (1, 5), **more: Any) -> Retrieved:
-    names = NAMES[: gallery[1].shape[1]]
-    return retrieve(images_of(gallery[0], gallery[1], ignored), images_of(*query), precision_at=at, names=names, **more)
+    ranked = images_of(gallery[0], gallery[1], ignored, classes=NAMES[: gallery[1].shape[1]])
+    return retrieve(ranked, images_of(*query), precision_at=at, **more)
 
 
 @pytest.mark.parametrize("with_ignored", [False, True])
@@ -158,7 +158,7 @@ def test_the_values_follow_from_the_file_which_repeats_byte_for_byte(tmp_path: P
 def write(path: Path, names: list[str] = NAMES, split: str = "val", at: tuple[int, ...] = (5, 1)) -> Retrieved:
     gallery, query = make_data(50, 0), make_data(20, 1)
     query[1][:, 3] = False
-    found = retrieve(images_of(*gallery), images_of(*query), precision_at=at, names=names)
+    found = retrieve(images_of(*gallery, classes=names), images_of(*query), precision_at=at)
     write_ranking(found, np.arange(20), [f"{m}.jpg" for m in range(20)], split, path)
     return found
 

@@ -123,7 +123,7 @@ def retrieve_to(folder: Path, split: str) -> dict[str, Any]:
     query_truth[:, 2] = False
     names = ["traffic: light", "p@1:cat", "rare", "a | b"]
     found = retrieval.retrieve(
-        images_of(gallery, gallery_truth), images_of(queries, query_truth), precision_at=[1, 3, 7], names=names
+        images_of(gallery, gallery_truth, classes=names), images_of(queries, query_truth), precision_at=[1, 3, 7]
     )
     path = folder / "predictions.parquet"
     retrieval.write_ranking(found, np.arange(200), [f"{i}.jpg" for i in range(200)], split, path)
