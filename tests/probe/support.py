@@ -34,9 +34,9 @@ LAYOUT = Backbone(name="resnet18", width=0.125, stem="small")
 def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = False) -> ImageStore:
     """Squares of two colours, 24 train, 12 val and 12 test images of 32 pixels.
 
-    Of several labels an image, train alone has one image of "rare" and test alone one of "unseen", and test's second
-    image has a difficult object of the class that it does not show. Single-label sets have images of the two alone,
-    plain ones have no other class.
+    In multi-label sets only train has an image of "rare" and only test one of "unseen", and test's second image has a
+    difficult object of the class that it does not show. Single-label sets have images of "red" and "blue" only; plain
+    sets have no other class.
     """
     records = []
     for split, count in (("train", 24), ("val", 12), ("test", 12)):
@@ -77,7 +77,7 @@ def divide_by_length(features: np.ndarray) -> np.ndarray:
 
 
 def make_evaluation(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Evaluation:
-    """Evaluation images of four classes; of the last one none is positive."""
+    """Evaluation images of four classes; the last one has no positive image."""
     rng = np.random.default_rng(n)
     label_N = np.arange(n) % 3
     truth = np.eye(4, dtype=bool)[label_N]

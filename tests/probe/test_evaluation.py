@@ -1,4 +1,4 @@
-"""What ``metrics.json`` says, and that ``predictions.parquet`` alone suffices to say it again."""
+"""What ``metrics.json`` says, and that ``predictions.parquet`` is enough to compute it again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def same(one: Evaluation, other: Evaluation) -> bool:
     )
 
 
-def test_of_test() -> None:
+def test_metrics_of_a_test_split() -> None:
     scored = make_evaluation()
     found = summarise(scored)
     arrays = scored.scores_NC, scored.truth_NC, scored.ignored_NC
@@ -60,7 +60,7 @@ def test_of_test() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_of_val_there_is_one_value() -> None:
+def test_a_val_split_has_one_metric() -> None:
     found = summarise(make_evaluation(split="val"))
     assert found.keys() == {"val", "per_class", "undefined_classes", "n_val", "interval"}
     assert found["val"] == summarise(make_evaluation())["mAP"]
@@ -68,7 +68,7 @@ def test_of_val_there_is_one_value() -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_of_a_single_label_set(split: str) -> None:
+def test_metrics_of_a_single_label_set(split: str) -> None:
     scored = make_evaluation(multi_label=False, split=split)
     found = summarise(scored)
     name = "top1" if split == "test" else "val"
@@ -89,7 +89,9 @@ def test_a_split_without_positives_is_refused() -> None:
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("split", ["test", "val"])
 @pytest.mark.parametrize("n", [1, 30])
-def test_round_trip_and_bytes(n: int, split: str, multi_label: bool, tmp_path: Path) -> None:
+def test_reading_restores_every_bit_and_equal_scores_give_equal_bytes(
+    n: int, split: str, multi_label: bool, tmp_path: Path
+) -> None:
     scored = make_evaluation(n, multi_label=multi_label, split=split, decided=multi_label)
     if n > 1:
         scored.scores_NC[0, 0], scored.scores_NC[1, 0] = -0.0, np.float32(1e-45)
@@ -105,7 +107,7 @@ def test_round_trip_and_bytes(n: int, split: str, multi_label: bool, tmp_path: P
     assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
 
 
-def test_columns(tmp_path: Path) -> None:
+def test_predictions_have_the_documented_columns(tmp_path: Path) -> None:
     scored = make_evaluation()
     write_predictions(scored, tmp_path / "p.parquet")
     table = pq.read_table(tmp_path / "p.parquet")

@@ -167,7 +167,7 @@ def test_single_label_loss_by_hand() -> None:
     assert float(value) == pytest.approx(np.mean(terms), rel=1e-6)
 
 
-def test_cosine_schedule() -> None:
+def test_the_cosine_schedule_warms_up_and_falls() -> None:
     task = make_task(lr=2.0, epochs=10, warmup_epochs=1.0)
     rates = [learning_rate(task, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([2 * (step + 1) / 11 for step in range(10)])
@@ -178,7 +178,7 @@ def test_cosine_schedule() -> None:
     assert learning_rate(make_task(lr=2.0, epochs=1, warmup_epochs=0.9), 0, 1) == 1.0  # all steps there are
 
 
-def test_step_schedule() -> None:
+def test_the_step_schedule_divides_by_ten() -> None:
     task = make_task("sgd", lr=30.0, epochs=100)
     rates = [learning_rate(task, step, 500) for step in range(500)]
     assert rates == pytest.approx([30.0] * 300 + [3.0] * 100 + [0.3] * 100)
@@ -220,7 +220,7 @@ def test_optimizer_groups() -> None:
 # ----------------------------------------------------------------------------------------------- training
 
 
-def test_classifier_lr_is_the_classifiers_alone(store: ImageStore, tmp_path: Path) -> None:
+def test_classifier_lr_changes_only_the_classifier(store: ImageStore, tmp_path: Path) -> None:
     steps: dict[float, dict[str, torch.Tensor]] = {}
     for times in (0.5, 1.0, 8.0):
         task = make_task(epochs=1, batch_size=12, lr=1e-3, classifier_lr=times, momentum=0.0)  # a single step
@@ -258,7 +258,7 @@ def test_statistics_of_batch_norm(store: ImageStore, tmp_path: Path, batchnorm: 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
 @pytest.mark.parametrize("how", ["signal", "kill", "damage"])
-def test_resumed_equals_uninterrupted(
+def test_a_resumed_training_equals_an_uninterrupted_one(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
 ) -> None:
     monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
@@ -339,7 +339,9 @@ def test_a_broken_backbone_is_named(store: ImageStore, tmp_path: Path, kind: str
         fit(make_task(kind), store, tmp_path / "work", backbone=backbone)
 
 
-def test_bad_logits_at_the_end(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_are_not_finite_are_refused(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits = np.array([[0, math.nan, 0], [0, 0, 0]], dtype=np.float32)
     monkeypatch.setattr(module, "outputs_of", lambda *_: logits)
     with pytest.raises(DeterministicError, match=r"after 18 steps the logits of 1 of 2 val images are not finite"):
@@ -349,7 +351,7 @@ def test_bad_logits_at_the_end(store: ImageStore, tmp_path: Path, monkeypatch: p
 # ------------------------------------------------------------------------------------------------ splits
 
 
-def test_without_test_it_is_never_read(tmp_path: Path) -> None:
+def test_without_test_the_test_split_is_never_read(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", test_bytes=b"no image")
     outcome = fit(make_task(epochs=1), store, tmp_path / "work")
     assert (outcome.evaluation.split, outcome.facts["n_train"], outcome.steps) == ("val", 12, 3)
@@ -375,7 +377,7 @@ def test_with_test_val_is_trained_on(store: ImageStore, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_squares_are_the_probes(store: ImageStore, tmp_path: Path, kind: str) -> None:
+def test_evaluated_views_are_those_of_the_other_probes(store: ImageStore, tmp_path: Path, kind: str) -> None:
     """Evaluation as `square` makes them, in evaluation mode, by the weights that were left."""
     task = make_task(kind, resize=20, epochs=1)
     outcome = fit(task, store, tmp_path / "work")
@@ -430,7 +432,7 @@ def test_finetuning_learns_scenes(in_tmp: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_single_label_sets(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_single_label_set_is_learned(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("MLS_DATA", str(in_tmp / "data"))
     folder = in_tmp / "data/bars"
     folder.mkdir(parents=True)
@@ -479,7 +481,7 @@ def test_sgd_comes_near_logistic_regression(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_bf16_is_of_the_backbone_alone(store: ImageStore, tmp_path: Path, kind: str) -> None:
+def test_bf16_applies_only_to_the_backbone(store: ImageStore, tmp_path: Path, kind: str) -> None:
     full = fit(make_task(kind, epochs=1, lr=1e-4), store, tmp_path / "fp32").evaluation.scores_NC
     half = fit(make_task(kind, epochs=1, lr=1e-4, precision="bf16"), store, tmp_path / "bf16").evaluation.scores_NC
     assert half.dtype == np.float32

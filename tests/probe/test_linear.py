@@ -155,7 +155,7 @@ def test_odd_features_still_converge(kind: str) -> None:
     assert fitted.unconverged == 0 and np.isfinite(fitted.scores(features)).all()
 
 
-def test_single_label() -> None:
+def test_single_label_sets_get_softmax_regression() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=300)
     features = (np.eye(3)[labels] * 2 + rng.normal(size=(300, 3))).astype(np.float32)
@@ -169,7 +169,7 @@ def test_single_label() -> None:
     assert same.mean() > 0.95  # the same model but for standardised features
 
 
-def test_single_label_of_two_classes() -> None:
+def test_softmax_regression_of_two_classes() -> None:
     features = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     truth = np.stack([features[:, 0] > 0.1, features[:, 0] <= 0.1], axis=1)
     images = images_of(features, truth, multi_label=False)

@@ -205,7 +205,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         shoot([train, val, test], [4])
 
 
-def test_what_processes_would_get_and_return_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_calls_and_results_give_the_same_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without starting any, which takes seconds and is tested for `mls.probe.svm`."""
     parts, seen = make_parts(), []
     alone = shoot(parts, [4, 4, 1])

@@ -149,7 +149,7 @@ def watch_reads(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], set[int]]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "retrieval"])
-def test_without_test_val_is_evaluation_and_test_is_never_read(
+def test_without_test_val_is_evaluated_and_test_is_never_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "data", multi_label=True)

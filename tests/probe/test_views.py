@@ -1,4 +1,4 @@
-"""Every image comes once an epoch, in full batches that repeat from any step; views flip and crop, and no more."""
+"""Each epoch has every image once, in full batches that repeat from any step; views are only cropped and flipped."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_boxes_are_of_the_images_own_size(store: ImageStore) -> None:
     assert torch.equal(crop_CHW, resized_crop_image(store.decode(2), 0, 6, 20, 27, size=[16, 16], antialias=True))
 
 
-def test_views_are_flipped_and_normalised_alone(store: ImageStore) -> None:
+def test_views_are_only_flipped_and_normalised(store: ImageStore) -> None:
     (batch,) = make_views(store, batch_size=7).batches(range(1), workers=1)
     views_BCHW = ColourAugment(TrainAugment(crop=16), view=0)(batch.crops_BCHW, batch.draws_BU)
     flipped = batch.draws_BU[:, FLIP] < 0.5
