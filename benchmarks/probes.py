@@ -151,14 +151,14 @@ Side = tuple[Callable[[np.ndarray], Scores], object, int]
 
 def images_of(features_ND: np.ndarray, truth_NC: Truth) -> Images:
     """Images without names of which no class is ignored."""
-    return Images(np.arange(len(truth_NC)), [""] * len(truth_NC), features_ND, truth_NC, np.zeros_like(truth_NC))
+    images, classes = len(truth_NC), [str(c) for c in range(truth_NC.shape[1])]
+    return Images(np.arange(images), [""] * images, features_ND, truth_NC, np.zeros_like(truth_NC), classes, True)
 
 
 def logistic(args: argparse.Namespace, train: Split, val: Split) -> Side:
     """mls.probe.linear."""
-    names = [str(c) for c in range(args.classes)]
-    options: dict[str, Any] = {"multi_label": True, "names": names, "threads": args.threads}
-    fitted = linear.fit_strengths(images_of(*train), images_of(*val), strengths=args.strengths, **options)
+    options: dict[str, Any] = {"strengths": args.strengths, "threads": args.threads}
+    fitted = linear.fit_strengths(images_of(*train), images_of(*val), **options)
     return fitted.scores, fitted.strength, len(args.strengths)
 
 
@@ -167,8 +167,7 @@ def svm(args: argparse.Namespace, train: Split, val: Split) -> Side:
     from mls.probe.svm import fit_costs
 
     task = SvmProbe(kind="svm", dataset="none")
-    options: dict[str, Any] = {"names": [str(c) for c in range(args.classes)], "multi_label": True}
-    fitted = fit_costs(images_of(*train), costs=task.costs, folds=task.folds, threads=args.threads, **options)
+    fitted = fit_costs(images_of(*train), costs=task.costs, folds=task.folds, threads=args.threads)
     return fitted.scores, "per class", len(task.costs)
 
 

@@ -12,7 +12,6 @@ import signal
 import sys
 import types
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -210,18 +209,12 @@ def draw(args: argparse.Namespace) -> None:
     plan = plan_here(args.experiment)
     jobs = _transfers_or(plan, "pretrain", args.target)
     _check_out(args, plan, jobs)
-    if jobs[0].stage == "pretrain":
-        from mls.report.neighbour_figures import draw_neighbours
-        from mls.runtime.device import set_up
+    from mls.report.drawing import draw_job
+    from mls.runtime.device import set_up
 
-        set_up("cpu", plan.loaded.experiment.execution.threads, seed=0)
-        draw_job = partial(draw_neighbours, images=args.images, seed=args.seed)
-    else:
-        from mls.report.object_figures import draw_transfer
-
-        draw_job = partial(draw_transfer, images=args.images)
+    set_up("cpu", plan.loaded.experiment.execution.threads, seed=0)
     for job in jobs:
-        for file in draw_job(plan, job, args.out or Path("drawn") / job.id):
+        for file in draw_job(plan, job, args.out or Path("drawn") / job.id, args.images, args.seed):
             print(file)
 
 

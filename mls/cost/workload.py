@@ -4,7 +4,7 @@
     work_of(job, jobs)          # 45,363,200: epochs x steps x batch of a pretraining
 
 Counts come from the experiment file, the catalog's official counts, or the index of a finished data set. The formulas
-are those of the stages: `mls.data.loader.TwoViews`, `mls.probe.finetune_data.Views`, ``mls.transfer``.
+are those of the stages: `mls.data.loader.TwoViews`, `mls.probe.finetune.Views`, ``mls.transfer``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from mls.runtime.ranks import WORLD
 STAGE_MODULES = {
     "data": "mls.data.build_store",
     "pretrain": "mls.train.pretrain",
-    "features": "mls.probe.extract_features",
+    "features": "mls.probe.features",
     "probe": "mls.probe.run_probe",
     "transfer": "mls.transfer.run_transfer",
     "tables": "mls.report.build_tables",

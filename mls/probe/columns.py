@@ -1,7 +1,7 @@
 """Columns that the Parquet files of features and predictions share, and checks when such a file is read.
 
     schema = pa.schema([*IMAGE, *LABELS, ("score:cat", pa.float32())])
-    table = read_table(path)
+    found = read_file(path, parse)                # parse: table -> anything; errors name the file
     check_columns(table, schema)
     truth_NC = unlisted(table, "classes", classes=20)
 
@@ -10,7 +10,10 @@ Shape legend: N images, C classes.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,9 @@ import pyarrow.parquet as pq
 from mls.metrics import Truth
 from mls.runtime.errors import MlsError
 
+Parsed = TypeVar("Parsed")
+SPLITS = ("test", "val")
+"""The splits that a probe may be evaluated on."""
 IMAGE = [("image", pa.int64()), ("name", pa.string()), ("split", pa.string())]
 """The row of the data artifact, the image's name, its split."""
 LABELS = [("classes", pa.list_(pa.int32())), ("ignored", pa.list_(pa.int32()))]
@@ -26,39 +32,45 @@ LABELS = [("classes", pa.list_(pa.int32())), ("ignored", pa.list_(pa.int32()))]
 AGAIN = "make the probe again"
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file.
+def read_file(path: Path, parse: Callable[[pa.Table], Parsed]) -> Parsed:
+    """Read a Parquet file, and parse its table.
 
     Raises:
-        MlsError: there is no such file, or it is not readable.
+        MlsError: there is no such file, it is not readable, or ``parse`` refuses it; names the file.
     """
     try:
-        with pq.ParquetFile(path) as file:  # read_table would take parts of the path for partition columns
-            return file.read()
+        with pq.ParquetFile(path) as file:  # pq.read_table would take parts of the path for partition columns
+            return parse(file.read())
     except FileNotFoundError as error:
         raise MlsError(f"{path} does not exist; name a probe's predictions.parquet") from error
     except (OSError, pa.ArrowException) as error:
         raise MlsError(f"{path} is not a readable Parquet file ({str(error).strip()}); {AGAIN}") from error
+    except MlsError as error:
+        raise MlsError(f"{path}: {error}") from error
 
 
-def check_columns(table: pa.Table, schema: pa.Schema) -> None:
-    """Check that a table holds each column of a schema once and with its type, and no others.
+def check_columns(table: pa.Table, schema: pa.Schema) -> str:
+    """Check that a table holds each column of a schema once and with its type, no others, and images of one split.
+
+    Returns:
+        The split.
 
     Raises:
-        MlsError: it does not; names the columns.
+        MlsError: it does not; names the columns or the splits.
     """
-    found = table.schema
-    missing = [name for name in dict.fromkeys(schema.names) if found.names.count(name) != 1]
-    surplus = sorted(set(found.names) - set(schema.names))
-    problems = [f"does not hold {', '.join(missing)} once"] if missing else []
-    problems += [f"holds unknown columns ({', '.join(surplus)})"] if surplus else []
-    problems = problems or [
-        f"column {field.name} is {found.field(field.name).type}, not {field.type}"
-        for field in schema
-        if found.field(field.name).type != field.type
-    ]
-    if problems:
-        raise MlsError(f"{' and '.join(problems)}; {AGAIN}")
+    # Parquet calls a list's items "element", Arrow "item"
+    found, wanted = (
+        Counter(f"{field.name} ({field.type})".replace("<element:", "<item:") for field in one)
+        for one in (table.schema, schema)
+    )
+    differences = {"lacks": wanted - found, "has in addition": found - wanted}
+    if found != wanted:
+        text = " and ".join(f"{verb} {', '.join(columns)}" for verb, columns in differences.items() if columns)
+        raise MlsError(f"its columns are wrong: it {text}; {AGAIN}")
+    split, *others = table["split"].unique().to_pylist() or [None]
+    if others or split not in SPLITS:
+        raise MlsError(f"its images are not of one split, {' or '.join(SPLITS)}, but of {[split, *others]}; {AGAIN}")
+    return split
 
 
 def listed(mask_NC: Truth) -> pa.ListArray:

@@ -2,7 +2,7 @@
 
     found = Evaluation(rows_N, names, "test", classes, multi_label, truth_NC, ignored_NC, scores_NC, decided=True)
     write_predictions(found, out / "predictions.parquet")
-    metrics = summarise(read_predictions(out / "predictions.parquet"))     # the same as summarise(found)
+    metrics = summarise(read_file(out / "predictions.parquet", to_evaluation))     # the same as summarise(found)
 
 | column | content |
 |---|---|
@@ -28,13 +28,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from mls.metrics import Scores, Truth, average_precisions, decisions, hits, mean_average_precision, top1
 from mls.probe.bootstrap import LEVEL, RESAMPLES, Interval, Intervals, average_precision_intervals, mean_intervals
-from mls.probe.columns import AGAIN, IMAGE, LABELS, check_columns, listed, read_table, unlisted
+from mls.probe.columns import AGAIN, IMAGE, LABELS, check_columns, listed, unlisted
 from mls.runtime.errors import MlsError
 
-SPLITS = ("test", "val")
 KEY = b"mls"
 
 
@@ -43,9 +43,8 @@ class Evaluation:
     """Scores of some images and their labels: everything that a metric needs.
 
     Raises:
-        MlsError: no images or no classes, two classes with the same name, a wrong split, scores that are NaN, a class
-            that is both true and ignored, or an image of a single-label set without exactly one class.
-        ValueError: arrays whose shapes or types do not match (a bug of the caller).
+        MlsError: two classes with the same name, scores that are NaN, a class that is both true and ignored, or an
+            image of a single-label set without exactly one class.
     """
 
     rows_N: NDArray[np.int64]
@@ -64,26 +63,13 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Check what the metrics rely on."""
-        shape = len(self.names), len(self.classes)
-        for name, dtype, wanted in (
-            ("truth_NC", np.bool_, shape),
-            ("ignored_NC", np.bool_, shape),
-            ("scores_NC", np.float32, shape),
-            ("rows_N", np.int64, shape[:1]),
-        ):
-            found = getattr(self, name)
-            if found.shape != wanted or found.dtype != dtype:
-                raise ValueError(f"{name} is {found.dtype} {found.shape}, not {np.dtype(dtype)} {wanted}")
-        if self.split not in SPLITS:
-            raise MlsError(f"split {self.split!r} is not {' or '.join(SPLITS)}")
-        if not all(shape):
-            raise MlsError(f"there is nothing to evaluate: {shape[0]} images of {self.split}, {shape[1]} classes")
+        images = len(self.names)
         if twice := sorted({name for name in self.classes if self.classes.count(name) > 1}):
             raise MlsError(f"two classes have the same name: {', '.join(twice)}; rename one in the data set")
         if (wrong_NC := np.isnan(self.scores_NC)).any():
             image, index = np.argwhere(wrong_NC)[0]
             raise MlsError(
-                f"the scores of {wrong_NC.any(axis=1).sum()} of {shape[0]} {self.split} images are NaN; "
+                f"the scores of {wrong_NC.any(axis=1).sum()} of {images} {self.split} images are NaN; "
                 f"the first: class {self.classes[index]} of {self.names[image]}"
             )
         if (wrong_NC := self.truth_NC & self.ignored_NC).any():
@@ -91,7 +77,7 @@ class Evaluation:
             raise MlsError(f"{self.names[image]}: class {self.classes[index]} is both true and ignored")
         if not self.multi_label and (wrong_N := (self.truth_NC.sum(axis=1) != 1) | self.ignored_NC.any(axis=1)).any():
             raise MlsError(
-                f"each image of a single-label set has one class and ignores none; {wrong_N.sum()} of {shape[0]} "
+                f"each image of a single-label set has one class and ignores none; {wrong_N.sum()} of {images} "
                 f"{self.split} images break this rule; the first: {self.names[int(wrong_N.argmax())]}"
             )
 
@@ -177,56 +163,42 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def read_predictions(path: Path) -> Evaluation:
-    """Read what `write_predictions` wrote, exactly.
+class About(BaseModel, strict=True):
+    """What the schema's metadata says."""
+
+    classes: list[str]
+    multi_label: bool
+    decided: bool
+
+
+def to_evaluation(table: pa.Table) -> Evaluation:
+    """Restore what `write_predictions` wrote, exactly.
 
     Raises:
-        MlsError: there is no such file, it holds no predictions, its columns are missing, of a wrong type or
-            incomplete, or `Evaluation` refuses its content; names the file.
+        MlsError: the table holds no predictions, its columns are missing, of a wrong type or incomplete, or
+            `Evaluation` refuses its content.
     """
-    table = read_table(path)
-    try:
-        return _evaluation(table)
-    except MlsError as error:
-        raise MlsError(f"{path}: {error}") from error
-
-
-def _evaluation(table: pa.Table) -> Evaluation:
     if not any(name.startswith("score:") for name in table.schema.names):
-        raise MlsError("holds no scores: name the predictions.parquet of a classifier")
-    about = _about(table.schema.metadata or {})
-    classes: list[str] = about["classes"]
-    schema = _schema(classes)
-    check_columns(table, schema)
+        raise MlsError("holds no scores: name the predictions.parquet of a probe")
+    try:
+        about = About.model_validate_json((table.schema.metadata or {})[KEY])
+    except (KeyError, ValueError) as error:
+        raise MlsError(f"does not say its classes, multi_label and decided in its schema; {AGAIN}") from error
+    schema, classes = _schema(about.classes), len(about.classes)
+    split = check_columns(table, schema)
     for name in schema.names:
         column = table[name]
         if column.null_count or (pa.types.is_list(column.type) and column.combine_chunks().flatten().null_count):
             raise MlsError(f"column {name} has empty cells; {AGAIN}")
-    splits = sorted(set(table["split"].to_pylist()))
-    if len(splits) != 1:
-        raise MlsError(f"holds images of {len(splits)} splits, not of one ({', '.join(splits) or 'it has no rows'})")
     return Evaluation(
         rows_N=table["image"].to_numpy(),
         names=table["name"].to_pylist(),
-        split=splits[0],
-        truth_NC=unlisted(table, "classes", len(classes)),
-        ignored_NC=unlisted(table, "ignored", len(classes)),
-        scores_NC=np.stack([table[f"score:{name}"].to_numpy() for name in classes], axis=1),
-        **about,
+        split=split,
+        truth_NC=unlisted(table, "classes", classes),
+        ignored_NC=unlisted(table, "ignored", classes),
+        scores_NC=np.stack([table[f"score:{name}"].to_numpy() for name in about.classes], axis=1),
+        **about.model_dump(),
     )
-
-
-def _about(metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    try:
-        about = json.loads(metadata[KEY])
-        names = about["classes"]
-        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        valid = valid and isinstance(about["multi_label"], bool) and isinstance(about["decided"], bool)
-    except (KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise MlsError(f"does not say its classes, multi_label and decided in its schema; {AGAIN}")
-    return {key: about[key] for key in ("classes", "multi_label", "decided")}
 
 
 def _schema(classes: Sequence[str]) -> pa.Schema:

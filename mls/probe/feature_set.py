@@ -1,6 +1,6 @@
 """The features of a data set under one backbone: extracted once, read by every classifier.
 
-    write(out, store, {"train": (rows_N, features_ND), ...})     # the features stage
+    write(out, store, {"train": features_ND, ...})               # the features stage
     features = FeatureSet(Path("artifacts/features/3f2a91c4d0"))
     train = features.images("train")                             # or ("train", "val"): one after the other
     train.features_ND, train.truth_NC, train.ignored_NC
@@ -45,6 +45,9 @@ class Images:
     truth_NC: Truth
     ignored_NC: Truth
     """Classes that count neither for nor against an image, see `mls.data.image_store.ImageStore.ignored`."""
+    classes: list[str]
+    multi_label: bool
+    """Whether an image may have several classes."""
 
 
 class Parts(NamedTuple):
@@ -76,23 +79,24 @@ class FeatureSet:
         of_split = self._images["split"].to_numpy(zero_copy_only=False)
         places = np.concatenate([np.flatnonzero(of_split == split) for split in splits])
         table = self._images.take(pa.array(places))
-        labels = (unlisted(table, name, len(self.classes)) for name in ("classes", "ignored"))
-        return Images(table["image"].to_numpy(), table["name"].to_pylist(), self._features_ND[places], *labels)
+        truth_NC, ignored_NC = (unlisted(table, name, len(self.classes)) for name in ("classes", "ignored"))
+        rows_N, names, features_ND = table["image"].to_numpy(), table["name"].to_pylist(), self._features_ND[places]
+        return Images(rows_N, names, features_ND, truth_NC, ignored_NC, self.classes, self.multi_label)
 
 
-def write(out: Path, store: ImageStore, features: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
+def write(out: Path, store: ImageStore, features: Mapping[str, NDArray[np.float32]]) -> None:
     """Write a features artifact's files.
 
     Args:
         out: its folder.
         store: the data set.
-        features: split -> rows and their features.
+        features: split -> features of all its images.
     """
-    rows_N = np.concatenate([rows for rows, _ in features.values()])
+    rows_N = np.concatenate([store.split(split) for split in features])
     names = [store.name(int(row)) for row in rows_N]
-    splits = [split for split, (rows, _) in features.items() for _ in rows]
+    splits = [split for split, part_ND in features.items() for _ in part_ND]
     columns = [rows_N, names, splits, listed(store.labels(rows_N)), listed(store.ignored(rows_N))]
     pq.write_table(pa.table(columns, schema=SCHEMA), out / "images.parquet")
-    np.save(out / "features.npy", np.concatenate([part_ND for _, part_ND in features.values()]))
+    np.save(out / "features.npy", np.concatenate(list(features.values())))
     about = {"classes": store.classes, "multi_label": store.multi_label}
     (out / "classes.json").write_text(json.dumps(about, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,7 +1,10 @@
-"""Frozen, globally pooled features of a store's images.
+"""The features stage: a frozen backbone's pooled features of a data set's labelled images, for every probe of them.
+
+    python -m mls features linear/mls:0
 
     features_ND = extract(backbone, store, store.split("train"), Features(image_size=224), device=device)
 
+Writes ``features.npy``, ``images.parquet`` and ``classes.json`` (see ``mls.probe.feature_set``), and ``timing.csv``.
 Threads decode the next images while the backbone works on the current ones.
 
 Shape legend: N images, D features or logits, B images of a batch, C channels, H height, W width.
@@ -9,6 +12,7 @@ Shape legend: N images, D features or logits, B images of a batch, C channels, H
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -19,18 +23,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.resnet import ResNet
 
+from mls.config.experiment import Backbone
 from mls.config.probes import Features
 from mls.data.eval_view import normalise, square
-from mls.data.image_store import ImageStore
-from mls.models.backbone import LAYERS, channels_last, feature_maps
-from mls.runtime.device import autocast
+from mls.data.image_store import LABELLED, ImageStore
+from mls.models.backbone import LAYERS, channels_last, feature_maps, load_backbone
+from mls.pipeline.artifact import Artifact
+from mls.pipeline.runner import Context
+from mls.probe import feature_set
+from mls.probe.linear import check_finite
+from mls.runtime.device import autocast, set_up, workers_of
+from mls.runtime.errors import MlsError
+from mls.runtime.files import write_csv
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.train.finetune import read_ahead
 
 BATCH = 64
+SEED = 1000
+"""Nothing here draws random numbers; this fixes the state of every generator all the same."""
 
 Rows = Sequence[int] | NDArray[np.int64]
+
+
+def run(context: Context) -> None:
+    """Make a features artifact.
+
+    Raises:
+        MlsError: a split without images, or features that are not finite.
+        Interrupted: a signal came; there is nothing to save.
+    """
+    config: Features = context.job.config
+    device = set_up(context.execution.device, context.execution.threads, SEED)
+    workers = workers_of(context.execution.workers, context.execution.threads, device)
+    store, backbone = ImageStore(context.inputs["data"].path), load_pretrained(context.inputs["pretrain"])
+    splits = LABELLED if config.test else ("train", "val")
+    rows = {split: store.split(split) for split in splits}
+    if empty := [split for split, found in rows.items() if not len(found)]:
+        raise MlsError(f"probes need images of {', '.join(splits)}; this dataset has no {' and no '.join(empty)}")
+    features, started = {}, time.perf_counter()
+    for split, found in rows.items():
+        name = f"features {context.label}: {split}"
+        features[split] = extract(backbone, store, found, config, device, workers=workers, name=name)
+        check_finite(features[split], split)
+    seconds, images = time.perf_counter() - started, sum(map(len, rows.values()))
+    feature_set.write(context.out, store, features)
+    write_csv([{"images": images, "seconds": seconds, "images_per_s": images / seconds}], context.out / "timing.csv")
+
+
+def load_pretrained(pretrain: Artifact) -> ResNet:
+    """Load the backbone of a pretraining, on the CPU."""
+    layout = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
+    return load_backbone(layout, pretrain.file("backbone.safetensors"))
 
 
 def extract(

@@ -1,22 +1,25 @@
 """A linear classifier on a ResNet, trained on images by SGD, with the backbone (``finetune``) or without (``sgd``).
 
-    outcome = train_and_score(
-        task, store, backbone, seed=1000, device=device, execution=execution, work=work, log=log, name="probe tuned"
-    )
-    outcome.scores_NC, outcome.history.curves       # logits of the evaluated images; rows of curves.csv
+    evaluation, facts = train_and_score(context, task, store, backbone, device)
+    evaluation.scores_NC                            # logits of the evaluated images
 
 Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order and views depend only on the seed
-and the step (see `mls.probe.finetune_data`), the classifier's first weights from the seed, and nothing else is
-random. The last state is evaluated; no checkpoint is chosen by its score.
+and the step, the classifier's first weights only on the seed, and nothing else is random. The last state is evaluated;
+no checkpoint is chosen by its score.
 
-Shape legend: N images, B images of a batch, C classes, D features.
+Each epoch holds every image once, in its own order, and one epoch follows another without a gap: every batch is full,
+and one may begin in an epoch and end in the next. So nothing is dropped, no batch norm ever sees a single image, and
+sets smaller than a batch can be trained on too (an image then occurs more than once in a batch, each time as another
+view).
+
+Shape legend: N images, B images of a batch, C classes (of an image: channels), D features, U draws of a view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,34 +27,86 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from mls.config.experiment import Execution
 from mls.config.probes import TrainedProbe
-from mls.data.augment import ColourAugment
+from mls.data.augment import ColourAugment, crop, crop_boxes, draw
 from mls.data.image_store import ImageStore
+from mls.data.loader import ORDER_STREAM
 from mls.models.backbone import channels_last
+from mls.pipeline.runner import Context
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
+from mls.probe.evaluation import Evaluation
 from mls.probe.features import outputs_of, prepared
-from mls.probe.finetune_data import LabelledBatch, Views
 from mls.runtime.device import workers_of
 from mls.runtime.errors import DeterministicError, MlsError
-from mls.train.finetune import FineTuning, History, finetune
+from mls.runtime.files import write_csv, write_json
+from mls.train.finetune import FIRST_SEED, FineTuning, finetune, places, read_ahead
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The evaluated images' logits, and how the training went."""
+class LabelledBatch(NamedTuple):
+    """Crops before flip and normalisation, and their labels."""
 
-    split: str
-    """Evaluated split: ``test``, or ``val`` with ``test: false``."""
-    rows_N: NDArray[np.int64]
-    """The evaluated images: rows of the data artifact."""
-    scores_NC: NDArray[np.float32]
-    """Logits. Untrained classes have 0 in multi-label sets, else minus infinity, as in the linear probe."""
-    untrained: list[str]
-    """Classes of which the train images hold no positive or no negative."""
-    train_images: int
-    steps: int
-    history: History
+    crops_BCHW: Tensor
+    """uint8."""
+    draws_BU: Tensor
+    """float64 uniforms that decide everything else (see ``mls.data.augment``)."""
+    truth_BC: Tensor
+    """bool."""
+    kept_BC: Tensor
+    """bool: the class counts for or against the image."""
+
+
+class Views:
+    """The images that a classifier is trained on."""
+
+    def __init__(self, store: ImageStore, rows_N: NDArray[np.int64], task: TrainedProbe, seed: int) -> None:
+        """Read sizes and labels; no image is read yet.
+
+        Args:
+            store: holds the images.
+            rows_N: rows of the images to train on; at least one.
+            task: ``augment``, ``batch_size`` and ``epochs`` are read.
+            seed: of order and views.
+        """
+        self.store, self.rows_N, self.task, self.seed = store, rows_N, task, seed
+        self.sizes_N2 = np.array([store.size(int(row)) for row in rows_N], dtype=np.int64)
+        self.truth_NC = torch.from_numpy(store.labels(rows_N))
+        self.kept_NC = torch.from_numpy(~store.ignored(rows_N))
+
+    def __len__(self) -> int:
+        """Number of images to train on."""
+        return len(self.rows_N)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training: ``epochs`` passes, rounded to whole batches."""
+        return max(1, round(self.task.epochs * len(self) / self.task.batch_size))
+
+    def plan(self, step: int) -> list[tuple[int, int]]:
+        """Return index and epoch of each image of a batch."""
+        return [
+            (int(epoch_order(len(self), self.seed, epoch)[place]), epoch)
+            for epoch, place in places(step, self.task.batch_size, len(self))
+        ]
+
+    def load(self, planned: tuple[int, int]) -> tuple[int, Tensor, Tensor]:
+        """Return an image's index, its crop in an epoch, uint8 (3, S, S), and the draws (U,) of its view."""
+        index, epoch = planned
+        u_1U = draw(self.seed, epoch, self.rows_N[[index]], 0)
+        box_14 = crop_boxes(u_1U, self.sizes_N2[[index]], self.task.augment.scale)
+        image_CHW = self.store.decode(int(self.rows_N[index]))
+        return index, crop(image_CHW, box_14[0], self.task.augment.crop), torch.from_numpy(u_1U[0])
+
+    def batches(self, steps: range, workers: int) -> Generator[LabelledBatch]:
+        """Yield the batches of some steps, prepared ahead by ``workers`` threads (no effect on the batches)."""
+        for samples in read_ahead(map(self.plan, steps), self.load, workers):
+            indices, crops, draws = map(list, zip(*samples, strict=True))
+            yield LabelledBatch(torch.stack(crops), torch.stack(draws), self.truth_NC[indices], self.kept_NC[indices])
+
+
+@lru_cache(maxsize=4)
+def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of an epoch's images, int64 (N,). Its random stream differs from those of the views."""
+    return np.random.default_rng((seed, epoch, 0, ORDER_STREAM)).permutation(images)
 
 
 class ClassifierTraining(FineTuning):
@@ -77,7 +132,7 @@ class ClassifierTraining(FineTuning):
         return learning_rate(self.task, step, self.total)
 
     def batches(self, steps: range, workers: int) -> Generator[LabelledBatch]:
-        """Yield crops and labels, see `mls.probe.finetune_data.Views.batches`."""
+        """Yield crops and labels, see `Views.batches`."""
         return self.views.batches(steps, workers)
 
     def losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
@@ -95,29 +150,22 @@ class ClassifierTraining(FineTuning):
 
 
 def train_and_score(
-    task: TrainedProbe,
-    store: ImageStore,
-    backbone: ResNet,
-    *,
-    seed: int,
-    device: torch.device,
-    execution: Execution,
-    work: Path,
-    log: Callable[[str], None],
-    name: str,
-) -> Outcome:
+    context: Context, task: TrainedProbe, store: ImageStore, backbone: ResNet, device: torch.device
+) -> tuple[Evaluation, dict[str, Any]]:
     """Train on train and val and score test; with ``test: false`` train on train and score val.
 
+    Classes that are not trained score 0 in multi-label sets, else minus infinity, as in the linear probe.
+
     Args:
+        context: of the probe; gets ``curves.csv``, ``timing.csv`` and ``derived.json``, and its work folder holds the
+            checkpoints: training resumes from the newest.
         task: of kind ``finetune`` or ``sgd``.
         store: the data artifact.
         backbone: pretrained, without its classifier; changed in place unless frozen.
-        seed: of the classifier's first weights, order and views.
         device: where training and scoring run.
-        execution: threads, checkpoints.
-        work: holds the checkpoints; training resumes from the newest.
-        log: takes a line.
-        name: of the progress bars.
+
+    Returns:
+        The evaluated images with their logits, and facts for ``metrics.json``.
 
     Raises:
         MlsError: a split has no images; no class can be learned; no evaluated image is positive of any class.
@@ -133,12 +181,16 @@ def train_and_score(
         )
     if not store.labels(rows[split]).any():
         raise MlsError(f"the {split} split of this dataset has no positive image of any class")
+    seed, name, execution = FIRST_SEED + context.job.seed, f"probe {context.label}", context.execution
     views = Views(store, np.concatenate([rows[one] for one in splits]), task, seed)
     trained_C = views.truth_NC.any(0) & (~views.truth_NC & views.kept_NC).any(0)
     if not trained_C.any():
         raise MlsError(f"{' and '.join(splits)} of this dataset: no class has both positive and negative images")
     training = ClassifierTraining(Classifier(backbone, len(store.classes), task, seed), views, device)
-    history = finetune(training, execution=execution, work=work, log=log, name=name)
+    history = finetune(training, execution=execution, work=context.work, log=context.log, name=name)
+    write_csv(history.curves, context.out / "curves.csv")
+    write_csv(history.timing, context.out / "timing.csv")
+    write_json({"seed": seed, "total_steps": views.steps}, context.out / "derived.json")
     workers = workers_of(execution.workers, execution.threads, device)
     squares = prepared(store, rows[split], task.augment.crop, task.resize, task.fit, workers)
     scores_NC = outputs_of(training.model.eval(), squares, len(rows[split]), device, f"{name}: {split}")
@@ -149,4 +201,15 @@ def train_and_score(
         )
     scores_NC[:, ~trained_C.numpy()] = 0.0 if store.multi_label else -np.inf
     untrained = [one for one, trained in zip(store.classes, trained_C.tolist(), strict=True) if not trained]
-    return Outcome(split, rows[split], scores_NC, untrained, len(views), views.steps, history)
+    evaluation = Evaluation(
+        rows_N=rows[split],
+        names=[store.name(int(row)) for row in rows[split]],
+        split=split,
+        classes=store.classes,
+        multi_label=store.multi_label,
+        truth_NC=store.labels(rows[split]),
+        ignored_NC=store.ignored(rows[split]),
+        scores_NC=scores_NC,
+        decided=True,
+    )
+    return evaluation, {"n_train": len(views), "untrained_classes": untrained}

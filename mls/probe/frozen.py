@@ -26,9 +26,8 @@ Facts = dict[str, Any]
 
 def fit_linear(context: Context, task: LinearProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """Logistic or softmax regression; val chooses the strength."""
-    strengths, threads = task.strengths, context.execution.threads
-    options: Facts = {"multi_label": features.multi_label, "names": features.classes, "threads": threads}
-    fitted = linear.fit_strengths(parts.train, parts.val, strengths=strengths, **options)
+    threads = context.execution.threads
+    fitted = linear.fit_strengths(parts.train, parts.val, strengths=task.strengths, threads=threads)
     return fitted.scores(parts.evaluated.features_ND), {
         "val": 100 * fitted.candidates[fitted.strength],
         "strength": fitted.strength,
@@ -40,9 +39,8 @@ def fit_linear(context: Context, task: LinearProbe, features: FeatureSet, parts:
 
 def fit_knn(context: Context, task: KnnProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """Votes of train images; val chooses k."""
-    ks, threads = task.ks, context.execution.threads
-    options: Facts = {"multi_label": features.multi_label, "names": features.classes, "threads": threads}
-    fitted = knn.fit_ks(parts.train, parts.val, ks=ks, temperature=task.temperature, **options)
+    threads = context.execution.threads
+    fitted = knn.fit_ks(parts.train, parts.val, ks=task.ks, temperature=task.temperature, threads=threads)
     return fitted.scores(parts.evaluated.features_ND), {
         "val": 100 * fitted.candidates[fitted.k],
         "k": fitted.k,
@@ -53,17 +51,16 @@ def fit_knn(context: Context, task: KnnProbe, features: FeatureSet, parts: Parts
 
 def fit_svm(context: Context, task: SvmProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """SVMs on all images that are not evaluated; also the low-shot ones, if the task asks for them."""
-    name = f"probe {context.label}"
-    options: Facts = {"costs": task.costs, "names": features.classes, "threads": context.execution.threads}
+    name, threads = f"probe {context.label}", context.execution.threads
     facts: Facts = {}
     if task.low_shot:
         if not features.multi_label:
             raise MlsError("low_shot: this dataset has one label per image; low-shot SVMs need several")
-        sizes: Facts = {"ks": task.low_shot, "samples": task.samples, "seed": FIRST_SEED}
-        facts, rows = low_shot(parts, name=f"{name}: low-shot", **sizes, **options)
+        draws: Facts = {"ks": task.low_shot, "samples": task.samples, "seed": FIRST_SEED}
+        facts, rows = low_shot(parts, costs=task.costs, threads=threads, name=f"{name}: low-shot", **draws)
         write_csv(rows, context.out / "low_shot.csv")
     known = features.images("train", "val") if task.test else features.images("train")
-    fitted = svm.fit_costs(known, folds=task.folds, multi_label=features.multi_label, name=name, **options)
+    fitted = svm.fit_costs(known, costs=task.costs, folds=task.folds, threads=threads, name=name)
     return fitted.scores(parts.evaluated.features_ND), facts | {
         "costs": fitted.costs,
         "cross_validation": {name: percents(found) for name, found in fitted.cross_validation.items()},

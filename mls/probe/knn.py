@@ -1,6 +1,6 @@
 """Weighted k-nearest-neighbour classification by cosine: train images vote, val chooses k.
 
-    probe = fit_ks(train, val, ks=[10, 20], temperature=0.07, multi_label=True, names=classes)
+    probe = fit_ks(train, val, ks=[10, 20], temperature=0.07)
     scores_NC = probe.scores(test_ND)       # shares of the vote, float32
 
 A neighbour's vote weighs exp(cosine / temperature) [Wu et al., arXiv 1805.01978; DINO's ks and temperature], and the
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,16 +56,7 @@ class KnnFit:
         return vote(self.unit_ND, self.train_NC, features_MD, [self.k], self.temperature, self.threads)[0]
 
 
-def fit_ks(
-    train: Images,
-    val: Images,
-    *,
-    ks: Sequence[int],
-    temperature: float,
-    multi_label: bool,
-    names: Sequence[str],
-    threads: int = 1,
-) -> KnnFit:
+def fit_ks(train: Images, val: Images, *, ks: Sequence[int], temperature: float, threads: int = 1) -> KnnFit:
     """Keep the k with the best mAP (multi-label) or top-1 on val; on a tie the smaller k wins.
 
     Args:
@@ -72,8 +64,6 @@ def fit_ks(
         val: M images to choose by.
         ks: candidates for the number of neighbours.
         temperature: a vote weighs exp(cosine / this).
-        multi_label: mAP, else top-1.
-        names: of the classes.
         threads: blocks of images that are classified at a time; no effect on the result.
 
     Raises:
@@ -85,16 +75,12 @@ def fit_ks(
         raise MlsError(
             f"ks: {max(ks)} neighbours can't be found among the {len(train.truth_NC)} train images; lower it"
         )
-    _, untrained = trained_classes(train.truth_NC, np.ones_like(train.truth_NC), names)
+    _, untrained = trained_classes(train.truth_NC, np.ones_like(train.truth_NC), train.classes)
     unit_ND = directions(train.features_ND)
     ascending = sorted(set(ks))
     votes = vote(unit_ND, train.truth_NC, val.features_ND, ascending, temperature, threads)
-    candidates = {
-        k: mean_average_precision(scores_MC, val.truth_NC, val.ignored_NC)
-        if multi_label
-        else top1(scores_MC, val.truth_NC)
-        for k, scores_MC in zip(ascending, votes, strict=True)
-    }
+    measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if val.multi_label else top1
+    candidates = {k: measure(scores_MC, val.truth_NC) for k, scores_MC in zip(ascending, votes, strict=True)}
     k = max(ascending, key=candidates.__getitem__)
     return KnnFit(unit_ND, train.truth_NC, temperature, k, candidates, untrained, threads)
 

@@ -1,6 +1,6 @@
 """Linear classifiers on frozen features: fitted on train, their strength chosen on val.
 
-    probe = fit_strengths(train, val, strengths=[0.01, 0.1, 1.0], multi_label=True, names=classes)
+    probe = fit_strengths(train, val, strengths=[0.01, 0.1, 1.0])
     scores_NC = probe.scores(test_ND)       # logits, float32
 
 Multi-label sets: one L2-regularised logistic regression per class. Single-label sets: softmax regression.
@@ -60,26 +60,16 @@ class LinearFit:
         return logits(standardise(features_ND, self.mean_D, self.scale_D), self.weight_CD, self.bias_C)
 
 
-def fit_strengths(
-    train: Images,
-    val: Images,
-    *,
-    strengths: Sequence[float],
-    multi_label: bool,
-    names: Sequence[str],
-    threads: int = 1,
-) -> LinearFit:
+def fit_strengths(train: Images, val: Images, *, strengths: Sequence[float], threads: int = 1) -> LinearFit:
     """Fit every strength on train, keep the one with the best mAP (multi-label) or top-1 on val.
 
     Strengths are fitted in ascending order, each starting from the solution before it; on a tie the smaller strength
     wins.
 
     Args:
-        train: N images to fit on.
+        train: N images to fit on. Multi-label sets get one classifier per class, others softmax regression.
         val: M images to choose by.
         strengths: candidates for C, the inverse regularisation strength.
-        multi_label: mAP and one classifier per class, else top-1 and softmax regression.
-        names: of the classes.
         threads: classes that are fitted at a time; no effect on the result.
 
     Raises:
@@ -87,29 +77,27 @@ def fit_strengths(
             in train.
     """
     check_choosable(train, val)
-    measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if multi_label else top1
+    measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if val.multi_label else top1
     mean_D, scale_D = standardisation(train.features_ND)
     standard_ND = standardise(train.features_ND, mean_D, scale_D)
     standard_MD = standardise(val.features_ND, mean_D, scale_D)
-    trained, untrained = trained_classes(train.truth_NC, ~train.ignored_NC, names)
-    fitters = make_fitters(train.truth_NC, ~train.ignored_NC, np.array(trained), multi_label)
-    best: tuple[float, Weights, Weights] | None = None
+    trained, untrained = trained_classes(train.truth_NC, ~train.ignored_NC, train.classes)
+    fitters = make_fitters(train.truth_NC, ~train.ignored_NC, np.array(trained), train.multi_label)
+    models: dict[float, tuple[Weights, Weights]] = {}
     candidates: dict[float, float] = {}
     unconverged = 0
     with one_blas_thread(), ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
         for strength in sorted(set(strengths)):
-            weight_CD, bias_C = untrained_model(len(names), train.features_ND.shape[1], multi_label)
+            weight_CD, bias_C = untrained_model(train)
             solve = partial(refit, strength=strength, standard_ND=standard_ND)
             for (classes, _, _, model), (weight_KD, bias_K) in zip(fitters, pool.map(solve, fitters), strict=True):
                 weight_CD[classes], bias_C[classes] = weight_KD, bias_K
                 unconverged += int(max(model.n_iter_) >= MAX_ITERATIONS)
+            models[strength] = weight_CD, bias_C
             candidates[strength] = measure(logits(standard_MD, weight_CD, bias_C), val.truth_NC)
-            if best is None or candidates[strength] > candidates[best[0]]:
-                best = strength, weight_CD, bias_C
-    assert best is not None  # strengths is never empty
-    strength, weight_CD, bias_C = best
-    return LinearFit(mean_D, scale_D, weight_CD, bias_C, strength, candidates, untrained, unconverged)
+    best = max(candidates, key=candidates.__getitem__)  # on a tie the first, which is the smallest
+    return LinearFit(mean_D, scale_D, *models[best], best, candidates, untrained, unconverged)
 
 
 Fitter = tuple[NDArray[np.int64], NDArray[np.int64], Weights, LogisticRegression]
@@ -169,13 +157,14 @@ def trained_classes(truth_NC: Truth, counted_NC: Truth, names: Sequence[str]) ->
     return np.flatnonzero(trained_C).tolist(), [name for name, has in zip(names, trained_C, strict=True) if not has]
 
 
-def untrained_model(classes: int, features: int, multi_label: bool) -> tuple[Weights, Weights]:
+def untrained_model(train: Images) -> tuple[Weights, Weights]:
     """Return weights (C, D) of 0 and biases (C,), as they are before any class is fitted.
 
     An untrained class keeps them. Its score is 0 if classes are independent, and minus infinity if they exclude each
     other, so that it is never the answer.
     """
-    return np.zeros((classes, features)), np.full(classes, 0.0 if multi_label else -np.inf)
+    classes = len(train.classes)
+    return np.zeros((classes, train.features_ND.shape[1])), np.full(classes, 0.0 if train.multi_label else -np.inf)
 
 
 def logits(features_ND: NDArray[np.floating[Any]], weight_CD: Weights, bias_C: Weights) -> Scores:

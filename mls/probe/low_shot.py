@@ -1,6 +1,6 @@
 """Linear SVMs that see a few images of each class, as VISSL trains them for VOC07.
 
-    metrics, rows = low_shot(parts, ks=[1, 2, 4], samples=5, costs=[0.1, 1.0, 10.0], names=classes, seed=0)
+    metrics, rows = low_shot(parts, ks=[1, 2, 4], samples=5, costs=[0.1, 1.0, 10.0], seed=0)
 
 The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl and fair_self_supervision_benchmark]: for
 each class k positives and k x (C - 1) negatives, drawn from train and val together (VOC's trainval); five independent
@@ -36,7 +36,6 @@ def low_shot(
     ks: Sequence[int],
     samples: int,
     costs: Sequence[float],
-    names: Sequence[str],
     seed: int,
     threads: int = 1,
     name: str = "low-shot",
@@ -50,7 +49,6 @@ def low_shot(
         ks: positives per class.
         samples: independent draws for each k.
         costs: candidates for C.
-        names: of the classes.
         seed: of the draws.
         threads: processes that fit at a time; no effect on the result.
         name: of the progress bar.
@@ -68,6 +66,7 @@ def low_shot(
             (named with k and their number); draws of k leave no positive of any class in val.
     """
     train, val, test = parts
+    names = train.classes
     for images, split in ((train, "train"), (val, "val"), (test, "test")):
         check_finite(images.features_ND, split)
         if not images.truth_NC.any():

@@ -1,9 +1,9 @@
 """Label-wise retrieval: rank a gallery by cosine to each query, and evaluate the ranking for each label of the query.
 
-    found = retrieve(gallery, queries, precision_at=[1, 10], names=classes)     # `mls.probe.feature_set.Images`
+    found = retrieve(gallery, queries, precision_at=[1, 10])     # `mls.probe.feature_set.Images`
     found.value, found.precision[10], found.per_class_C
     write_ranking(found, rows_M, image_names, "test", path)
-    found, split = read_ranking(path)
+    found, split = read_file(path, to_ranking)
 
 For a query and one of its labels, the gallery images with that label should come first. Average precision is the mean
 of the precision down to each of these images (the area); precision@k is their share of the first k. A ranking leaves
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from mls.metrics import Truth
 from mls.probe.bootstrap import mean_intervals
-from mls.probe.columns import AGAIN, IMAGE, check_columns, read_table
-from mls.probe.evaluation import SPLITS, class_metrics
+from mls.probe.columns import AGAIN, IMAGE, check_columns
+from mls.probe.evaluation import class_metrics
 from mls.probe.feature_set import Images
 from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
 from mls.probe.linear import Features, Weights, check_finite
@@ -86,16 +86,13 @@ def over_queries(values_MC: Values) -> Weights:
     return np.where(count_C, sum_C / np.maximum(count_C, 1), np.nan)
 
 
-def retrieve(
-    gallery: Images, queries: Images, *, precision_at: Sequence[int], names: Sequence[str], threads: int = 1
-) -> Retrieved:
+def retrieve(gallery: Images, queries: Images, *, precision_at: Sequence[int], threads: int = 1) -> Retrieved:
     """Rank the gallery for each query, and evaluate the ranking for each of the query's labels.
 
     Args:
         gallery: N images to rank.
         queries: M images; their true classes are evaluated.
         precision_at: ks of precision@k.
-        names: of the classes.
         threads: blocks of queries that are ranked at a time; no effect on the result.
 
     Raises:
@@ -112,7 +109,7 @@ def retrieve(
     if max(precision_at) > counts_NC[:, shortest].sum():
         raise MlsError(
             f"precision_at: {max(precision_at)} is more than the {counts_NC[:, shortest].sum()} gallery images "
-            f"that count for class {names[shortest]!r}; lower it"
+            f"that count for class {gallery.classes[shortest]!r}; lower it"
         )
     unit_ND = directions(gallery.features_ND)
     ks = sorted(set(precision_at))
@@ -126,7 +123,7 @@ def retrieve(
         return values_BCV
 
     blocks = over_blocks(evaluate, [queries.features_ND, queries.truth_NC], len(unit_ND), threads)
-    return _split_values(list(names), np.concatenate(blocks), ks)
+    return _split_values(gallery.classes, np.concatenate(blocks), ks)
 
 
 def _split_values(names: list[str], values_MCV: Values, ks: Sequence[int]) -> Retrieved:
@@ -169,30 +166,17 @@ def _schema(names: Sequence[str], ks: Sequence[int]) -> pa.Schema:
     return pa.schema([*IMAGE, *((name, pa.float32()) for name in values)])
 
 
-def read_ranking(path: Path) -> tuple[Retrieved, str]:
-    """Read what `write_ranking` wrote, exactly: the values, and the split of their images.
+def to_ranking(table: pa.Table) -> tuple[Retrieved, str]:
+    """Restore what `write_ranking` wrote, exactly: the values, and the split of their images.
 
     Raises:
-        MlsError: there is no such file, it holds no values of a retrieval, its columns are missing or of a wrong type,
-            its images are not of exactly one split, or its values are not shares; names the file.
+        MlsError: the table's columns are missing or of a wrong type, its images are not of exactly one split, or its
+            values are not shares.
     """
-    table = read_table(path)
-    try:
-        return _retrieved(table)
-    except MlsError as error:
-        raise MlsError(f"{path}: {error}") from error
-
-
-def _retrieved(table: pa.Table) -> tuple[Retrieved, str]:
     names = [column.removeprefix("ap:") for column in table.schema.names if column.startswith("ap:")]
-    if not names:
-        raise MlsError("holds no values of a ranking: name the predictions.parquet of a retrieval")
     ks = sorted({int(k[1]) for k in map(re.compile(r"p@([0-9]{1,9}):").match, table.schema.names) if k})
     schema = _schema(names, ks)
-    check_columns(table, schema)
-    splits = table["split"].unique().to_pylist()
-    if len(splits) != 1 or splits[0] not in SPLITS:
-        raise MlsError(f"its images are not of one split, {' or '.join(SPLITS)}, but of {splits}; {AGAIN}")
+    split = check_columns(table, schema)
     columns = [table[name] for name in schema.names[3:]]
     values_MCV = np.stack([column.to_numpy() for column in columns], axis=1).reshape(len(table), len(names), -1)
     null_MCV = np.stack([column.is_null().to_numpy() for column in columns], axis=1).reshape(values_MCV.shape)
@@ -200,4 +184,4 @@ def _retrieved(table: pa.Table) -> tuple[Retrieved, str]:
         raise MlsError(f"holds values outside 0 to 1, or only a part of a query's values for a class; {AGAIN}")
     if null_MCV.all():
         raise MlsError(f"holds no value of any query; {AGAIN}")
-    return _split_values(names, values_MCV, ks), splits[0]
+    return _split_values(names, values_MCV, ks), split

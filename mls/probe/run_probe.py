@@ -18,18 +18,17 @@ Writes ``metrics.json`` (percent) and ``predictions.parquet``, from which ``mls 
 
 from __future__ import annotations
 
-from mls.config.experiment import Backbone
 from mls.config.probes import DECIDED, FinetuneProbe, FrozenProbe, ProbeConfig, RetrievalProbe, SgdProbe, TrainedProbe
 from mls.data.image_store import ImageStore
-from mls.models.backbone import load_backbone
 from mls.pipeline.runner import Context
 from mls.probe import retrieval
 from mls.probe.evaluation import Evaluation, summarise, write_predictions
 from mls.probe.feature_set import FeatureSet, Parts
+from mls.probe.features import load_pretrained
 from mls.probe.finetune import train_and_score
 from mls.probe.frozen import FITS, Facts
 from mls.runtime.device import set_up
-from mls.runtime.files import write_csv, write_json
+from mls.runtime.files import write_json
 from mls.train.finetune import FIRST_SEED
 
 
@@ -81,8 +80,8 @@ def rank_images(context: Context, task: RetrievalProbe) -> Facts:
     features = FeatureSet(context.inputs["features"].path)
     split = "test" if task.test else "val"
     gallery, queries = features.images("train"), features.images(split)
-    names, threads = features.classes, context.execution.threads
-    found = retrieval.retrieve(gallery, queries, precision_at=task.precision_at, names=names, threads=threads)
+    threads = context.execution.threads
+    found = retrieval.retrieve(gallery, queries, precision_at=task.precision_at, threads=threads)
     retrieval.write_ranking(found, queries.rows_N, queries.names, split, context.out / "predictions.parquet")
     return retrieval.retrieval_metrics(found, split) | {
         "n_train": len(gallery.names),
@@ -92,35 +91,6 @@ def rank_images(context: Context, task: RetrievalProbe) -> Facts:
 
 def train_on_images(context: Context, task: TrainedProbe) -> tuple[Evaluation, Facts]:
     """Train a classifier on images, with kind ``finetune`` also the backbone, and score the evaluated split."""
-    seed = FIRST_SEED + context.job.seed
-    device = set_up(context.execution.device, context.execution.threads, seed)
-    store = ImageStore(context.inputs["data"].path)
-    pretrain = context.inputs["pretrain"]
-    layout = Backbone.model_validate(pretrain.read_json("params.json")["resolved"]["backbone"])
-    outcome = train_and_score(
-        task,
-        store,
-        load_backbone(layout, pretrain.file("backbone.safetensors")),
-        seed=seed,
-        device=device,
-        execution=context.execution,
-        work=context.work,
-        log=context.log,
-        name=f"probe {context.label}",
-    )
-    write_csv(outcome.history.curves, context.out / "curves.csv")
-    write_csv(outcome.history.timing, context.out / "timing.csv")
-    write_json({"seed": seed, "total_steps": outcome.steps}, context.out / "derived.json")
-    rows_N = outcome.rows_N
-    evaluation = Evaluation(
-        rows_N=rows_N,
-        names=[store.name(int(row)) for row in rows_N],
-        split=outcome.split,
-        classes=store.classes,
-        multi_label=store.multi_label,
-        truth_NC=store.labels(rows_N),
-        ignored_NC=store.ignored(rows_N),
-        scores_NC=outcome.scores_NC,
-        decided=True,
-    )
-    return evaluation, {"n_train": outcome.train_images, "untrained_classes": outcome.untrained}
+    device = set_up(context.execution.device, context.execution.threads, FIRST_SEED + context.job.seed)
+    backbone = load_pretrained(context.inputs["pretrain"])
+    return train_and_score(context, task, ImageStore(context.inputs["data"].path), backbone, device)

@@ -8,17 +8,17 @@ Prints Markdown, and compares with the ``metrics.json`` beside the file if there
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mls.probe import retrieval
-from mls.probe.columns import AGAIN
-from mls.probe.evaluation import read_predictions, summarise
+from mls.probe.columns import AGAIN, read_file
+from mls.probe.evaluation import summarise, to_evaluation
 from mls.runtime.errors import MlsError
+from mls.runtime.markdown import pipe_table
 
 TOLERANCE = 1e-9
 """Largest allowed difference of a recorded number, in percentage points."""
@@ -31,14 +31,8 @@ def print_probe_score(path: Path) -> None:
         MlsError: the file is refused, see `mls.probe.evaluation` and `mls.probe.retrieval`; or the ``metrics.json``
             beside it differs: names the first metric that differs, and both values.
     """
-    if is_ranking(path):
-        found, split = retrieval.read_ranking(path)
-        metrics = retrieval.retrieval_metrics(found, split) | {f"n_{split}": len(found.ap_MC)}
-        print(as_markdown(metrics, split, lacking="a query or an image in the gallery"))
-    else:
-        evaluation = read_predictions(path)
-        metrics = summarise(evaluation)
-        print(as_markdown(metrics, evaluation.split))
+    metrics, split, lacking = read_file(path, recompute)
+    print(as_markdown(metrics, split, lacking))
     beside = path.parent / "metrics.json"
     if not beside.exists():
         print(f"\nNothing to compare with: there is no {beside.name} beside it.")
@@ -47,47 +41,32 @@ def print_probe_score(path: Path) -> None:
     print(f"\nAgrees with {beside}.")
 
 
-def is_ranking(path: Path) -> bool:
-    """Return whether a file holds the values of a retrieval; False for a file that can't be read."""
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowException):
-        return False  # `read_predictions` says what is wrong with it
-    return any(name.startswith("ap:") for name in names)
+def recompute(table: pa.Table) -> tuple[dict[str, Any], str, str]:
+    """Return the metrics, the split, and what a class without average precision lacks."""
+    if any(name.startswith("ap:") for name in table.schema.names):
+        found, split = retrieval.to_ranking(table)
+        metrics = retrieval.retrieval_metrics(found, split) | {f"n_{split}": len(found.ap_MC)}
+        return metrics, split, "a query or an image in the gallery"
+    evaluation = to_evaluation(table)
+    return summarise(evaluation), evaluation.split, "a positive image"
 
 
-def as_markdown(metrics: dict[str, Any], split: str, lacking: str = "a positive image") -> str:
-    """Lay out metrics: a table over all classes, one per class, and what the intervals mean.
-
-    ``lacking`` names what a class without average precision lacks.
-    """
+def as_markdown(metrics: dict[str, Any], split: str, lacking: str) -> str:
+    """Lay out metrics: a table over all classes, one per class, and what the intervals mean."""
     interval = metrics["interval"]
-    level = f"{100 * interval['level']:g} % interval"
     whole = [(name, value, interval.get(name)) for name, value in metrics.items() if isinstance(value, float)]
     classes = [(name, value, interval["per_class"][name]) for name, value in metrics["per_class"].items()]
-    undefined = ", ".join(metrics["undefined_classes"])
-    return "\n".join(
-        [
-            f"{metrics[f'n_{split}']:,} images of {split}, {len(classes)} classes, percent.",
-            "",
-            *_table(("metric", "value", level), whole),
-            "",
-            *_table(("class", "AP", level), classes),
-            "",
-            *([f"- Without {lacking}, so without AP and left out of means: {undefined}."] if undefined else []),
-            f"- Intervals: {interval['covers']}, {interval['resamples']:,} bootstrap resamples of the images.",
-        ]
-    )
-
-
-def _table(header: tuple[str, str, str], rows: Sequence[tuple[str, float | None, list[float] | None]]) -> list[str]:
-    cells = [header]
-    for name, value, ends in rows:
-        shown = "" if ends is None else f"{ends[0]:.2f} .. {ends[1]:.2f}"
-        cells.append((name.replace("|", "\\|"), "-" if value is None else f"{value:.2f}", shown))
-    first, second, third = (max(len(line[i]) for line in cells) for i in range(3))
-    lines = [f"| {a.ljust(first)} | {b.rjust(second)} | {c.rjust(third)} |" for a, b, c in cells]
-    return [lines[0], f"|{'-' * (first + 2)}|{'-' * (second + 1)}:|{'-' * (third + 1)}:|", *lines[1:]]
+    lines = [f"{metrics[f'n_{split}']:,} images of {split}, {len(classes)} classes, percent.", ""]
+    for first, second, values in (("metric", "value", whole), ("class", "AP", classes)):
+        cells = [(first, second, f"{100 * interval['level']:g} % interval")]
+        for name, value, ends in values:
+            shown = "" if ends is None else f"{ends[0]:.2f} .. {ends[1]:.2f}"
+            cells.append((name.replace("|", "\\|"), "-" if value is None else f"{value:.2f}", shown))
+        lines += [*pipe_table(cells), ""]
+    if undefined := ", ".join(metrics["undefined_classes"]):
+        lines.append(f"- Without {lacking}, so without AP and left out of means: {undefined}.")
+    covers, resamples = interval["covers"], interval["resamples"]
+    return "\n".join([*lines, f"- Intervals: {covers}, {resamples:,} bootstrap resamples of the images."])
 
 
 def compare(metrics: dict[str, Any], path: Path) -> None:

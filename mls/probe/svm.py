@@ -1,6 +1,6 @@
 """One linear SVM per class on frozen features, as VISSL trains them for VOC07; on few images: `mls.probe.low_shot`.
 
-    probe = fit_costs(train, costs=[0.1, 1.0, 10.0], folds=3, names=classes, multi_label=True, threads=2)
+    probe = fit_costs(train, costs=[0.1, 1.0, 10.0], folds=3, threads=2)
     scores_NC = probe.scores(test_ND)       # decision values, float32
 
 The protocol [Goyal et al., arXiv 1905.01235; code: facebookresearch/vissl]: features are divided by their L2 norm (plus
@@ -73,35 +73,24 @@ class SvmFit:
         return logits(divide_by_norm(features_ND), self.weight_CD, self.bias_C)
 
 
-def fit_costs(
-    train: Images,
-    *,
-    costs: Sequence[float],
-    folds: int,
-    names: Sequence[str],
-    multi_label: bool,
-    threads: int = 1,
-    name: str = "svm",
-) -> SvmFit:
+def fit_costs(train: Images, *, costs: Sequence[float], folds: int, threads: int = 1, name: str = "svm") -> SvmFit:
     """Choose each class's cost by cross-validation, then fit it on all images.
 
     On a tie the smaller cost wins. A class with too few images for cross-validation gets the middle
-    one of the candidates (the smaller of two), and is listed. Single-label sets get one SVM against the rest per class;
-    an untrained class is never their answer.
+    one of the candidates (the smaller of two), and is listed. Single-label sets get one SVM against the rest per class.
+    An untrained class scores 0; in single-label sets minus infinity, so that it is never the answer.
 
     Args:
         train: N images; ``truth_NC`` is false where a class is ignored.
         costs: candidates for C.
         folds: of the cross-validation.
-        names: of the classes.
-        multi_label: an untrained class scores 0, else minus infinity.
         threads: processes that fit at a time; no effect on the result.
         name: of the progress bar.
 
     Raises:
         MlsError: features are not finite; no class has both positive and negative images.
     """
-    truth_NC = train.truth_NC
+    truth_NC, names = train.truth_NC, train.classes
     check_finite(train.features_ND, "train")
     trained, untrained = trained_classes(truth_NC, np.ones_like(truth_NC), names)
     positives_C = truth_NC.sum(axis=0)
@@ -120,7 +109,7 @@ def fit_costs(
     chosen = dict.fromkeys(trained, candidates[(len(candidates) - 1) // 2])
     chosen |= {c: max(candidates, key=lambda cost: value[cost, c]) for c in divided}
 
-    weight_CD, bias_C = untrained_model(len(names), unit_ND.shape[1], multi_label)
+    weight_CD, bias_C = untrained_model(train)
     fits = [partial(fit_one, unit_ND, truth_NC[:, c], cost) for c, cost in chosen.items()]
     for c, model in zip(trained, in_processes(fits, processes, f"{name}: all images"), strict=True):
         weight_CD[c], bias_C[c] = model.coef_[0], model.intercept_[0]

@@ -6,7 +6,6 @@ apart = class_differences(params, probes | transfers)      # (table, task) -> ro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,10 @@ from matplotlib.figure import Figure
 from mls.config.transfers import KINDS
 from mls.pipeline.artifact import Artifact
 from mls.report.layout import DASH
-from mls.report.statistics import exact_mean
 from mls.report.style import Look, error_bars, legend_below, look, panels
-from mls.report.tables import Filled, Pairs, Rows, distinct, fill_cell, subtract_row
+from mls.report.tables import Filled, Pairs, Rows, distinct, fill_cell, mean_if_complete, subtract_row
 
-PerClass = dict[str, dict[str, float]]
+PerClass = Mapping[str, Mapping[str, float | None]]
 MOST_CLASSES = 20
 MOST_ROWS = 4
 MOST_RUNS = 8
@@ -55,20 +53,17 @@ def split_of(task: Artifact) -> str:
 
 
 def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> dict[tuple[str, str], PerClass]:
-    """AP per class of every classifier in a table: (task, split) -> row -> class -> mean over seeds, or NaN.
+    """AP per class of every classifier in a table: (task, split) -> row -> class -> mean over seeds, or None.
 
     Tasks with more than `MOST_CLASSES` classes or `MOST_RUNS` rows are left out.
     """
-    found: dict[tuple[str, str], PerClass] = {}
+    found: dict[tuple[str, str], dict[str, Mapping[str, float | None]]] = {}
     for row, task, pairs in table_tasks(params):
         read = [probes[one] for one in dict.fromkeys(one for _, one in pairs) if one in probes]
         aps = [class_values(probe) for probe in read]
         if aps and all(aps):
-            by_class = {name: [one[name] for one in aps] for name in aps[0]}
-            found.setdefault((task, split_of(read[0])), {})[row] = {
-                name: math.nan if None in own else exact_mean([ap for ap in own if ap is not None])
-                for name, own in by_class.items()
-            }
+            means = {name: mean_if_complete(one[name] for one in aps) for name in aps[0]}
+            found.setdefault((task, split_of(read[0])), {})[row] = means
     return {
         key: by_run
         for key, by_run in sorted(found.items())
@@ -76,7 +71,7 @@ def per_class_ap(params: Mapping[str, Any], probes: Mapping[str, Artifact]) -> d
     }
 
 
-def draw_per_class(title: str, by_run: Mapping[str, Mapping[str, float]], runs: list[str]) -> Figure:
+def draw_per_class(title: str, by_run: PerClass, runs: list[str]) -> Figure:
     """One group of bars per class, one bar per run; percent, a dash where the AP is not defined."""
     classes = list(next(iter(by_run.values())))
     group = min(max(0.5, 0.14 * len(by_run)), 15 / len(classes))  # inches
@@ -84,7 +79,7 @@ def draw_per_class(title: str, by_run: Mapping[str, Mapping[str, float]], runs: 
     places, width = np.arange(len(classes)), 0.84 / len(by_run)
     entries: dict[str, Any] = {}
     for i, (run, aps) in enumerate(by_run.items()):
-        own, heights = look(runs.index(run)), [aps[name] for name in classes]
+        own, heights = look(runs.index(run)), np.array([aps[name] for name in classes], dtype=float)  # None: NaN
         centres = places + (i - (len(by_run) - 1) / 2) * width
         for x in centres[np.isnan(heights)]:
             axes.text(x, 0.5, DASH, ha="center")

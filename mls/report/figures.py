@@ -23,7 +23,6 @@ from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job
 from mls.report.class_figures import class_differences, draw_differences, draw_per_class, per_class_ap
 from mls.report.curves import draw_agreement, draw_losses, draw_mechanism, run_name
-from mls.report.drawing import is_generated
 from mls.report.object_figures import detectors, draw_detections, draw_scenes
 from mls.report.style import plain_style, save
 from mls.report.sweep_figures import draw_sweep
@@ -70,7 +69,7 @@ def all_figures(
     for table in tables:
         spec = params["tables"][table.name]
         if "plot" in spec:
-            yield f"sweep-{table.name}", draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
+            yield f"sweep-{table.name}", draw_sweep(table, spec["plot"], spec.get("baseline"))
     probes, transfers = of_stage(inputs, "probe"), of_stage(inputs, "transfer")
     for (task, split), by_run in per_class_ap(params, probes).items():
         yield f"per_class-{task}", draw_per_class(f"{task}, {split}", by_run, runs)
@@ -102,6 +101,11 @@ def neighbour_figures(
         yield f"fig3-{files[run]}", scores_figure(job, after, store)[0]
         if is_generated(data):
             yield f"fig4-{files[run]}", queries_figure(job, after, store)
+
+
+def is_generated(data: Artifact) -> bool:
+    """Whether a data set has no photos; photos have licences, which may not allow publication."""
+    return bool(data.manifest["params"].get("source") == "scenes")
 
 
 def file_names(runs: Iterable[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from mls.report.layout import DASH, LACKING, PAPER, lay_out
 from mls.report.tables import FilledTable
+from mls.runtime.markdown import pipe_table
 
 CSV_COLUMNS = ("row", "column", "mean", "half_width", "n", "of", "over", "values", "low", "high", "source", "protocol")
 
@@ -65,20 +66,14 @@ def _paper_lines(table: FilledTable) -> Iterator[dict[str, Any]]:
 
 def to_markdown(table: FilledTable, experiment: str) -> str:
     """A heading, an aligned pipe table and notes on what ± and n mean."""
-    layout = lay_out(table, experiment)
+    layout = lay_out(table)
     rows = [[f"{group}: {name}" if PAPER in group else f"{group}.{name}".lstrip(".") for group, name in layout.header]]
     for line in layout.lines:
         label = line.label.replace("|", "\\|").replace("*", "\\*")  # swept values may hold any character
         rows.append([label, *(f"**{c.text}**" if c.best else c.text for c in line.cells)])
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    pipes = [
-        f"| {' | '.join([label.ljust(first), *(text.rjust(w) for text, w in zip(texts, widths, strict=True))])} |"
-        for label, *texts in rows
-    ]
-    pipes.insert(1, f"|{'|'.join(['-' * (first + 2), *('-' * (w + 1) + ':' for w in widths)])}|")
     notes = [f"- {note}" for note in layout.notes]
-    head = [f"### {layout.title}", "", f"Experiment `{layout.experiment}`, percent.", ""]
-    return "\n".join([*head, *pipes, "", *notes]) + "\n"
+    head = [f"### {table.name}", "", f"Experiment `{experiment}`, percent.", ""]
+    return "\n".join([*head, *pipe_table(rows), "", *notes]) + "\n"
 
 
 # ------------------------------------------------------------------------------------------- LaTeX
@@ -107,7 +102,7 @@ def to_latex(table: FilledTable, experiment: str) -> str:
 
     The paper's columns are groups of their own, to the right of ``n``.
     """
-    layout = lay_out(table, experiment)
+    layout = lay_out(table)
     tops, rules, at = [], [], 1
     for group, columns in groupby(layout.header, lambda column: column[0]):
         span = len(list(columns))
@@ -125,7 +120,7 @@ def to_latex(table: FilledTable, experiment: str) -> str:
         for line in same_kind:
             cells = (rf"\textbf{{{escape_tex(c.text)}}}" if c.best else escape_tex(c.text) for c in line.cells)
             body.append(_tex_line([escape_tex(line.label), *cells]))
-    caption = escape_tex(" ".join([f"{layout.title} (experiment {experiment}), percent.", *layout.notes]))
+    caption = escape_tex(" ".join([f"{table.name} (experiment {experiment}), percent.", *layout.notes]))
     beside = len(layout.header) - len(table.columns) - 2
     top = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
     top += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l{'r' * beside}}}"]

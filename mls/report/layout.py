@@ -1,6 +1,6 @@
 """A filled table as headers, lines and notes, for whatever prints it.
 
-    layout = lay_out(fill_table("classification", spec, metrics), "scenes")
+    layout = lay_out(fill_table("classification", spec, metrics))
 
 Percents have one decimal. Numbers of the paper stand to the right of the measured ones: its columns as they are or,
 where the experiment says which measured column corresponds to which of them, each followed by the difference. Rows
@@ -58,15 +58,13 @@ class Line:
 class Layout:
     """A whole table."""
 
-    title: str
-    experiment: str
     header: list[tuple[str, str]]
     """(group, name) of every column, starting with the labels': a task and its metric, or `PAPER` and its column."""
     lines: list[Line]
     notes: list[str]
 
 
-def lay_out(table: FilledTable, experiment: str) -> Layout:
+def lay_out(table: FilledTable) -> Layout:
     """The lines of a table: measured rows, rows that only the paper has, differences from the baseline."""
     best, marks = table.best(), _marks(table)
 
@@ -85,7 +83,7 @@ def lay_out(table: FilledTable, experiment: str) -> Layout:
     tasks = ((task, metric) for task, metric in (column.split(".", 1) for column in table.columns))
     header = [("", "run"), *tasks, ("", "n"), *_paper_columns(table)]
     remarks = (f"({letter}): {REASONS[kind]}: {text}." for (kind, text), letter in marks.items())
-    return Layout(table.name, experiment, header, lines, [*_notes(table), *remarks])
+    return Layout(header, lines, [*_notes(table), *remarks])
 
 
 def _marks(table: FilledTable) -> Marks:

@@ -1,22 +1,16 @@
 """The paper's Figures 3 and 4, drawn from one finished pretraining.
 
-    mls draw mls                          # the run `mls` of params.yaml, into drawn/<id>/
-    mls draw mls:1 -e experiments/scenes-3seeds.yaml -o figures --images 4 --seed 2
-
 - ``fig3.png``, ``fig3.pdf``: cosines of one train image's query view with all entries of Q_g and Q_z,
   before and after training; ``fig3.json``: their mean, standard deviation and so on, to compare.
 - ``fig4.png``, ``fig4.pdf``: crops of images that pretraining never saw, and the crops whose keys are
   their nearest entries in Q_g.
 
-``mls.report.neighbours`` says exactly what is computed. The same artifact and arguments give the same bytes (with the
-same number of threads). Pictures of photos may only be shown to people who have the photos.
+``mls.report.neighbours`` says exactly what is computed, and ``mls.report.drawing`` writes the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -30,16 +24,13 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import StrMethodFormatter
 
-from mls.config.methods import TRAINED
 from mls.data.image_store import ImageStore
 from mls.methods.method import Method
 from mls.pipeline.artifact import Artifact
-from mls.pipeline.plan import Job, Plan
+from mls.pipeline.plan import Job
 from mls.report import neighbours
-from mls.report.drawing import open_drawable, warn_of_photos
-from mls.report.style import PALETTE, panels, plain_style, save
+from mls.report.style import PALETTE, panels
 from mls.runtime.errors import MlsError
-from mls.runtime.files import write_json
 
 
 class Space(NamedTuple):
@@ -67,36 +58,6 @@ CAPTION_WIDTH = 28
 """Characters that fit under an image."""
 NAMED_CLASSES = 2
 """Class names written out under an image; the rest are counted."""
-
-
-def draw_neighbours(plan: Plan, job: Job, out: Path, images: int = 6, seed: int = 0) -> list[Path]:
-    """Draw both figures of a finished pretraining; the caller's RNG is left as it was.
-
-    Args:
-        plan: the job's plan.
-        job: a pretraining by a method that trains.
-        out: folder for the files; made if needed.
-        images: queries in Fig. 4; fewer if the data set has fewer.
-        seed: decides which images are queries, and their crops.
-
-    Returns:
-        The files, in order.
-
-    Raises:
-        MlsError: the method keeps no dictionary, the dictionary is empty, or an artifact is missing or
-            damaged; says what to do.
-    """
-    problem = f"has method {job.config.method!r}, which trains nothing and keeps no dictionary to draw"
-    read = partial(finished, job, name=plan.name(job))
-    after, data = open_drawable(plan, job, read, lambda config: config.method in TRAINED, problem, images, seed)
-    store = ImageStore(data.path)
-    with plain_style():
-        figure, numbers = scores_figure(job, after, store, seed)
-        files = [*save(figure, out / "fig3"), out / "fig3.json"]
-        files += save(queries_figure(job, after, store, images, seed), out / "fig4")
-    write_json(numbers, out / "fig3.json", indent=1)
-    warn_of_photos(data, f"{out}/fig4.*")
-    return files
 
 
 def finished(job: Job, artifact: Artifact, name: str) -> Method[Any]:
@@ -207,7 +168,7 @@ def draw_histogram(axes: Axes, numbers: Mapping[str, Any], space: Space, lane: i
 
 
 def queries_figure(job: Job, after: Method[Any], store: ImageStore, images: int = 6, seed: int = 0) -> Figure:
-    """Fig. 4 of a pretraining; arguments as for `scores_figure` and `draw_neighbours`."""
+    """Fig. 4 of a pretraining; arguments as for `scores_figure` and `mls.report.drawing.draw_job`."""
     chosen = neighbours.sample_queries(store, images, seed, job.config.augment.scale)
     return draw_queries(store, neighbours.nearest_entries(after, store, *chosen))
 

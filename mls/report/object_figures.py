@@ -1,16 +1,12 @@
 """Images with their objects outlined: generated scenes, and what fine-tuned detectors find in test images.
 
-    mls draw detect/mls                   # one transfer, with any data set, into drawn/<id>/
-
-The tables stage draws ``scenes-<id>`` and ``detections-<task>``, several runs side by side, only for generated scenes.
-Pictures of photos may only be shown to people who have the photos.
+The tables stage draws ``scenes-<id>`` and ``detections-<task>``, several runs side by side, only for generated scenes;
+`mls draw` draws one transfer, with any data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import methodcaller
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -21,10 +17,8 @@ from matplotlib.patches import Rectangle
 
 from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
-from mls.pipeline.plan import Job, Plan
 from mls.report.class_figures import table_tasks
-from mls.report.drawing import open_drawable, warn_of_photos
-from mls.report.style import LIGHT, PALETTE, panels, plain_style, save
+from mls.report.style import LIGHT, PALETTE, panels
 from mls.transfer.instances import decode_mask, has_mask
 
 SCENES = 12
@@ -139,25 +133,3 @@ def draw_detections(
             axes.text(0.5, -0.02, "nothing found", transform=axes.transAxes, fontsize=7, ha="center", va="top")
     figure.supxlabel(f"predictions with a score of at least {LEAST_SCORE:g}{note}", fontsize=8)
     return figure
-
-
-def draw_transfer(plan: Plan, job: Job, out: Path, images: int = TEST_IMAGES) -> list[Path]:
-    """Draw what one finished transfer found; return the files.
-
-    Args:
-        plan: the job's plan.
-        job: a transfer that finds boxes.
-        out: folder for ``detections.png`` and ``detections.pdf``; made if needed.
-        images: test images; fewer if the data set has fewer.
-
-    Raises:
-        MlsError: the job is not a detector, or an artifact is missing or damaged; says what to do.
-    """
-    read = methodcaller("read_json", "predictions.json")
-    problem = f"has kind {job.config.kind!r}, which finds no objects"
-    found, data = open_drawable(plan, job, read, lambda config: config.kind in DETECTORS, problem, images)
-    with plain_style():
-        figure = draw_detections(ImageStore(data.path), {plan.labels[job.id][0]: found}, images)
-        files = save(figure, out / "detections")
-    warn_of_photos(data, f"{out}/detections.*")
-    return files

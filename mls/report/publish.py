@@ -46,7 +46,8 @@ def publish_tables(plan: Plan) -> Path:
     with locked(ARTIFACTS / f".publish-{name}.lock", f"results of {name}"):
         remove_leftovers(name)
         copy_published(staging, artifact)
-        write_synced(staging / marker(plan).name, f"{name} {plan.tables.id}\n".encode())
+        (staging / marker(plan).name).write_text(f"{name} {plan.tables.id}\n", encoding="utf-8")
+        sync(staging / marker(plan).name)
         sync(staging)
         if target.exists():
             target.rename(before)
@@ -61,17 +62,10 @@ def copy_published(staging: Path, artifact: Artifact) -> None:
     for file in sorted(artifact.manifest["files"]):
         if file.split("/", 1)[0] in PUBLISHED:
             (staging / file).parent.mkdir(parents=True, exist_ok=True)
-            write_synced(staging / file, artifact.file(file).read_bytes())
+            shutil.copyfile(artifact.file(file), staging / file)
+            sync(staging / file)
     for folder in (*filter(Path.is_dir, staging.iterdir()), staging):
         sync(folder)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def remove_leftovers(name: str) -> None:

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mls.report.statistics import Summary
+from mls.report.tables import Summary
 
 # Okabe and Ito, https://jfly.uni-koeln.de/color/: distinguishable with any kind of colour vision.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442")
@@ -108,10 +108,9 @@ def error_bars(
     known = [(at, s.mean, s.half_width) for at, s in zip(places, summaries, strict=True) if s.half_width is not None]
     if known:
         at, means, widths = zip(*known, strict=True)
-        if direction == "x":
-            axes.errorbar(means, at, xerr=widths, fmt="none", **style)
-        else:
-            axes.errorbar(at, means, yerr=widths, fmt="none", **style)
+        x, y = (means, at) if direction == "x" else (at, means)
+        style[f"{direction}err"] = widths
+        axes.errorbar(x, y, fmt="none", **style)
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any], note: str = "") -> None:

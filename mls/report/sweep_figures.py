@@ -1,6 +1,6 @@
 """A metric against the value of one parameter, as in the paper's Fig. 5: ``plot`` of a table.
 
-figure = draw_sweep(table, {"key": "moco.queue_size", "x": {"D[queue_size=1024]": 1024, ...}}, "moco-v2", None)
+figure = draw_sweep(table, {"key": "moco.queue_size", "x": {"D[queue_size=1024]": 1024, ...}}, "moco-v2")
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mls.config.paper import SOURCE, Beside
+from mls.config.paper import SOURCE
 from mls.report.style import PALETTE, error_bars, legend_below, panels
 from mls.report.tables import Filled, FilledTable
 
@@ -22,25 +22,23 @@ OCTAVES = 4
 """The axis is logarithmic if the greatest value is at least this many times the least."""
 
 
-def draw_sweep(
-    table: FilledTable, plot: Mapping[str, Any], baseline: str | None, beside: Beside | None
-) -> Figure | None:
+def draw_sweep(table: FilledTable, plot: Mapping[str, Any], baseline: str | None) -> Figure | None:
     """A panel per column: means with 95 % t-intervals, and the baseline's mean as a line; None if nothing was measured.
 
     Args:
-        table: with its numbers.
+        table: with its numbers. If it stands beside a sweep of the paper, the paper's points are drawn too: in the
+            panel of the column that is compared with them, otherwise in their own panel.
         plot: ``key``, the parameter, and ``x``, row -> its value; other rows are not plotted.
         baseline: row whose mean is drawn as a horizontal line; None without.
-        beside: the paper's table; if it is a sweep, its points are drawn too: in the panel of the column that is
-            compared with them, otherwise in their own panel.
     """
-    compared = beside.columns if beside else {}
-    alone = next(iter(beside.reported.columns)) if beside and beside.points() and not compared else None
+    paper = table.paper
+    compared = {column: paper.points(theirs) for column, theirs in paper.columns.items()} if paper else {}
+    apart = paper.points() if paper and not paper.columns else {}
     points = sorted(plot["x"].items(), key=lambda item: (item[1], item[0]))
     columns = [c for c in table.columns if any(table.cells[row][c].summary for row, _ in points)]
     if not columns:
         return None
-    count = len(columns) + (alone is not None)
+    count = len(columns) + bool(apart)
     figure, all_axes = panels(count, min(3, count), (PANEL_WIDTH, 2.7), (0, 0.6), 4.6)
     entries: dict[str, Any] = {}
     for axes, column in zip(all_axes, columns, strict=False):
@@ -49,15 +47,13 @@ def draw_sweep(
         if baseline is not None and (level := table.cells[baseline][column].summary):
             line = axes.axhline(level.mean, color="0.25", linestyle="--", linewidth=0.9)
             entries.setdefault(f"{baseline}, mean", line)
-        theirs = beside.points(compared[column]) if beside and column in compared else {}
-        if theirs:
+        if theirs := compared.get(column, {}):
             entries["the paper"] = draw_paper_points(axes, theirs)
         finish_panel(axes, column, plot["key"], {*(x for _, x in points), *theirs})
-    if beside and alone:
-        theirs = beside.points(alone)
-        entries["the paper"] = draw_paper_points(all_axes[-1], theirs)
+    if paper and apart:
+        entries["the paper"] = draw_paper_points(all_axes[-1], apart)
         all_axes[-1].set_title(f"{SOURCE}: other data and scale", fontsize=8)
-        finish_panel(all_axes[-1], alone, plot["key"], theirs)
+        finish_panel(all_axes[-1], next(iter(paper.reported.columns)), plot["key"], apart)
     legend_below(figure, entries, explain_bars(table.cells[row][c] for row, _ in points for c in columns))
     return figure
 

@@ -60,15 +60,9 @@ def print_sweeps(plan: Plan, metric: str | None = None) -> None:
             values = {job.id: read_metric(job, metric) if state(job.id) == "done" else None for _, job in pairs}
             cell = fill_cell(tuple(dict.fromkeys((up.id, job.id) for up, job in pairs)), values)
             mean, n = (f"{cell.summary.mean:.1f}", cell.summary.n) if cell.summary else ("", 0)
-            progress = (state(job.id) for job in pretrained), (task_state(job) for _, job in pairs)
-            rows.append(
-                (
-                    *(str(point.values.get(key, "")) for key in keys),
-                    *map(count_states, progress),
-                    mean,
-                    f"{n} of {cell.of}",
-                )
-            )
+            progress = [[state(job.id) for job in pretrained], [task_state(job) for _, job in pairs]]
+            settings = [str(point.values.get(key, "")) for key in keys]
+            rows.append((*settings, *map(count_states, progress), mean, f"{n} of {cell.of}"))
         print(f"{run}: {len(points)} points; seeds {', '.join(map(str, experiment.seeds))}")
         print_states((*keys, "pretrain", task, metric, "n"), rows)
         print()

@@ -9,15 +9,25 @@ Metrics are percents, and higher is better for all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from mls.config.paper import Beside
-from mls.report.statistics import Summary, exact_mean, mean_with_interval
 
+CONFIDENCE = 0.95
 Pairs = tuple[tuple[str, str], ...]
 """(pretrain id, task id) of each value behind a cell."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean of ``n`` values; ``half_width`` of its confidence interval is None for one value."""
+
+    mean: float
+    half_width: float | None
+    n: int
 
 
 class BootstrapInterval(NamedTuple):
@@ -164,7 +174,22 @@ def fill_cell(pairs: Pairs, found: Mapping[str, float | None]) -> Filled:
 def mean_if_complete(units: Iterable[float | None]) -> float | None:
     """The mean, or None if a value is missing."""
     values = list(units)
-    return None if None in values else exact_mean([v for v in values if v is not None])
+    return None if None in values else fmean([v for v in values if v is not None])
+
+
+def mean_with_interval(values: Sequence[float]) -> Summary:
+    """Mean of at least one value, and half the width of its two-sided 95 % t-interval.
+
+    The half-width is ``t(0.975, n - 1) * s / sqrt(n)``, where s is the sample standard deviation (n - 1 in the
+    denominator). Sums are rounded only once, so the order of the values does not matter.
+    """
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return Summary(mean, None, n)
+    from scipy.stats import t  # here, because importing it takes a second and planning never needs it
+
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    return Summary(mean, float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n), n)
 
 
 def summarised_cell(over: str, units: tuple[float | None, ...], sources: Pairs) -> Filled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
 from mls.models.backbone import build_backbone, save_backbone
 from mls.pipeline.artifact import Artifact
-from mls.probe import extract_features
+from mls.probe import features as features_stage
 from mls.probe import run_probe as probe_stage
 from mls.probe.evaluation import Evaluation
 from mls.probe.feature_set import Images
@@ -33,9 +34,9 @@ LAYOUT = Backbone(name="resnet18", width=0.125, stem="small")
 def make_store(out: Path, multi_label: bool, without: str = "", plain: bool = False) -> ImageStore:
     """Squares of two colours, 24 train, 12 val and 12 test images of 32 pixels.
 
-    Of several labels an image, train alone has one image of "rare" and test alone one of "unseen", and test's second
-    image has a difficult object of the class that it does not show. Single-label sets have images of the two alone,
-    plain ones have no other class.
+    In multi-label sets only train has an image of "rare" and only test one of "unseen", and test's second image has a
+    difficult object of the class that it does not show. Single-label sets have images of "red" and "blue" only; plain
+    sets have no other class.
     """
     records = []
     for split, count in (("train", 24), ("val", 12), ("test", 12)):
@@ -76,7 +77,7 @@ def divide_by_length(features: np.ndarray) -> np.ndarray:
 
 
 def make_evaluation(n: int = 30, *, multi_label: bool = True, split: str = "test", decided: bool = True) -> Evaluation:
-    """Evaluation images of four classes; of the last one none is positive."""
+    """Evaluation images of four classes; the last one has no positive image."""
     rng = np.random.default_rng(n)
     label_N = np.arange(n) % 3
     truth = np.eye(4, dtype=bool)[label_N]
@@ -92,10 +93,13 @@ def make_evaluation(n: int = 30, *, multi_label: bool = True, split: str = "test
     return Evaluation(np.arange(n) + 100, names, split, classes, multi_label, truth, ignored, scores, decided)
 
 
-def images_of(features: Any, truth: Any, ignored: Any = None) -> Images:
-    """Images without names; by default no class is ignored."""
-    n = len(truth)
-    return Images(np.arange(n), [""] * n, features, truth, np.zeros_like(truth) if ignored is None else ignored)
+def images_of(
+    features: Any, truth: Any, ignored: Any = None, *, multi_label: bool = True, classes: Sequence[str] = ()
+) -> Images:
+    """Images without names; by default no class is ignored, and classes are called ``class 0``, ``class 1``..."""
+    n, classes = len(truth), list(classes) or [f"class {i}" for i in range(truth.shape[1])]
+    ignored = np.zeros_like(truth) if ignored is None else ignored
+    return Images(np.arange(n), [""] * n, features, truth, ignored, classes, multi_label)
 
 
 def make_pretrain(folder: Path, poison: bool = False) -> Artifact:
@@ -119,7 +123,7 @@ def run_probe(store: ImageStore, folder: Path, poison: bool = False, **task: Any
     inputs = {"data": Artifact(store.path, {}), "pretrain": make_pretrain(folder / "pretrain", poison)}
     if isinstance(config, Features):
         features = Features(**{name: getattr(config, name) for name in Features.model_fields})
-        extract_features.run(context(features, folder / "features", inputs))
+        features_stage.run(context(features, folder / "features", inputs))
         inputs["features"] = Artifact(folder / "features", {})
     probe_stage.run(context(config, folder / "out", inputs))
     return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}

@@ -141,7 +141,7 @@ def test_intervals_cover_what_they_claim() -> None:
     assert 88 <= covered <= 99
 
 
-def test_nothing_to_sample() -> None:
+def test_there_is_no_interval_without_values() -> None:
     one = average_precision_intervals(np.ones((1, 2), np.float32), np.array([[True, False]]))
     assert one.mean == (1, 1) and one.per_class == [(1, 1), None]
     none = average_precision_intervals(np.ones((3, 2), np.float32), np.zeros((3, 2), dtype=bool))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -29,8 +32,9 @@ from mls.pipeline.plan import DATA_LOCK, read_lock
 from mls.pipeline.runner import run_stage
 from mls.probe import finetune as module
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
+from mls.probe.evaluation import Evaluation
 from mls.probe.features import extract
-from mls.probe.finetune import Outcome, train_and_score
+from mls.probe.finetune import train_and_score
 from mls.runtime.checkpoint import load_resumable
 from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
@@ -41,6 +45,16 @@ SIDE = 16
 CPU = torch.device("cpu")
 EXECUTION = Execution(threads=1, workers=1, device="cpu", checkpoint_every=100)
 COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220))
+
+
+class Fitted(NamedTuple):
+    """What a training gave, and what it wrote."""
+
+    evaluation: Evaluation
+    facts: dict[str, Any]
+    steps: int
+    curves: list[dict[Any, Any]]
+    timing: list[dict[Any, Any]]
 
 
 def make_backbone() -> ResNet:
@@ -94,21 +108,16 @@ def fit(
     execution: Execution = EXECUTION,
     backbone: ResNet | None = None,
     lines: list[str] | None = None,
-) -> Outcome:
+) -> Fitted:
     """One process's life: set up, build, train, score."""
     work.mkdir(exist_ok=True)
+    log = (lines if lines is not None else []).append
+    given = {"job": SimpleNamespace(seed=0), "label": "task/run:0", "execution": execution, "log": log}
+    context: Any = SimpleNamespace(work=work, out=work, **given)
     device = set_up(execution.device, execution.threads, SEED)
-    return train_and_score(
-        task,
-        store,
-        backbone or make_backbone(),
-        seed=SEED,
-        device=device,
-        execution=execution,
-        work=work,
-        log=(lines if lines is not None else []).append,
-        name="probe",
-    )
+    evaluation, facts = train_and_score(context, task, store, backbone or make_backbone(), device)
+    curves, timing = (pd.read_csv(work / name).to_dict("records") for name in ("curves.csv", "timing.csv"))
+    return Fitted(evaluation, facts, json.loads((work / "derived.json").read_text())["total_steps"], curves, timing)
 
 
 def parameters(net: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -158,7 +167,7 @@ def test_single_label_loss_by_hand() -> None:
     assert float(value) == pytest.approx(np.mean(terms), rel=1e-6)
 
 
-def test_cosine_schedule() -> None:
+def test_the_cosine_schedule_warms_up_and_falls() -> None:
     task = make_task(lr=2.0, epochs=10, warmup_epochs=1.0)
     rates = [learning_rate(task, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([2 * (step + 1) / 11 for step in range(10)])
@@ -169,7 +178,7 @@ def test_cosine_schedule() -> None:
     assert learning_rate(make_task(lr=2.0, epochs=1, warmup_epochs=0.9), 0, 1) == 1.0  # all steps there are
 
 
-def test_step_schedule() -> None:
+def test_the_step_schedule_divides_by_ten() -> None:
     task = make_task("sgd", lr=30.0, epochs=100)
     rates = [learning_rate(task, step, 500) for step in range(500)]
     assert rates == pytest.approx([30.0] * 300 + [3.0] * 100 + [0.3] * 100)
@@ -211,7 +220,7 @@ def test_optimizer_groups() -> None:
 # ----------------------------------------------------------------------------------------------- training
 
 
-def test_classifier_lr_is_the_classifiers_alone(store: ImageStore, tmp_path: Path) -> None:
+def test_classifier_lr_changes_only_the_classifier(store: ImageStore, tmp_path: Path) -> None:
     steps: dict[float, dict[str, torch.Tensor]] = {}
     for times in (0.5, 1.0, 8.0):
         task = make_task(epochs=1, batch_size=12, lr=1e-3, classifier_lr=times, momentum=0.0)  # a single step
@@ -232,7 +241,7 @@ def test_sgd_leaves_the_backbone_bit_for_bit(store: ImageStore, tmp_path: Path) 
     before = parameters(backbone)
     outcome = fit(make_task("sgd", lr=0.1, weight_decay=0.1), store, tmp_path / "work", backbone=backbone)
     assert changed(backbone, before) == set()
-    losses = [row["loss"] for row in outcome.history.curves]
+    losses = [row["loss"] for row in outcome.curves]
     assert losses[-1] < losses[0]
     state, _ = load_resumable(tmp_path / "work")
     assert state is not None and set(state["model"]) == {"1.weight", "1.bias"}
@@ -249,7 +258,7 @@ def test_statistics_of_batch_norm(store: ImageStore, tmp_path: Path, batchnorm: 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
 @pytest.mark.parametrize("how", ["signal", "kill", "damage"])
-def test_resumed_equals_uninterrupted(
+def test_a_resumed_training_equals_an_uninterrupted_one(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
 ) -> None:
     monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
@@ -283,9 +292,9 @@ def test_resumed_equals_uninterrupted(
 
     assert lines[-1] == f"going on from step { ({'signal': 3, 'kill': 4, 'damage': 2}[how]) } of 7"
     assert len(lines) == (2 if how == "damage" else 1)
-    assert [row["step"] for row in whole.history.curves] == [0, 2, 4, 6]
-    assert resumed.history.curves == whole.history.curves
-    assert np.array_equal(resumed.scores_NC, whole.scores_NC)
+    assert [row["step"] for row in whole.curves] == [0, 2, 4, 6]
+    assert resumed.curves == whole.curves
+    assert np.array_equal(resumed.evaluation.scores_NC, whole.evaluation.scores_NC)
     states = [load_resumable(tmp_path / folder)[0] for folder in ("whole", "parts")]
     for state in states:
         assert state is not None
@@ -294,8 +303,8 @@ def test_resumed_equals_uninterrupted(
     assert len(first) == len(second) > 10
     assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(first, second, strict=True))
     again = fit(task, store, tmp_path / "parts")  # finished: trains no more
-    assert np.array_equal(again.scores_NC, whole.scores_NC)
-    assert again.history.curves == whole.history.curves
+    assert np.array_equal(again.evaluation.scores_NC, whole.evaluation.scores_NC)
+    assert again.curves == whole.curves
 
 
 def flat(value: Any) -> list[Any]:
@@ -330,7 +339,9 @@ def test_a_broken_backbone_is_named(store: ImageStore, tmp_path: Path, kind: str
         fit(make_task(kind), store, tmp_path / "work", backbone=backbone)
 
 
-def test_bad_logits_at_the_end(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_are_not_finite_are_refused(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits = np.array([[0, math.nan, 0], [0, 0, 0]], dtype=np.float32)
     monkeypatch.setattr(module, "outputs_of", lambda *_: logits)
     with pytest.raises(DeterministicError, match=r"after 18 steps the logits of 1 of 2 val images are not finite"):
@@ -340,12 +351,12 @@ def test_bad_logits_at_the_end(store: ImageStore, tmp_path: Path, monkeypatch: p
 # ------------------------------------------------------------------------------------------------ splits
 
 
-def test_without_test_it_is_never_read(tmp_path: Path) -> None:
+def test_without_test_the_test_split_is_never_read(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", test_bytes=b"no image")
     outcome = fit(make_task(epochs=1), store, tmp_path / "work")
-    assert (outcome.split, outcome.train_images, outcome.steps) == ("val", 12, 3)
-    assert np.array_equal(outcome.rows_N, store.split("val"))
-    assert outcome.scores_NC.shape == (6, 3) and outcome.scores_NC.dtype == np.float32
+    assert (outcome.evaluation.split, outcome.facts["n_train"], outcome.steps) == ("val", 12, 3)
+    assert np.array_equal(outcome.evaluation.rows_N, store.split("val"))
+    assert outcome.evaluation.scores_NC.shape == (6, 3) and outcome.evaluation.scores_NC.dtype == np.float32
     with pytest.raises(MlsError, match=r"00\.png"):
         fit(make_task(epochs=1, test=True), store, tmp_path / "other")
 
@@ -360,13 +371,13 @@ def test_with_test_val_is_trained_on(store: ImageStore, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(store, "decode", watched)
     outcome = fit(make_task(epochs=1, batch_size=6, test=True), store, tmp_path / "work")
-    assert (outcome.split, outcome.train_images, outcome.steps) == ("test", 18, 3)
+    assert (outcome.evaluation.split, outcome.facts["n_train"], outcome.steps) == ("test", 18, 3)
     assert sorted(read[:18]) == [*store.split("train"), *store.split("val")]
-    assert read[18:] == outcome.rows_N.tolist() == store.split("test").tolist()
+    assert read[18:] == outcome.evaluation.rows_N.tolist() == store.split("test").tolist()
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_squares_are_the_probes(store: ImageStore, tmp_path: Path, kind: str) -> None:
+def test_evaluated_views_are_those_of_the_other_probes(store: ImageStore, tmp_path: Path, kind: str) -> None:
     """Evaluation as `square` makes them, in evaluation mode, by the weights that were left."""
     task = make_task(kind, resize=20, epochs=1)
     outcome = fit(task, store, tmp_path / "work")
@@ -374,10 +385,10 @@ def test_squares_are_the_probes(store: ImageStore, tmp_path: Path, kind: str) ->
     assert state is not None
     model = Classifier(make_backbone(), 3, task, seed=1).eval()
     model.trained.load_state_dict(state["model"])
-    squares = torch.stack([square(store.decode(int(row)), SIDE, 20) for row in outcome.rows_N])
+    squares = torch.stack([square(store.decode(int(row)), SIDE, 20) for row in outcome.evaluation.rows_N])
     with torch.no_grad():
         expected_NC = model.fc(model.backbone(normalise(squares, CPU))).numpy()
-    np.testing.assert_allclose(outcome.scores_NC[:, :2], expected_NC[:, :2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outcome.evaluation.scores_NC[:, :2], expected_NC[:, :2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -401,9 +412,9 @@ def test_what_cannot_be_learned_or_evaluated_is_refused(
 def test_untrained_classes_have_one_score(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", train=[[0], [0, 1], [0], [0, 1]])  # red always, blue never
     outcome = fit(make_task(epochs=1), store, tmp_path / "work")
-    assert outcome.untrained == ["red", "blue"]
-    assert not outcome.scores_NC[:, [0, 2]].any()
-    assert len(np.unique(outcome.scores_NC[:, 1])) == 6
+    assert outcome.facts["untrained_classes"] == ["red", "blue"]
+    assert not outcome.evaluation.scores_NC[:, [0, 2]].any()
+    assert len(np.unique(outcome.evaluation.scores_NC[:, 1])) == 6
 
 
 # --------------------------------------------------------------------------------------------- it learns
@@ -414,14 +425,14 @@ def test_finetuning_learns_scenes(in_tmp: Path) -> None:
     job = plan.find("data", "scenes")[0]
     run_stage(plan, job, build_store.run)
     outcome = fit(make_task(batch_size=8, epochs=20, lr=0.1), ImageStore(job.path), in_tmp / "tune")
-    losses = [row["loss"] for row in outcome.history.curves]
+    losses = [row["loss"] for row in outcome.curves]
     assert losses[-1] < 0.9 * losses[0]
-    assert [set(row) for row in outcome.history.curves] == [{"step", "loss", "lr"}] * len(losses)
-    assert all(row["images_per_s"] > 0 for row in outcome.history.timing)
+    assert [set(row) for row in outcome.curves] == [{"step", "loss", "lr"}] * len(losses)
+    assert all(row["images_per_s"] > 0 for row in outcome.timing)
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_single_label_sets(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_single_label_set_is_learned(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("MLS_DATA", str(in_tmp / "data"))
     folder = in_tmp / "data/bars"
     folder.mkdir(parents=True)
@@ -441,11 +452,11 @@ def test_single_label_sets(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, kind: 
     assert not store.multi_label and store.classes == ["blue", "green", "red"]
     lr = 0.05 if kind == "finetune" else 2.0
     outcome = fit(make_task(kind, epochs=12, lr=lr, test=True), store, in_tmp / "fit")
-    assert outcome.untrained == ["blue"] and np.isneginf(outcome.scores_NC[:, 0]).all()
-    truth_NC = store.labels(outcome.rows_N)
+    assert outcome.facts["untrained_classes"] == ["blue"] and np.isneginf(outcome.evaluation.scores_NC[:, 0]).all()
+    truth_NC = store.labels(outcome.evaluation.rows_N)
     known = ~truth_NC[:, 0]
     assert known.sum() == 4 and len(known) == 5
-    assert np.array_equal(outcome.scores_NC[known].argmax(1), truth_NC[known].argmax(1))
+    assert np.array_equal(outcome.evaluation.scores_NC[known].argmax(1), truth_NC[known].argmax(1))
 
 
 def test_sgd_comes_near_logistic_regression(tmp_path: Path) -> None:
@@ -466,16 +477,16 @@ def test_sgd_comes_near_logistic_regression(tmp_path: Path) -> None:
         decided_NC[:, c] = model.predict(val_ND)
     theirs = (decided_NC == truth_NC).mean()
     assert theirs > 0.9
-    assert ((outcome.scores_NC > 0) == truth_NC).mean() > theirs - 0.05
+    assert ((outcome.evaluation.scores_NC > 0) == truth_NC).mean() > theirs - 0.05
 
 
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_bf16_is_of_the_backbone_alone(store: ImageStore, tmp_path: Path, kind: str) -> None:
-    full = fit(make_task(kind, epochs=1, lr=1e-4), store, tmp_path / "fp32")
-    half = fit(make_task(kind, epochs=1, lr=1e-4, precision="bf16"), store, tmp_path / "bf16")
-    assert half.scores_NC.dtype == np.float32
-    assert not np.array_equal(half.scores_NC, full.scores_NC)
-    np.testing.assert_allclose(half.scores_NC, full.scores_NC, atol=0.05 * np.abs(full.scores_NC).max())
+def test_bf16_applies_only_to_the_backbone(store: ImageStore, tmp_path: Path, kind: str) -> None:
+    full = fit(make_task(kind, epochs=1, lr=1e-4), store, tmp_path / "fp32").evaluation.scores_NC
+    half = fit(make_task(kind, epochs=1, lr=1e-4, precision="bf16"), store, tmp_path / "bf16").evaluation.scores_NC
+    assert half.dtype == np.float32
+    assert not np.array_equal(half, full)
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
     state, _ = load_resumable(tmp_path / "bf16")
     assert state is not None
     assert all(v.dtype == torch.float32 for v in state["model"].values() if v.is_floating_point())

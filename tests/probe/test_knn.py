@@ -26,9 +26,8 @@ def make_data(n: int, seed: int, classes: int = 4, dims: int = 16) -> tuple[np.n
 def run(
     train: Any, val: Any, ks: list[int], multi_label: bool = True, temperature: float = 0.07, **more: Any
 ) -> KnnFit:
-    names = [f"class {i}" for i in range(train[1].shape[1])]
-    options = {"temperature": temperature, "multi_label": multi_label, "names": names, **more}
-    return fit_ks(images_of(*train), images_of(*val), ks=ks, **options)
+    given, chosen = (images_of(*part, multi_label=multi_label) for part in (train, val))
+    return fit_ks(given, chosen, ks=ks, temperature=temperature, **more)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])

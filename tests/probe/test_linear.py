@@ -25,9 +25,7 @@ def make_data(n: int, seed: int, classes: int = 3, dims: int = 20) -> tuple[np.n
 
 
 def fit_multi(train: Any, val: Any, strengths: list[float] = STRENGTHS, **more: Any) -> Any:
-    names = [f"class {i}" for i in range(train[1].shape[1])]
-    train, val = images_of(*train), images_of(*val)
-    return fit_strengths(train, val, strengths=strengths, multi_label=True, names=names, **more)
+    return fit_strengths(images_of(*train), images_of(*val), strengths=strengths, **more)
 
 
 def test_strength_is_chosen_on_val_not_on_test_or_train() -> None:
@@ -157,25 +155,25 @@ def test_odd_features_still_converge(kind: str) -> None:
     assert fitted.unconverged == 0 and np.isfinite(fitted.scores(features)).all()
 
 
-def test_single_label() -> None:
+def test_single_label_sets_get_softmax_regression() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=300)
     features = (np.eye(3)[labels] * 2 + rng.normal(size=(300, 3))).astype(np.float32)
     truth = np.eye(4, dtype=bool)[labels]  # the fourth class has no image
-    train, val = images_of(features[:200], truth[:200]), images_of(features[200:], truth[200:])
-    fitted = fit_strengths(train, val, strengths=STRENGTHS, multi_label=False, names=["a", "b", "c", "d"])
-    assert fitted.untrained == ["d"]
+    train, val = (images_of(features[part], truth[part], multi_label=False) for part in (slice(200), slice(200, None)))
+    fitted = fit_strengths(train, val, strengths=STRENGTHS)
+    assert fitted.untrained == ["class 3"]
     assert fitted.candidates[fitted.strength] == top1(fitted.scores(features[200:]), truth[200:]) > 0.7
     model = LogisticRegression(C=fitted.strength, tol=1e-8).fit(features[:200], labels[:200])
     same = fitted.scores(features[200:]).argmax(1) == model.predict(features[200:])
     assert same.mean() > 0.95  # the same model but for standardised features
 
 
-def test_single_label_of_two_classes() -> None:
+def test_softmax_regression_of_two_classes() -> None:
     features = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     truth = np.stack([features[:, 0] > 0.1, features[:, 0] <= 0.1], axis=1)
-    images = images_of(features, truth)
-    fitted = fit_strengths(images, images, strengths=[100.0], multi_label=False, names=["a", "b"])
+    images = images_of(features, truth, multi_label=False)
+    fitted = fit_strengths(images, images, strengths=[100.0])
     assert fitted.candidates[fitted.strength] > 0.9
 
 

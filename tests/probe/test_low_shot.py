@@ -41,9 +41,8 @@ def make_parts() -> list[list[np.ndarray]]:
 def shoot(
     parts: Any, ks: list[int], samples: int = 3, costs: list[float] = COSTS, **more: Any
 ) -> tuple[dict[str, float], list[Row]]:
-    names = [f"class {i}" for i in range(parts[0][1].shape[1])]
     images = Parts(*(images_of(*part) for part in parts))
-    return low_shot(images, ks=ks, samples=samples, costs=costs, names=names, **{"seed": 5, **more})
+    return low_shot(images, ks=ks, samples=samples, costs=costs, **{"seed": 5, **more})
 
 
 def table(rows: list[Row], k: int, part: str) -> np.ndarray:
@@ -206,7 +205,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         shoot([train, val, test], [4])
 
 
-def test_what_processes_would_get_and_return_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_calls_and_results_give_the_same_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without starting any, which takes seconds and is tested for `mls.probe.svm`."""
     parts, seen = make_parts(), []
     alone = shoot(parts, [4, 4, 1])

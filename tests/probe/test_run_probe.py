@@ -17,7 +17,8 @@ from mls.config.probes import Features, metrics_of
 from mls.data.eval_view import normalise, square
 from mls.data.image_store import ImageStore
 from mls.models.backbone import feature_maps, load_backbone
-from mls.probe.evaluation import read_predictions, summarise
+from mls.probe.columns import read_file
+from mls.probe.evaluation import summarise, to_evaluation
 from mls.probe.feature_set import FeatureSet
 from mls.probe.features import extract
 from mls.probe.score import print_probe_score
@@ -55,7 +56,7 @@ def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path) -> Non
     assert promised <= set(metrics), "a table's column may name any of them"
 
     path = tmp_path / "run" / "out" / "predictions.parquet"
-    scored = read_predictions(path)
+    scored = read_file(path, to_evaluation)
     assert scored.names[0] == "test/000.jpg" and scored.rows_N.tolist() == store.split("test").tolist()
     assert scored.ignored_NC.tolist() == store.ignored(scored.rows_N).tolist() and scored.ignored_NC.sum() == 1
     kept = [c for c, name in enumerate(CLASSES) if name not in metrics["undefined_classes"]]
@@ -148,7 +149,7 @@ def watch_reads(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], set[int]]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "retrieval"])
-def test_without_test_val_is_evaluation_and_test_is_never_read(
+def test_without_test_val_is_evaluated_and_test_is_never_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
@@ -163,7 +164,7 @@ def test_without_test_val_is_evaluation_and_test_is_never_read(
     assert metrics["val"] > 50 and metrics["n_train"] == 24 and metrics["n_val"] == 12
     assert not {"mAP", "mAP_11", "P@1", "CF1", "n_test"} & set(metrics)
     if kind != "retrieval":
-        assert read_predictions(tmp_path / "val" / "out" / "predictions.parquet").split == "val"
+        assert read_file(tmp_path / "val" / "out" / "predictions.parquet", to_evaluation).split == "val"
     if kind in CHOSEN_ON_VAL:
         full = metrics_in(run_probe(store, tmp_path / "full", **small))
         same = ("val", "candidates", "untrained_classes", "n_train", "n_val")

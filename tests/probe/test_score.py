@@ -34,7 +34,7 @@ def record(path: Path, change: Callable[[dict[str, Any]], object] = lambda metri
     path.with_name("metrics.json").write_text(json.dumps(metrics))
 
 
-def test_prints_a_table(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_are_printed_as_aligned_tables(predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_probe_score(predictions)
     text = capsys.readouterr().out
     metrics = summarise(make_evaluation())
@@ -54,7 +54,7 @@ def test_prints_a_table(predictions: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines[-1] == "Nothing to compare with: there is no metrics.json beside it."
 
 
-def test_a_single_label_val(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_label_val_split_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_predictions(make_evaluation(multi_label=False, split="val"), tmp_path / "p.parquet")
     print_probe_score(tmp_path / "p.parquet")
     text = capsys.readouterr().out
@@ -123,7 +123,7 @@ def retrieve_to(folder: Path, split: str) -> dict[str, Any]:
     query_truth[:, 2] = False
     names = ["traffic: light", "p@1:cat", "rare", "a | b"]
     found = retrieval.retrieve(
-        images_of(gallery, gallery_truth), images_of(queries, query_truth), precision_at=[1, 3, 7], names=names
+        images_of(gallery, gallery_truth, classes=names), images_of(queries, query_truth), precision_at=[1, 3, 7]
     )
     path = folder / "predictions.parquet"
     retrieval.write_ranking(found, np.arange(200), [f"{i}.jpg" for i in range(200)], split, path)
@@ -133,7 +133,7 @@ def retrieve_to(folder: Path, split: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_a_retrieval(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_retrieval_is_printed(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = retrieve_to(tmp_path, split)
     print_probe_score(tmp_path / "predictions.parquet")
     text = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_retrieval(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", ["mAP", "P@3", "n_test"])
-def test_a_retrieval_of_other_metrics_is_an_error(name: str, tmp_path: Path) -> None:
+def test_a_retrieval_with_other_recorded_metrics_is_an_error(name: str, tmp_path: Path) -> None:
     metrics = retrieve_to(tmp_path, "test")
     metrics[name] += 1e-8 if name != "n_test" else 1
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
@@ -166,7 +166,7 @@ def test_a_retrieval_of_other_metrics_is_an_error(name: str, tmp_path: Path) -> 
 
 def test_a_damaged_retrieval_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [0], "ap:person": [0.5]}), tmp_path / "predictions.parquet")
-    with pytest.raises(MlsError, match=r"predictions\.parquet: does not hold name, split once"):
+    with pytest.raises(MlsError, match=r"predictions\.parquet: .* lacks name \(string\), split"):
         print_probe_score(tmp_path / "predictions.parquet")
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
     with pytest.raises(MlsError, match="not a readable Parquet file"):

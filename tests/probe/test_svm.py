@@ -19,8 +19,7 @@ from tests.probe.support import COSTS, divide_by_length, images_of, make_directi
 
 
 def run(train: Any, multi_label: bool = True, costs: list[float] = COSTS, folds: int = 3, threads: int = 1) -> SvmFit:
-    names = [f"class {i}" for i in range(train[1].shape[1])]
-    return fit_costs(images_of(*train), costs=costs, folds=folds, names=names, multi_label=multi_label, threads=threads)
+    return fit_costs(images_of(*train, multi_label=multi_label), costs=costs, folds=folds, threads=threads)
 
 
 @pytest.mark.filterwarnings("ignore:Liblinear failed")

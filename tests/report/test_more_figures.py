@@ -56,7 +56,7 @@ def test_differences_of_classes_are_paired_and_sorted(seeds: int, bars: int) -> 
     assert "1 class without a value" in figure._supxlabel.get_text()  # type: ignore[attr-defined]
 
 
-def test_no_baseline_no_differences() -> None:
+def test_tables_without_a_baseline_have_no_differences() -> None:
     params, tasks = differences(1)
     del params["tables"]["t"]["baseline"]
     assert class_differences(params, tasks) == {}  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import open_inputs
 from mls.report import drawing, neighbours
-from mls.report.neighbour_figures import ENTRY, QUERY, draw_neighbours, listed
+from mls.report.drawing import draw_job
+from mls.report.neighbour_figures import ENTRY, QUERY, listed
 from mls.report.neighbours import initial_state
 from mls.runtime.errors import MlsError
 from tests.report.support import FinishedRun, finished_runs
@@ -42,13 +43,13 @@ def shows(path: Path, colour: str) -> int:
 def test_files_are_a_function_of_the_id_and_arguments(runs: dict[str, FinishedRun], name: str, topk: int) -> None:
     run = runs[name]
     out = Path(f"first-{name}")
-    assert draw_neighbours(run.plan, run.job, out, images=2) == [out / file for file in FILES]
+    assert draw_job(run.plan, run.job, out, images=2) == [out / file for file in FILES]
     torch.manual_seed(99)  # whatever state a process has
     state = torch.get_rng_state()
-    for again in draw_neighbours(run.plan, run.job, Path(f"second-{name}"), images=2):
+    for again in draw_job(run.plan, run.job, Path(f"second-{name}"), images=2):
         assert again.read_bytes() == (out / again.name).read_bytes(), again.name
     assert torch.equal(torch.get_rng_state(), state)
-    draw_neighbours(run.plan, run.job, Path(f"other-{name}"), images=2, seed=1)
+    draw_job(run.plan, run.job, Path(f"other-{name}"), images=2, seed=1)
     assert Path(f"other-{name}/fig4.png").read_bytes() != (out / "fig4.png").read_bytes()
 
     text = (out / "fig3.json").read_text()
@@ -69,11 +70,11 @@ def test_few_keys_are_drawn_and_none_is_an_error(
     state = initial_state(run.job.config, 0)
     monkeypatch.setattr(neighbours, "final_state", lambda config, artifact: state)
     with pytest.raises(MlsError, match=r"dictionary without keys.*lower pretrain\.optimizer\.lr"):
-        draw_neighbours(run.plan, run.job, tmp_path / "none")
+        draw_job(run.plan, run.job, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     state.dictionary.row_D[0] = 1
     state.dictionary.box_D4[0] = torch.tensor([2, 3, 20, 18])
-    draw_neighbours(run.plan, run.job, tmp_path / "one", images=2)
+    draw_job(run.plan, run.job, tmp_path / "one", images=2)
     assert shows(tmp_path / "one/fig4.png", QUERY) > shows(tmp_path / "one/fig4.png", ENTRY) / 2 > 100
 
 
@@ -81,7 +82,7 @@ def test_a_method_without_training_cannot_be_drawn(runs: dict[str, FinishedRun],
     plan = runs["mls"].plan
     (job,) = plan.find("pretrain", "random")
     with pytest.raises(MlsError, match=r"random:0 .*method 'none'.*can draw: moco-v2:0, mls:0"):
-        draw_neighbours(plan, job, tmp_path)
+        draw_job(plan, job, tmp_path)
 
 
 def test_missing_and_damaged_artifacts_name_the_command(
@@ -104,11 +105,11 @@ def test_missing_and_damaged_artifacts_name_the_command(
         else:
             assert not file.exists()
         with pytest.raises(MlsError, match=rf"{message}.*mls pretrain mls:0 -e small\.yaml"):
-            draw_neighbours(plan, job, tmp_path / "out")
+            draw_job(plan, job, tmp_path / "out")
         file.touch()
     shutil.rmtree(job.path)
     with pytest.raises(MlsError, match=rf"{job.id} is missing.*mls pretrain mls:0 -e small\.yaml"):
-        draw_neighbours(plan, job, tmp_path / "out")
+        draw_job(plan, job, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +127,7 @@ def test_pictures_of_photos_come_with_a_warning(
         return {"data": Artifact(data.path, {**data.manifest, "params": {"source": source}})}
 
     monkeypatch.setattr(drawing, "open_inputs", opened)
-    draw_neighbours(runs["mls"].plan, runs["mls"].job, tmp_path, images=1)
+    draw_job(runs["mls"].plan, runs["mls"].job, tmp_path, images=1)
     assert capsys.readouterr().err.count("show photos of the data set; don't publish them") == lines
 
 

@@ -15,10 +15,8 @@ import pytest
 from jinja2 import Environment
 
 from mls.pipeline.plan import Plan
-from mls.report.graph import direct_inputs
-from mls.report.origin import code_version
 from mls.report.page import Column, Sheet, SheetRow, Value, spent, write_page
-from mls.report.pages import build_pages, report_folder, table_page
+from mls.report.pages import build_pages, code_version, direct_inputs, report_folder, table_page
 from mls.report.tables import fill_table
 from mls.runtime.errors import DamagedArtifact
 from tests.report.support import make_tables, small_plan, write_inputs
@@ -127,7 +125,7 @@ def test_a_tables_numbers_sort_by_their_means_and_lead_to_their_lines(plan: Plan
             assert lines and {(line[0].lines[0], line[1].lines[0]) for line in lines} == {(row.lines[0], column)}
 
 
-def test_lines_tell_the_pairs_own_value_and_the_manifests_times(plan: Plan) -> None:
+def test_lines_show_the_pairs_own_value_and_the_manifests_times(plan: Plan) -> None:
     recorded = manifests(plan)
     for _, _, column, value, pretrain, first, task, second, *_ in Pages(build_pages(plan) / "provenance.html").tables[
         0
@@ -216,7 +214,7 @@ def test_the_graph_has_every_artifact_and_no_shortcuts(plan: Plan) -> None:
     assert text.count("<path") == sum(len(direct_inputs(plan, job)) for job in plan.jobs.values())
 
 
-def test_code_tells_uncommitted_changes_and_does_without_git() -> None:
+def test_code_versions_mark_uncommitted_changes_and_need_no_git() -> None:
     made: dict[str, Any] = {"revision": "a" * 40, "dirty": False, "digest": "d"}
     assert code_version({"code": made}) == "a" * 10
     assert code_version({"code": {**made, "dirty": True}}) == "a" * 10 + "+"

@@ -60,7 +60,7 @@ def test_fills_the_folder_that_snakemake_made(in_tmp: Path) -> None:
     assert "stale" not in Path("results/tiny/tables/main.md").read_text()
 
 
-def test_sweeps_leftovers_of_this_experiment_only(in_tmp: Path) -> None:
+def test_removes_only_this_experiments_leftovers(in_tmp: Path) -> None:
     plan = made()
     mine = [
         Path("results/.tiny.123.tmp"),
@@ -98,7 +98,7 @@ def publish_and_die(plan: Plan, at: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def test_killed_before_any_file_operation_a_marker_means_a_whole_folder(in_tmp: Path) -> None:
+def test_a_publisher_killed_anywhere_leaves_a_marker_only_in_a_whole_folder(in_tmp: Path) -> None:
     plan = made()
     whole = content(publish_tables(plan))
     statuses: list[int] = []

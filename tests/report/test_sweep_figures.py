@@ -40,7 +40,7 @@ def drawn(plan: Plan) -> Figure:
         metrics[job.id] = {"mAP": value, "box_AP": value}
     (table,) = fill_tables(plan, metrics)
     spec = plan.tables.params["tables"]["t8"]
-    figure = draw_sweep(table, spec["plot"], spec.get("baseline"), table.paper)
+    figure = draw_sweep(table, spec["plot"], spec.get("baseline"))
     assert figure
     return figure
 
@@ -89,7 +89,7 @@ def test_a_column_that_is_compared_has_the_papers_points_in_its_panel() -> None:
     assert np.asarray(dotted[1][0].get_ydata()).tolist() == [39.7, 40.0, 40.1, 39.2], "Table 8"
 
 
-def test_the_stage_draws_it(in_tmp: Any) -> None:
+def test_the_tables_stage_draws_the_sweep(in_tmp: Any) -> None:
     plan = plan_of_sweep()
     write_inputs(plan, lambda label: {"mAP": 50.0})
     assert {"sweep-t8.png", "sweep-t8.pdf"} <= {path.name for path in (make_tables(plan) / "figures").iterdir()}

@@ -37,7 +37,7 @@ def shown(plan: Plan, capsys: pytest.CaptureFixture[str], metric: str | None = N
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines if line]
 
 
-def test_states_and_what_was_measured(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_states_and_means(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     (training,) = plan.find("pretrain", "mls[topk=9]:1")
     failed, stopped = (plan.find("pretrain", f"mls[topk=7,weight=0.25]:{seed}")[0] for seed in (0, 1))
     for job in (training, failed, stopped):
@@ -62,7 +62,7 @@ def test_a_probe_that_waits_for_features_shows_their_state(plan: Plan, capsys: p
     assert shown(plan, capsys)[-1] == ["7", "0.25", "missing", "failed", "0 of 2"]
 
 
-def test_another_task_that_nothing_measured_yet(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_has_not_run_shows_no_mean(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(plan, capsys, "detect.box_AP")[2] == ["5", "0.5", "done", "missing", "0 of 2"]
 
 

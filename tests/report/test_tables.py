@@ -36,7 +36,7 @@ def notes(path: Path) -> str:
     return (path / "tables" / "main.md").read_text().split("\n- ", 1)[1]
 
 
-def test_one_seed_shows_the_value_alone(in_tmp: Path) -> None:
+def test_one_seed_shows_only_the_value(in_tmp: Path) -> None:
     plan = small_plan()
     write_inputs(
         plan, lambda label: {"mAP": 51.234, "box_AP": 20.0} if "mls" in label else {"mAP": 30.0, "box_AP": 10.0}

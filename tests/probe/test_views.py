@@ -1,4 +1,4 @@
-"""Every image comes once an epoch, in full batches that repeat from any step; views flip and crop, and no more."""
+"""Each epoch has every image once, in full batches that repeat from any step; views are only cropped and flipped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mls.config.probes import FinetuneProbe, TrainAugment
 from mls.data.augment import FLIP, MEAN, STD, ColourAugment
 from mls.data.image_store import ImageStore
 from mls.data.writer import Record, write_store
-from mls.probe.finetune_data import Views
+from mls.probe.finetune import Views
 from mls.runtime.errors import MlsError
 
 SEED = 1000
@@ -101,7 +101,7 @@ def test_boxes_are_of_the_images_own_size(store: ImageStore) -> None:
     assert torch.equal(crop_CHW, resized_crop_image(store.decode(2), 0, 6, 20, 27, size=[16, 16], antialias=True))
 
 
-def test_views_are_flipped_and_normalised_alone(store: ImageStore) -> None:
+def test_views_are_only_flipped_and_normalised(store: ImageStore) -> None:
     (batch,) = make_views(store, batch_size=7).batches(range(1), workers=1)
     views_BCHW = ColourAugment(TrainAugment(crop=16), view=0)(batch.crops_BCHW, batch.draws_BU)
     flipped = batch.draws_BU[:, FLIP] < 0.5
