@@ -28,6 +28,8 @@ from mls.runtime.paths import store, work
 
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
+FIRST_SEED = 1000
+"""Seed of trial 0 of a probe or transfer. Trials, not pretraining seeds, number the repeats of a task."""
 
 
 ReadText = Callable[[str], str]

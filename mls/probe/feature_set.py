@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from mls.data.image_store import ImageStore
 from mls.metrics import Truth
 from mls.probe.columns import IMAGE, LABELS, listed, unlisted
+from mls.runtime.errors import MlsError
 
 SCHEMA = pa.schema([*IMAGE, *LABELS])
 
@@ -100,3 +101,17 @@ def write(out: Path, store: ImageStore, features: Mapping[str, NDArray[np.float3
     np.save(out / "features.npy", np.concatenate(list(features.values())))
     about = {"classes": store.classes, "multi_label": store.multi_label}
     (out / "classes.json").write_text(json.dumps(about, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_finite(features_ND: NDArray[np.float32], split: str) -> None:
+    """Reject features that no classifier can use.
+
+    Raises:
+        MlsError: says how many images of which split are affected.
+    """
+    bad = int((~np.isfinite(features_ND)).any(axis=1).sum())
+    if bad:
+        raise MlsError(
+            f"the backbone's features of {bad} of {len(features_ND)} {split} images are NaN or infinite; "
+            "its pretraining diverged or its weights are damaged: look at the run's curves.csv, or lower its lr"
+        )

@@ -31,7 +31,7 @@ from mls.models.backbone import LAYERS, channels_last, feature_maps, load_backbo
 from mls.pipeline.artifact import Artifact
 from mls.pipeline.runner import Context
 from mls.probe import feature_set
-from mls.probe.linear import check_finite
+from mls.probe.feature_set import check_finite
 from mls.runtime.device import autocast, set_up, workers_of
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv

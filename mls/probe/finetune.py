@@ -32,6 +32,7 @@ from mls.data.augment import ColourAugment, crop, crop_boxes, draw
 from mls.data.image_store import ImageStore
 from mls.data.loader import ORDER_STREAM
 from mls.models.backbone import channels_last
+from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
 from mls.probe.evaluation import Evaluation
@@ -39,7 +40,7 @@ from mls.probe.features import outputs_of, prepared
 from mls.runtime.device import workers_of
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import write_csv, write_json
-from mls.train.finetune import FIRST_SEED, FineTuning, finetune, places, read_ahead
+from mls.train.finetune import FineTuning, finetune, places, read_ahead
 
 
 class LabelledBatch(NamedTuple):

@@ -12,13 +12,13 @@ from typing import Any
 
 from mls.config.probes import Features, KnnProbe, LinearProbe, SvmProbe
 from mls.metrics import Scores
+from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe import knn, linear, svm
 from mls.probe.feature_set import FeatureSet, Parts
 from mls.probe.low_shot import low_shot
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv
-from mls.train.finetune import FIRST_SEED
 
 Facts = dict[str, Any]
 """What ``metrics.json`` holds beside the metrics: how the classifier was fitted and chosen."""

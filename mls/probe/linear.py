@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from mls.metrics import Scores, Truth, mean_average_precision, top1
-from mls.probe.feature_set import Images
+from mls.probe.feature_set import Images, check_finite
 from mls.runtime.errors import MlsError
 
 TOLERANCE = 1e-4
@@ -189,17 +189,3 @@ def standardisation(features_ND: Features) -> tuple[Weights, Weights]:
 def standardise(features_ND: Features, mean_D: Weights, scale_D: Weights) -> Features:
     """Return standardised features as float32, which L-BFGS takes without converting them."""
     return ((features_ND - mean_D) / scale_D).astype(np.float32)
-
-
-def check_finite(features_ND: Features, split: str) -> None:
-    """Reject features that no classifier can use.
-
-    Raises:
-        MlsError: says how many images of which split are affected.
-    """
-    bad = int((~np.isfinite(features_ND)).any(axis=1).sum())
-    if bad:
-        raise MlsError(
-            f"the backbone's features of {bad} of {len(features_ND)} {split} images are NaN or infinite; "
-            "its pretraining diverged or its weights are damaged: look at the run's curves.csv, or lower its lr"
-        )

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mls.metrics import Truth, average_precisions
-from mls.probe.feature_set import Parts
-from mls.probe.linear import Weights, check_finite, one_blas_thread
+from mls.probe.feature_set import Parts, check_finite
+from mls.probe.linear import Weights, one_blas_thread
 from mls.probe.svm import WORTH_PROCESSES, divide_by_norm, fit_one, in_processes, stopped
 from mls.runtime.errors import MlsError
 

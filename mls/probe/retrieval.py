@@ -31,9 +31,9 @@ from mls.metrics import Truth
 from mls.probe.bootstrap import mean_intervals
 from mls.probe.columns import AGAIN, IMAGE, check_columns
 from mls.probe.evaluation import class_metrics
-from mls.probe.feature_set import Images
+from mls.probe.feature_set import Images, check_finite
 from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
-from mls.probe.linear import Features, Weights, check_finite
+from mls.probe.linear import Features, Weights
 from mls.runtime.errors import MlsError
 
 Values = NDArray[np.float32]

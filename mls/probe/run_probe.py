@@ -20,16 +20,13 @@ from __future__ import annotations
 
 from mls.config.probes import DECIDED, FinetuneProbe, FrozenProbe, ProbeConfig, RetrievalProbe, SgdProbe, TrainedProbe
 from mls.data.image_store import ImageStore
+from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe import retrieval
 from mls.probe.evaluation import Evaluation, summarise, write_predictions
 from mls.probe.feature_set import FeatureSet, Parts
-from mls.probe.features import load_pretrained
-from mls.probe.finetune import train_and_score
 from mls.probe.frozen import FITS, Facts
-from mls.runtime.device import set_up
 from mls.runtime.files import write_json
-from mls.train.finetune import FIRST_SEED
 
 
 def run(context: Context) -> None:
@@ -91,6 +88,11 @@ def rank_images(context: Context, task: RetrievalProbe) -> Facts:
 
 def train_on_images(context: Context, task: TrainedProbe) -> tuple[Evaluation, Facts]:
     """Train a classifier on images, with kind ``finetune`` also the backbone, and score the evaluated split."""
+    # They import torch and torchvision, which takes seconds; a classifier on features does not need them.
+    from mls.probe.features import load_pretrained
+    from mls.probe.finetune import train_and_score
+    from mls.runtime.device import set_up
+
     device = set_up(context.execution.device, context.execution.threads, FIRST_SEED + context.job.seed)
     backbone = load_pretrained(context.inputs["pretrain"])
     return train_and_score(context, task, ImageStore(context.inputs["data"].path), backbone, device)

@@ -31,11 +31,10 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
 from mls.metrics import Scores, Truth, average_precision
-from mls.probe.feature_set import Images
+from mls.probe.feature_set import Images, check_finite
 from mls.probe.linear import (
     Features,
     Weights,
-    check_finite,
     logits,
     one_blas_thread,
     trained_classes,

@@ -31,8 +31,6 @@ from mls.runtime.errors import DeterministicError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 
-FIRST_SEED = 1000
-"""Seed of trial 0. Trials, not pretraining seeds, number the repeats of a task."""
 CURVE_EVERY = 20
 """Steps between the rows of ``curves.csv`` and ``timing.csv``."""
 PREFETCH = 2

@@ -13,10 +13,11 @@ import torch
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detector
 from mls.data.image_store import ImageStore
+from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.runtime.device import set_up, workers_of
 from mls.runtime.files import write_csv, write_json
-from mls.train.finetune import FIRST_SEED, finetune
+from mls.train.finetune import finetune
 from mls.transfer.interface import Given, made_by
 
 

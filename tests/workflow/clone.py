@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Clone:
-    """A working tree with a repository of its own; its params.yaml is the micro experiment."""
+    """A working tree with a repository of its own; its params.yaml is a part of the micro experiment, see `new_clone`."""
 
     path: Path
 
@@ -139,7 +139,11 @@ class Clone:
 
 
 def new_clone(to: Path) -> Clone:
-    """A new repository with the files that git tracks or would add here, as they are in the working tree."""
+    """A new repository with the files that git tracks or would add here, as they are in the working tree.
+
+    Its params.yaml is micro with two runs and one probe: a stage costs seconds, mostly its start. `make micro` makes the
+    rest.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -153,6 +157,7 @@ def new_clone(to: Path) -> Clone:
     ignored = to / ".gitignore"
     ignored.write_text(ignored.read_text().replace("/results/micro/\n", ""))
     clone = Clone(to)
+    clone.edit(runs__random=None, probe__svm=None, probe__tuned=None, tables__classification=None)
     clone.run("git", "init", "-q", "-b", "main")
     clone.commit("the code")
     return clone
