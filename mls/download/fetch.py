@@ -45,15 +45,11 @@ def fetch_archives(name: str, config: LocalDataset, root: Path, poll: Poll = lam
     Raises:
         MlsError: an archive can't be downloaded, is not the published one, or the disk is too full; says what to do.
     """
-
-    def missing() -> list[Archive]:
-        return [archive for archive in catalog.needed(config) if not _is_there(archive, root)]
-
-    if not missing():  # without a lock: root may be read-only
+    if not _missing(config, root):  # without a lock: root may be read-only
         return
     with locked(root / NOTES / "lock", f"dataset {name}"):
-        archives = missing()  # another process may have brought some meanwhile
-        absent = [archive for archive in archives if _local_file(archive, root) is None]
+        archives = _missing(config, root)  # another process may have brought some meanwhile
+        absent = to_download(config, root)
         hint = catalog.hint(config)
         if by_hand := [archive for archive in absent if not archive.urls]:
             files = ", ".join(archive.file for archive in by_hand)
@@ -73,6 +69,15 @@ def fetch_archives(name: str, config: LocalDataset, root: Path, poll: Poll = lam
         for archive in archives:
             with explain_full_disk(root):
                 _bring(f"dataset {name!r}: {archive.file}", archive, root, hint, poll)
+
+
+def to_download(config: LocalDataset, root: Path) -> list[Archive]:
+    """The archives that an entry needs and that are neither unpacked in ``root`` nor lie there as files."""
+    return [archive for archive in _missing(config, root) if _local_file(archive, root) is None]
+
+
+def _missing(config: LocalDataset, root: Path) -> list[Archive]:
+    return [archive for archive in catalog.needed(config) if not _is_there(archive, root)]
 
 
 def verified(config: LocalDataset, root: Path) -> bool:
