@@ -1,4 +1,4 @@
-"""A file that is still arriving: ``NAME.part``, and ``NAME.part.json`` that says which file its bytes belong to.
+"""A partly downloaded file: ``NAME.part``, and its journal ``NAME.part.json`` (address, length, validator).
 
     partial = Partial(Path("images.zip"), checked=True)     # picks up what an earlier call has left
     partial.restart(815_585_330, url, validator='"5f2a"')   # or forgets it
@@ -75,7 +75,7 @@ class Partial:
         self.held += len(content)
 
     def finish(self) -> None:
-        """Let the whole file appear as the target."""
+        """Rename the complete file to the target, and remove the journal."""
         sync(self.path)
         self.path.replace(self.target)
         self.drop()
