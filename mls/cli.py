@@ -17,8 +17,10 @@ from typing import NoReturn
 
 from mls.cli_parser import parser
 from mls.config.identity import STAGES
+from mls.pipeline.artifact import open_artifact, state
 from mls.pipeline.artifact_store import add_all, plan_here
 from mls.pipeline.plan import DATA_LOCK, Job, Plan, experiment_files, plan_file
+from mls.pipeline.status import forget_failure, print_status, verify_plan
 from mls.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
 
 
@@ -75,7 +77,6 @@ def check(args: argparse.Namespace) -> None:
     """Report what a finished dataset holds, and what in it contradicts itself."""
     from mls.data.check import check_artifact
     from mls.data.check_text import print_report
-    from mls.pipeline.artifact import open_artifact, state
 
     plan, wrong = plan_here(args.experiment), []
     for name in args.target[1:]:
@@ -91,8 +92,6 @@ def check(args: argparse.Namespace) -> None:
 
 def status(args: argparse.Namespace) -> None:
     """Print every artifact of an experiment with its state: done, running, resumable, failed, damaged, missing."""
-    from mls.pipeline.status import print_status
-
     print_status(plan_here(args.experiment))
 
 
@@ -120,8 +119,6 @@ def doctor(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """Compare every file of every finished artifact with the sha256 in its manifest."""
-    from mls.pipeline.status import verify_plan
-
     verify_plan(plan_here(args.experiment))
 
 
@@ -139,8 +136,6 @@ def store(args: argparse.Namespace) -> None:
 
 def retry(args: argparse.Namespace) -> None:
     """Forget recorded failures, so that the next run tries again."""
-    from mls.pipeline.status import forget_failure
-
     for job_id in args.ids:
         forget_failure(job_id)
 
@@ -172,7 +167,6 @@ def score(args: argparse.Namespace) -> None:
 
     if args.target.endswith(".parquet"):
         return print_probe_score(Path(args.target))
-    from mls.pipeline.artifact import open_artifact
 
     plan = plan_here(args.experiment)
     for job in _transfers_or(plan, "probe", args.target):
@@ -191,7 +185,6 @@ def score(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write a finished backbone as a file for torchvision, timm or Detectron2, and check that it loads there."""
     from mls.config.experiment import Backbone
-    from mls.pipeline.artifact import open_artifact
     from mls.transfer.export import FORMATS, export_backbone
 
     plan = plan_here(args.experiment)
@@ -247,10 +240,8 @@ def main() -> None:
         COMMANDS[args.command](args)
     except BrokenPipeError:  # `mls show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        _exit(args, "stopped; run the same command to go on", EXIT_INTERRUPTED)
-    except Interrupted as error:
-        _exit(args, error, EXIT_INTERRUPTED)
+    except (Interrupted, KeyboardInterrupt) as error:
+        _exit(args, str(error) or "stopped; run the same command to go on", EXIT_INTERRUPTED)
     except (MlsError, OSError) as error:
         _exit(args, error, EXIT_FAILED)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mls.config import catalog
 from mls.config.datasets import CocoDataset, LocalDataset, ScenesDataset, VocDataset
 from mls.config.load import Loaded, load
 from mls.config.methods import TRAINED
@@ -96,9 +97,7 @@ def reason(error: Exception) -> str:
 
 def check_programs() -> Iterator[Finding]:
     """Python, and the programs that are run as commands."""
-    version = platform.python_version()
-    recent = tuple(map(int, version.split(".")[:2])) >= (3, 11)
-    yield Finding("ok" if recent else "missing", "python", version, "" if recent else "make setup with 3.11 or later")
+    yield Finding("ok", "python", platform.python_version())  # an older one than 3.11 can't import this module
     # Look beside this Python too: its environment may not be activated.
     places = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     for name, status, absent in (
@@ -196,10 +195,9 @@ def check_data(plan: Plan) -> Iterator[Finding]:
 
 
 def _source(names: list[str], config: LocalDataset) -> Finding:
-    from mls.config import catalog
     from mls.data.sources import find_root
     from mls.data.voc import is_bare
-    from mls.download.unpack import NOTES
+    from mls.download.fetch import to_download
 
     try:
         root = find_root(names, config)
@@ -207,8 +205,7 @@ def _source(names: list[str], config: LocalDataset) -> Finding:
         return Finding("missing", "data", str(error))
     if config.root is not None or (isinstance(config, VocDataset) and is_bare(root, config)):
         return Finding("ok", "data", f"{names[0]}: {root}")  # the user's own copy: nothing is downloaded into it
-    absent = [one for one in catalog.needed(config) if not all((root / path).exists() for path in one.gives)]
-    absent = [one for one in absent if not any((root / folder / one.file).is_file() for folder in ("", NOTES))]
+    absent = to_download(config, root)
     if by_hand := [one.file for one in absent if not one.urls]:
         text = f"{names[0]}: not in {root}, and without a public address: {', '.join(by_hand)}"
         return Finding("missing", "data", text, catalog.hint(config) or f"put it into {root}")

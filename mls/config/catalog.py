@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 if TYPE_CHECKING:
     from mls.config.datasets import CocoDataset, LocalDataset, VocDataset
 
+TABLE = ConfigDict(extra="forbid")
+"""A key that no field has is an error in ``catalog.toml``."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=TABLE)
 class Archive:
     """A file to fetch, and what it unpacks to."""
 
@@ -38,7 +43,7 @@ class Archive:
     """Folder below the root into which it is unpacked, or into which it is put if it is not an archive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=TABLE)
 class Source:
     """A public data set."""
 
@@ -54,18 +59,9 @@ class Source:
     """What to do if its host does not answer, for the error message."""
 
 
-def _sources() -> dict[str, Source]:
-    def archive(entry: dict[str, Any]) -> Archive:
-        lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-        return Archive(**entry | lists)
-
-    table = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
-    return {
-        key: Source(**{**entry, "archives": tuple(map(archive, entry["archives"]))}) for key, entry in table.items()
-    }
-
-
-SOURCES = _sources()
+SOURCES = TypeAdapter(dict[str, Source]).validate_python(
+    tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
+)
 """By ``source`` key."""
 PUBLISHED = "archives:"
 """Prefix of a digest made from published checksums; other digests come from ``data.lock``."""
@@ -108,7 +104,7 @@ def _voc(config: VocDataset, archives: dict[str, Archive]) -> tuple[Archive, ...
 
 
 def _own(file: str, folder: str) -> Archive:
-    return Archive(file, urls=(), size=None, checksum=None, gives=(f"{folder}/{file}",), into=folder)
+    return Archive(file, gives=(f"{folder}/{file}",), into=folder)
 
 
 def expected(config: LocalDataset) -> dict[str, int] | None:

@@ -54,6 +54,10 @@ class _Local(Section):
     format: Literal["jpeg", "raw"] = "jpeg"
     """``jpeg`` stores the source's own files, byte for byte (shrunk images as JPEG of quality 95). ``raw`` stores
     decoded pixels, uint8 RGB: nothing to decode later, but 10 to 20 times the size."""
+    val_share: ValShare = 0.1
+    """Share of train that becomes val, where the source has no val of its own."""
+    seed: Index = 0
+    """Seed of the draw of val."""
     annotations: ClassVar[Annotations] = "labels"
     multi_label: ClassVar[bool | None] = True
     """Whether an image may have several labels; None if only the data set's files tell."""
@@ -91,7 +95,6 @@ class CocoDataset(_Local):
     train_split: Name = "train2017"
     test_split: Name = "val2017"
     val_share: ValShare = 0.04
-    seed: Index = 0
     subset: CocoSubset | None = None
     unlabeled: bool = False
     """Add the 123,403 images of unlabeled2017 to pretraining [ORL's COCO+]; no other stage reads them."""
@@ -118,7 +121,6 @@ class VocDataset(_Local):
     val_sets: list[ImageSet] = []
     test_sets: Annotated[list[ImageSet], Field(min_length=1)] = ["2007/test"]
     val_share: ValShare = 0.04
-    seed: Index = 0
 
     def sets(self) -> list[str]:
         """The image sets of all splits."""
@@ -141,8 +143,6 @@ class CityscapesDataset(_Local):
 
     source: Literal["cityscapes"]
     annotations = "index masks"
-    val_share: ValShare = 0.1
-    seed: Index = 0
 
 
 class ClassificationDataset(_Local):
@@ -153,8 +153,6 @@ class ClassificationDataset(_Local):
 
     source: Literal["flowers102", "pets", "dtd", "aircraft", "cars", "cub200", "indoor67"]
     multi_label = False
-    val_share: ValShare = 0.1
-    seed: Index = 0
 
 
 class FolderDataset(_Local):
@@ -166,8 +164,6 @@ class FolderDataset(_Local):
 
     source: Literal["folder"]
     multi_label = None
-    val_share: ValShare = 0.1
-    seed: Index = 0
 
 
 LocalDataset = CocoDataset | VocDataset | CityscapesDataset | ClassificationDataset | FolderDataset

@@ -36,6 +36,8 @@ NOT_IDENTITY = {
     ("CocoSubset", "ids"),  # a path on one machine; the plan adds the ids themselves
 }
 """Section and field that never belong to an identity."""
+NOT_IDENTITY_VALUES = {("Pretrain", "resident"): ("no", "cpu")}  # equal bytes; "cuda" crops with other roundings
+"""Values of a field that do not belong to an identity, although the field's other values do."""
 
 
 def reads(method: str, key: str) -> bool:
@@ -58,7 +60,8 @@ def identity_params(
         value = getattr(section, name)
         whole = only is None or name in only
         parts = None if whole else tuple(key.partition(".")[2] for key in only or () if key.startswith(f"{name}."))
-        skipped = (type(section).__name__, name) in NOT_IDENTITY or parts == ()
+        place = (type(section).__name__, name)
+        skipped = place in NOT_IDENTITY or value in NOT_IDENTITY_VALUES.get(place, ()) or parts == ()
         if skipped or (not defaults and not field.is_required() and value == field.default):
             continue
         kept = identity_params(value, parts, defaults=defaults) if isinstance(value, BaseModel) else value

@@ -12,7 +12,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -70,12 +70,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 def check(raw: dict[str, Any], path: Path) -> Loaded:
     """Validate a raw mapping; `load` describes the errors."""
-    problems: list[str] = []
-    experiment = None
-    try:
-        experiment = Experiment.model_validate(raw)
-    except ValidationError as error:
-        problems += _messages(error, Experiment)
+    experiment, problems = _validated(Experiment, raw)
     runs, run_problems = _resolve_runs(raw)
     problems = list(dict.fromkeys([*problems, *run_problems, *broken_references(raw, runs)]))
     if problems or experiment is None:
@@ -92,12 +87,12 @@ def _resolve_runs(raw: dict[str, Any]) -> tuple[dict[str, Pretrain | None], list
     base, runs, sweeps = (as_mapping(raw.get(key)) for key in ("pretrain", "runs", "sweep"))
     problems: list[str] = []
     resolved: dict[str, Pretrain | None] = {}
-    base_problems = _validate_run(base, ("pretrain",))[1]
+    base_problems = _validated(Pretrain, base, ("pretrain",))[1]
     for name, override in runs.items():
         run, swept = Point(str(name), {}, ("runs", str(name))), sweep_points(str(name), sweeps.get(name))
         for point in (run, *swept):
             values = merged(merged(base, as_mapping(override)), point.override())
-            resolved[point.label], found = _validate_run(values, point.where)
+            resolved[point.label], found = _validated(Pretrain, values, point.where)
             problems += [p for p in found if p.replace(".".join(point.where), "pretrain", 1) not in base_problems]
     for name, sweep in sweeps.items():
         problems += broken_sweep(str(name), sweep)
@@ -106,17 +101,21 @@ def _resolve_runs(raw: dict[str, Any]) -> tuple[dict[str, Pretrain | None], list
     return resolved, problems
 
 
-def _validate_run(values: dict[str, Any], where: tuple[str, ...]) -> tuple[Pretrain | None, list[str]]:
+M = TypeVar("M", bound=BaseModel)
+
+
+def _validated(model: type[M], values: dict[str, Any], where: tuple[str, ...] = ()) -> tuple[M | None, list[str]]:
+    """Return a section, or None and a line for each problem; ``where`` is the section's place in the file."""
     try:
-        return Pretrain.model_validate(values), []
+        return model.model_validate(values), []
     except ValidationError as error:
-        return None, _messages(error, Pretrain, where)
+        return None, _messages(error, model, where)
 
 
 # ---------------------------------------------------------------------------------------- messages
 
 
-def _messages(error: ValidationError, model: type[BaseModel], where: tuple[str, ...] = ()) -> list[str]:
+def _messages(error: ValidationError, model: type[BaseModel], where: tuple[str, ...]) -> list[str]:
     """One line per problem: dotted path, what is allowed, the value."""
     lines = []
     for item in error.errors():

@@ -4,7 +4,7 @@
     print_costs(costs)                                              # prints what ``mls plan`` prints
 
 A job's hours come from the first of these that knows them: the job is done here, and its ``artifact.json`` has its
-time; equal work was measured here; somebody published them (``throughput.csv``). Otherwise they are unknown, and totals
+time; equal work was measured here; they are published (``throughput.csv``). Otherwise they are unknown, and totals
 are then lower bounds. Hours of different devices are never added.
 """
 
@@ -67,7 +67,7 @@ class Cost:
 def estimate(plans: Sequence[Plan]) -> list[Cost]:
     """Estimate each job of some experiments; a job that several of them need is listed once.
 
-    Reads the ``artifact.json`` of finished artifacts and, for data sets whose size nobody published, their index.
+    Reads the ``artifact.json`` of finished artifacts and, for data sets without a published size, their index.
     """
     finished = read_finished()
     jobs = {job_id: one.job for job_id, one in finished.items()}

@@ -1,6 +1,6 @@
 """How much work there is: the images of a data set, and the images that a job processes.
 
-    images_of(data)             # {"train": 113556, "val": 4731, "test": 5000}, or None if nobody knows
+    images_of(data)             # {"train": 113556, "val": 4731, "test": 5000}, or None if unknown
     work_of(job, jobs)          # 45,363,200: epochs x steps x batch of a pretraining
 
 Counts come from the experiment file, the catalog's official counts, or the index of a finished data set. The formulas

@@ -163,7 +163,7 @@ def _transfer_one(url: str, partial: Partial, poll: Poll) -> None:
 
 
 def _transfer(workers: Workers, session: requests.Session, url: str, partial: Partial) -> None:
-    """Bring all bytes from one address into ``partial``; resume each answer that breaks off.
+    """Fetch all bytes from one address into ``partial``; resume each response that breaks off.
 
     Raises:
         Refused: this address can't deliver the file.
@@ -183,11 +183,11 @@ def _transfer(workers: Workers, session: requests.Session, url: str, partial: Pa
 
 
 def _read(workers: Workers, session: requests.Session, url: str, partial: Partial) -> None:
-    """Ask once for what is missing, and append it.
+    """Request the missing bytes once, and append them.
 
     Raises:
-        Refused: the answer can't be the file.
-        Torn: the answer broke off, or another one may be better.
+        Refused: the response can't be the file.
+        Torn: the response broke off, or another request may succeed.
     """
     if partial.held and not partial.continues(url):
         partial.restart()
@@ -196,13 +196,13 @@ def _read(workers: Workers, session: requests.Session, url: str, partial: Partia
     headers = {"Range": f"bytes={partial.held}-"} if partial.held else {}
     if partial.held and not partial.checked:
         headers["If-Range"] = str(partial.validator)
-    with workers.get(session, url, headers) as answer:
-        if partial.held and answer.status_code in (206, 416):
-            _check_range(answer, partial)
-        elif answer.status_code == 200:
-            _begin(answer, url, partial)
+    with workers.get(session, url, headers) as response:
+        if partial.held and response.status_code in (206, 416):
+            _check_range(response, partial)
+        elif response.status_code == 200:
+            _begin(response, url, partial)
         else:
-            raise Refused(f"answers {answer.status_code} {answer.reason}")
+            raise Refused(f"answers {response.status_code} {response.reason}")
         expected = partial.size if partial.total is None else partial.total
         require_space(partial.path.parent, (expected or 0) - partial.held, partial.target.name)
         most = shutil.disk_usage(partial.path.parent).free if expected is None else expected
@@ -212,7 +212,7 @@ def _read(workers: Workers, session: requests.Session, url: str, partial: Partia
             partial.path.open("r+b", buffering=0) as file,
         ):
             file.seek(partial.held)
-            for content in workers.body(answer):
+            for content in workers.body(response):
                 if partial.held + len(content) > most:
                     raise Refused(f"sends more than {most:,} bytes")
                 partial.append(file, content)
@@ -222,27 +222,27 @@ def _read(workers: Workers, session: requests.Session, url: str, partial: Partia
             advance_to(bar, -(-partial.held // MB))
 
 
-def _begin(answer: requests.Response, url: str, partial: Partial) -> None:
-    """Start over with an answer that holds the whole file, unless it can't be the right one."""
-    length: int | None = answer.raw.length_remaining
+def _begin(response: requests.Response, url: str, partial: Partial) -> None:
+    """Start over with a response that holds the whole file, unless it can't be the right one."""
+    length: int | None = response.raw.length_remaining
     if partial.size is not None and length not in (None, partial.size):
         raise Refused(f"offers {length:,} bytes instead of {partial.size:,}")
     if partial.size is None and not partial.checked:
-        page = answer.headers.get("Content-Type", "").strip().lower().startswith("text/html")
+        page = response.headers.get("Content-Type", "").strip().lower().startswith("text/html")
         if page and partial.target.suffix not in (".html", ".htm"):  # how servers say with 200 that a file is gone
             raise Refused("answers with a web page instead of the file")
         if length is None:
             raise Refused("gives no length: a torn file could not be told from a whole one")
     if partial.small and length is not None and length > LARGEST:
         raise Refused(f"offers {length / MB:,.0f} MB, and a single image may have {LARGEST // MB} MB")
-    partial.restart(length, url, _validator(answer))
+    partial.restart(length, url, _validator(response))
 
 
-def _check_range(answer: requests.Response, partial: Partial) -> None:
-    """Make sure that an answer continues ``partial``, before a byte of it is written."""
-    found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", answer.headers.get("Content-Range", "").strip())
+def _check_range(response: requests.Response, partial: Partial) -> None:
+    """Make sure that a response continues ``partial``, before a byte of it is written."""
+    found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", response.headers.get("Content-Range", "").strip())
     start, total = (int(found[1]), int(found[2])) if found else (None, None)
-    changed = not partial.checked and _validator(answer) not in (None, partial.validator)
+    changed = not partial.checked and _validator(response) not in (None, partial.validator)
     if changed or total != partial.total:
         partial.restart()
         raise Torn("has another file than before")
@@ -250,10 +250,10 @@ def _check_range(answer: requests.Response, partial: Partial) -> None:
         raise Torn(f"answers with bytes from {start} on instead of from {partial.held} on")
 
 
-def _validator(answer: requests.Response) -> str | None:
+def _validator(response: requests.Response) -> str | None:
     """What changes when the file does: a strong ETag, else Last-Modified."""
-    etag = answer.headers.get("ETag", "")
-    return etag if etag.startswith('"') else answer.headers.get("Last-Modified")
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
 def mismatch(path: Path, size: int | None, checksum: str | None, poll: Poll = lambda: None) -> str | None:

@@ -1,4 +1,4 @@
-"""Bring a source's files to its root: archives that the catalog names, or images one by one.
+"""Fetch a source's files into its root: archives that the catalog names, or images one by one.
 
     fetch_archives("voc", VocDataset(source="voc"), Path("data/voc"))       # what is there is not fetched again
     verified(VocDataset(source="voc"), Path("data/voc"))                    # True: all are the published archives
@@ -6,7 +6,7 @@
 ``ROOT/.mls/<file>.json`` says that an archive was unpacked, and which one (its checksum); it is written before the
 first file is moved in (``"whole": false``) and again after the last one. ``ROOT/.mls/<file>.sha256`` lists the files
 it held (in the format of ``sha256sum``); the data stage compares what it reads with that list. Files without such a
-note are somebody's own copy, and are used as they are. An archive that somebody has put in ``ROOT`` (or ``ROOT/.mls``)
+note are the user's own copy, and are used as they are. An archive that the user has put in ``ROOT`` (or ``ROOT/.mls``)
 is used instead of a download, once its checksum is verified.
 """
 
@@ -45,15 +45,11 @@ def fetch_archives(name: str, config: LocalDataset, root: Path, poll: Poll = lam
     Raises:
         MlsError: an archive can't be downloaded, is not the published one, or the disk is too full; says what to do.
     """
-
-    def missing() -> list[Archive]:
-        return [archive for archive in catalog.needed(config) if not _is_there(archive, root)]
-
-    if not missing():  # without a lock: root may be read-only
+    if not _missing(config, root):  # without a lock: root may be read-only
         return
     with locked(root / NOTES / "lock", f"dataset {name}"):
-        archives = missing()  # another process may have brought some meanwhile
-        absent = [archive for archive in archives if _local_file(archive, root) is None]
+        archives = _missing(config, root)  # another process may have fetched some meanwhile
+        absent = to_download(config, root)
         hint = catalog.hint(config)
         if by_hand := [archive for archive in absent if not archive.urls]:
             files = ", ".join(archive.file for archive in by_hand)
@@ -72,7 +68,16 @@ def fetch_archives(name: str, config: LocalDataset, root: Path, poll: Poll = lam
             require_space(root, sum(sizes) + max(sizes) - begun, f"dataset {name}")
         for archive in archives:
             with explain_full_disk(root):
-                _bring(f"dataset {name!r}: {archive.file}", archive, root, hint, poll)
+                _fetch_archive(f"dataset {name!r}: {archive.file}", archive, root, hint, poll)
+
+
+def to_download(config: LocalDataset, root: Path) -> list[Archive]:
+    """The archives that an entry needs and that are neither unpacked in ``root`` nor lie there as files."""
+    return [archive for archive in _missing(config, root) if _local_file(archive, root) is None]
+
+
+def _missing(config: LocalDataset, root: Path) -> list[Archive]:
+    return [archive for archive in catalog.needed(config) if not _is_there(archive, root)]
 
 
 def verified(config: LocalDataset, root: Path) -> bool:
@@ -120,7 +125,7 @@ def fetch_images(
 
 
 def _is_there(archive: Archive, root: Path) -> bool:
-    """Whether all that an archive holds is here: unpacked by us, or somebody's own copy."""
+    """Whether all that an archive holds is here: unpacked by us, or the user's own copy."""
     if not all((root / path).exists() for path in archive.gives):
         return False
     if not _note_path(archive, root).exists():
@@ -129,7 +134,7 @@ def _is_there(archive: Archive, root: Path) -> bool:
     return note.get("whole") is True and archive.checksum in (None, note.get("checksum"))
 
 
-def _bring(label: str, archive: Archive, root: Path, hint: str, poll: Poll) -> None:
+def _fetch_archive(label: str, archive: Archive, root: Path, hint: str, poll: Poll) -> None:
     """Get one archive, unpack it, write the note, and remove what was downloaded."""
     size = archive.size if archive.checksum is None else None  # published sizes are at times wrong, checksums are not
     file = _local_file(archive, root)
@@ -197,13 +202,13 @@ def _list_path(archive: Archive, root: Path) -> Path:
 
 
 def _local_file(archive: Archive, root: Path) -> Path | None:
-    """The archive's file if it is here: put there by somebody, or downloaded before a kill."""
+    """The archive's file if it is here: put there by the user, or downloaded before a kill."""
     places = (root / archive.file, root / NOTES / archive.file)
     return next((place for place in places if place.is_file()), None)
 
 
 def _partly_filled(root: Path) -> set[str]:
-    """Folders that hold some of their images only, so they are nobody's complete copy."""
+    """Folders in which `fetch_images` has put images, so they are not a complete copy of the user's."""
     return set(_read_json(root / NOTES / SOME) or [])
 
 

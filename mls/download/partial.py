@@ -1,4 +1,4 @@
-"""A file that is still arriving: ``NAME.part``, and ``NAME.part.json`` that says which file its bytes belong to.
+"""A partly downloaded file: ``NAME.part``, and its journal ``NAME.part.json`` (address, length, validator).
 
     partial = Partial(Path("images.zip"), checked=True)     # picks up what an earlier call has left
     partial.restart(815_585_330, url, validator='"5f2a"')   # or forgets it
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -41,14 +42,12 @@ class Partial:
         self.held = 0
         self.total: int | None = None
         self.url, self.validator = "", None
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # nothing there, or a damaged journal: start over
             noted = json.loads(self.journal.read_text(encoding="utf-8"))
             held = self.path.stat().st_size
             if held <= noted["length"]:
                 self.url, self.validator = noted["url"], noted["validator"]
                 self.held, self.total = held, noted["length"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing there, or a damaged journal: start over
 
     def continues(self, url: str) -> bool:
         """Whether ``url`` may continue what has arrived."""
@@ -76,7 +75,7 @@ class Partial:
         self.held += len(content)
 
     def finish(self) -> None:
-        """Let the whole file appear as the target."""
+        """Rename the complete file to the target, and remove the journal."""
         sync(self.path)
         self.path.replace(self.target)
         self.drop()

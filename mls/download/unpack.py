@@ -1,4 +1,4 @@
-"""Unpack archives that nobody vouches for: all of it is checked first, written to a staging folder, then moved in.
+"""Unpack untrusted archives: every member is checked first, then all are written to a staging folder and moved in.
 
     unpack(Path("VOCtrainval_06-Nov-2007.tar"), into=Path("voc"))
 
@@ -189,7 +189,7 @@ def _unsafe(name: str) -> str | None:
 
 
 def _members(archive: Path) -> Iterator[_Member]:
-    """Give the members of an archive; each can be opened until the next one is asked for."""
+    """Yield the members of an archive; each can be opened until the next one is requested."""
     if not is_archive(archive.name):
         yield _Member(archive.name, archive.stat().st_size, True, lambda: archive.open("rb"))
     elif archive.name.lower().endswith(".zip"):

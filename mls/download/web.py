@@ -28,7 +28,7 @@ BACKOFF_S = 1.0
 PATIENCE_S = 30
 """Longest pause, seconds, also where Retry-After asks for more."""
 TIMEOUT_S = (10.0, 30.0)
-"""For connecting, and for the next bytes of an answer; seconds."""
+"""For connecting, and for the next bytes of a response; seconds."""
 CHUNK = 256 << 10
 """Bytes read at once."""
 TICK_S = 0.2
@@ -45,7 +45,7 @@ class Refused(Exception):
 
 
 class Torn(Exception):
-    """An answer broke off or was not what was asked for; asking again may help."""
+    """A response broke off or was not what was requested; another request may help."""
 
 
 class Stopped(Exception):
@@ -76,7 +76,7 @@ class Workers:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self._errors: list[BaseException] = []
-        self._answers: set[requests.Response] = set()
+        self._responses: set[requests.Response] = set()
 
     def run(self, count: int, work: Callable[[Workers], None], tick: Poll) -> None:
         """Call ``work(self)`` in ``count`` threads and return when all have ended.
@@ -99,9 +99,9 @@ class Workers:
             tick()
         finally:
             self.stop.set()
-            for answer in list(self._answers):  # wakes threads that wait for a body
+            for response in list(self._responses):  # wakes threads that wait for a body
                 with suppress(ValueError, RuntimeError, OSError):
-                    answer.raw.shutdown()
+                    response.raw.shutdown()
             until = time.monotonic() + STOP_S
             for thread in threads:
                 thread.join(max(0.0, until - time.monotonic()))
@@ -128,34 +128,34 @@ class Workers:
 
     @contextmanager
     def get(self, session: requests.Session, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
-        """Ask for ``url`` and give its answer, whatever its status; the body is not read yet.
+        """Request ``url`` and yield the response, whatever its status; the body is not read yet.
 
         Raises:
-            Refused: there is no answer.
+            Refused: no response came.
             Stopped: the workers were asked to stop.
         """
         try:
-            answer = session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
+            response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
         except exceptions.RequestException as error:
             raise Refused(in_words(error)) from error
-        with answer:
-            self._answers.add(answer)
+        with response:
+            self._responses.add(response)
             try:
-                if self.stop.is_set():  # `run` may have looked through the answers before this one was added
+                if self.stop.is_set():  # `run` may have looked through the responses before this one was added
                     raise Stopped
-                yield answer
+                yield response
             finally:
-                self._answers.discard(answer)
+                self._responses.discard(response)
 
-    def body(self, answer: requests.Response) -> Iterator[bytes]:
-        """Give an answer's bytes as sent: a ``.tgz`` marked ``Content-Encoding: gzip`` must not be decoded.
+    def body(self, response: requests.Response) -> Iterator[bytes]:
+        """Yield a response's bytes as sent: a ``.tgz`` marked ``Content-Encoding: gzip`` must not be decoded.
 
         Raises:
-            Torn: the answer broke off.
+            Torn: the response broke off.
             Stopped: the workers were asked to stop.
         """
         try:
-            for content in answer.raw.stream(CHUNK, decode_content=False):
+            for content in response.raw.stream(CHUNK, decode_content=False):
                 if self.stop.is_set():
                     break
                 yield content

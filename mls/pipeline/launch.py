@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -25,7 +25,7 @@ from mls.pipeline.leases import trains_together
 from mls.pipeline.plan import Job
 from mls.pipeline.runner import forget_passing_failure
 from mls.runtime.errors import EXIT_INTERRUPTED, Interrupted, MlsError
-from mls.runtime.signals import SIGNALS
+from mls.runtime.signals import InterruptGuard
 
 PR_SET_PDEATHSIG = 1
 """An option of Linux's prctl(2)."""
@@ -62,7 +62,7 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
     mark = job.work / "rank-killed"
     if on_nodes:
         mark.unlink(missing_ok=True)
-    with _passing_on_signals() as signals:
+    with _PassingOn() as guard:
         if on_nodes:
             codes = {subprocess.run(on_nodes, check=False).returncode} - {0}
             killed = mark.exists()
@@ -80,7 +80,7 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
         elif execution.nodes > 1:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-    if (killed or signals or EXIT_INTERRUPTED in codes) and not job.failure.exists():
+    if (killed or guard.asked or EXIT_INTERRUPTED in codes) and not job.failure.exists():
         how = "a rank was killed (out of memory?)" if killed else "its ranks were stopped by a signal"
         raise Interrupted(f"{how}; run the same command to go on")
     raise MlsError(f"its ranks failed (exit codes {', '.join(map(str, sorted(codes)))}), see above")
@@ -152,23 +152,14 @@ def _torchrun(arguments: list[str]) -> list[tuple[int, int]]:
     return []
 
 
-@contextmanager
-def _passing_on_signals() -> Iterator[list[int]]:
-    """Inside, a signal to stop goes to the children as SIGTERM, and they save; yield the list of received signals."""
-    received: list[int] = []
+class _PassingOn(InterruptGuard):
+    """Within the block, each signal to stop also goes to the children, as SIGTERM, so that they save."""
 
-    def pass_on(number: int, frame: types.FrameType | None) -> None:
-        received.append(number)
+    def handle(self, number: int, frame: types.FrameType | None) -> None:
+        self.asked = signal.Signals(number)
         for child in psutil.Process().children():
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def die_with_torchrun() -> None:

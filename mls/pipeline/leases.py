@@ -17,7 +17,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mls.config.experiment import Execution
@@ -147,11 +147,9 @@ def _open_files(names: list[str], held: ExitStack) -> dict[str, int]:
     prefix = f"slurm-{job}-{node}-" if job else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             path.mkdir()
             path.chmod(0o1777)
-        except FileExistsError:
-            pass
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         held.callback(os.close, folder)
         fcntl.flock(folder, fcntl.LOCK_SH)  # systemd-tmpfiles does not clean up a locked folder in /tmp

@@ -242,8 +242,6 @@ def read_ids(file: str, read: ReadText = read_text) -> list[int]:
 
 def _pretrain_job(config: Pretrain, seed: int, source: Job | None) -> Job:
     params = identity_params(config, METHODS[config.method].reads)
-    if params.get("resident") == "cpu":  # it changes where images are kept, and no result
-        del params["resident"]
     if config.method in (*TRAINED, "none"):
         params["seed"] = seed
     return Job("pretrain", config, params, {"data": source.id} if source else {}, seed)
@@ -305,6 +303,4 @@ def payload(job: Job) -> dict[str, Any]:
     """The content of ``params.json``: what the id is computed from, and what the stage reads, with defaults."""
     only = METHODS[job.config.method].reads if isinstance(job.config, Pretrain) else None
     resolved = {} if job.stage == "tables" else identity_params(job.config, only, defaults=True)
-    if job.stage == "pretrain" and "resident" not in job.params:  # 'cpu' changes no result, as above
-        resolved.pop("resident", None)
     return {"stage": job.stage, "params": job.params, "inputs": job.inputs, "resolved": resolved}

@@ -50,9 +50,12 @@ def code() -> dict[str, Any]:
 
 @cache
 def digest() -> str:
-    """The start of a sha256 over all modules of this package, in sorted order: equal code has an equal digest."""
+    """The start of a sha256 over this package's modules and its catalog: equal code has an equal digest.
+
+    The catalog is data, but a failed download must be tried again once its address is corrected there.
+    """
     total = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")]):
         total.update(f"{file.relative_to(PACKAGE)}\0".encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]

@@ -95,7 +95,7 @@ def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -
 
 
 def _follow(plan: Plan, job: Job, function: StageFunction) -> None:
-    """Take part in the work as another rank than the first, which alone has the lock and writes the artifact."""
+    """Take part as a rank other than rank 0, which holds the lock and writes the artifact."""
     if _broadcast_go(True):
         nowhere = job.work / f"rank-{RANK}-writes-nothing"
         with _recording_failure(job):

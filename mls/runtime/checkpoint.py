@@ -64,7 +64,7 @@ def load_resumable(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
     Raises:
         PermissionError: this user may not read a checkpoint; it may be a good one, so it is not renamed.
-        MemoryError: likewise.
+        MemoryError: there is too little memory to read one; it is not renamed either.
     """
     problems: list[str] = []
     found = _resumable(folder)

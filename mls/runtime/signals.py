@@ -22,14 +22,15 @@ class InterruptGuard:
     def __enter__(self) -> InterruptGuard:
         self.asked: signal.Signals | None = None
         self._pid = os.getpid()
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self.handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+    def handle(self, number: int, frame: types.FrameType | None) -> None:
+        """Note the signal; `mls.pipeline.launch` has a guard that passes it on."""
         if os.getpid() != self._pid:
             return
         if self.asked is not None and number == signal.SIGINT:

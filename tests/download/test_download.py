@@ -512,7 +512,7 @@ def test_offline(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_too_little_room_is_said_before(
+def test_too_little_space_is_reported_first(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 1_400_000))

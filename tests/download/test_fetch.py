@@ -90,7 +90,7 @@ def notes(root: Path) -> list[str]:
     return sorted(path.name for path in (root / ".mls").iterdir() if path.name.rpartition(".")[2] != "lock")
 
 
-def test_all_is_brought_once(server: Server, archives: list[Archive], tmp_path: Path) -> None:
+def test_archives_are_fetched_once(server: Server, archives: list[Archive], tmp_path: Path) -> None:
     root = tmp_path / "voc"
     assert not verified(CONFIG, root)
     fetch_archives("voc", CONFIG, root)
@@ -165,7 +165,7 @@ def test_nothing_is_verified_without_published_checksums(
 
 
 @pytest.mark.parametrize("place", ["", ".mls"])
-def test_an_archive_that_somebody_has_brought(
+def test_an_archive_that_the_user_has_put_there_is_used(
     server: Server, archives: list[Archive], tmp_path: Path, place: str
 ) -> None:
     archives[0] = replace(archives[0], urls=())
@@ -180,7 +180,7 @@ def test_an_archive_that_somebody_has_brought(
 
 
 @pytest.mark.parametrize("place", ["", ".mls"])
-def test_a_wrong_archive_that_somebody_has_brought(archives: list[Archive], tmp_path: Path, place: str) -> None:
+def test_a_wrong_archive_that_the_user_has_put_there(archives: list[Archive], tmp_path: Path, place: str) -> None:
     brought = tmp_path / place / "train.tar.gz"
     brought.parent.mkdir(exist_ok=True)
     brought.write_bytes(TRAIN[:-1] + b"?")
@@ -192,7 +192,7 @@ def test_a_wrong_archive_that_somebody_has_brought(archives: list[Archive], tmp_
     assert tree(tmp_path).keys() <= {"train.tar.gz"}
 
 
-def test_without_an_address_it_is_said_what_to_bring(archives: list[Archive], tmp_path: Path) -> None:
+def test_files_without_an_address_are_named(archives: list[Archive], tmp_path: Path) -> None:
     archives[1:] = [replace(archive, urls=()) for archive in archives[1:]]
     with pytest.raises(MlsError, match="have no public address") as caught:
         fetch_archives("voc", CONFIG, tmp_path)
@@ -223,7 +223,7 @@ def test_offline(server: Server, archives: list[Archive], tmp_path: Path, monkey
     assert WHOLE.items() <= tree(tmp_path).items()
 
 
-def test_too_little_room_is_said_before_anything_is_fetched(
+def test_too_little_space_is_reported_before_anything_is_fetched(
     server: Server, archives: list[Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = len(TRAIN) + len(TEST) + len(SPLITS) + max(len(TRAIN), len(TEST)) - 1

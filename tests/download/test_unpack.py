@@ -1,4 +1,4 @@
-"""Archives of strangers: what is plain comes out whole, what is not leaves nothing behind."""
+"""Untrusted archives: plain files come out whole, and anything else leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_other_files_are_copied(tmp_path: Path, name: str) -> None:
     assert tree(tmp_path).keys() == {name, f"out/{name}"}
 
 
-def test_too_little_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_reported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 10_000_000))
     with pytest.raises(MlsError, match=r"what a.zip holds needs 0.02 GB, and .* has 0.01 GB"):
         unpack(make_zip(tmp_path / "a.zip", {"a": bytes(20_000_000)}), tmp_path / "out")
@@ -342,7 +342,7 @@ module.unpack(Path(sys.argv[1]), Path(sys.argv[2]), poll=poll)
 
 
 @pytest.mark.parametrize("when", ["writing", "moving"])
-def test_a_kill_is_seen_and_made_good(tmp_path: Path, when: str) -> None:
+def test_a_killed_unpacking_is_done_again(tmp_path: Path, when: str) -> None:
     archive, out = make_zip(tmp_path / "a.zip", FILES), tmp_path / "out"
     (out / "VOC/images").mkdir(parents=True)
     command = [sys.executable, "-c", CHILD, str(archive), str(out), when]

@@ -234,7 +234,7 @@ def test_a_copy_that_dvc_made_uses_the_main_trees_folders(tmp_path: Path, monkey
     assert (work(), store()) == (tmp_path / "elsewhere", Path("/absolute"))
 
 
-def test_gc_spares_a_shared_store_unless_told_otherwise(
+def test_gc_keeps_a_shared_store_without_the_option_shared(
     plan: Plan, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clone = tmp_path / "clone"

@@ -169,7 +169,7 @@ def test_command_lines_of_srun_and_torchrun(in_tmp: Path, monkeypatch: pytest.Mo
     assert launch.torchrun(COMMAND, two_by_four, 4) == [*where, "--nproc-per-node", "4", "-m", *COMMAND]
 
 
-def test_a_killed_rank_is_told_from_one_that_torchrun_kills() -> None:
+def test_a_killed_rank_is_distinguished_from_one_that_torchrun_kills() -> None:
     killed, failed = -signal.SIGKILL, 1
     assert launch.was_killed([(killed, 100)])
     assert launch.was_killed([(failed, 101), (killed, 100)]), "the other one saw it leave"
