@@ -26,16 +26,8 @@ from mls.runtime.paths import place
 
 NESTED = ("state_dict", "model", "teacher", "student")
 """Keys under which checkpoints keep their weights."""
-PREFIXES = (
-    "",
-    "module.encoder_q.",
-    "encoder_q.",
-    "encoder_q.0.",
-    "module.encoder_q.0.",
-    "backbone.",
-    "module.",
-    "model.",
-)
+_MOCO = ("module.encoder_q.", "encoder_q.", "encoder_q.0.", "module.encoder_q.0.")
+PREFIXES = ("", *_MOCO, "backbone.", "module.", "model.")
 """What precedes ``conv1.weight``: nothing in torchvision and timm, ``module.encoder_q.`` in MoCo, ``backbone.`` or
 ``encoder_q.0.`` in DenseCL."""
 

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mls.config.experiment import Pretrain
 from mls.data.loader import TwoViews, ViewBatch, batches
 from mls.data.resident import Resident
-from mls.methods.diagnostics import CollapseWatch
 from mls.methods.method import Method, Pair
 from mls.models.batchnorm import RunningStatistics
 from mls.pipeline.runner import Context
@@ -28,7 +27,7 @@ from mls.runtime.device import autocast, workers_of
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
-from mls.train.diagnose import diagnose
+from mls.train.diagnostics import CollapseWatch, diagnose
 from mls.train.guard import LateReader, LateStep, dump
 from mls.train.log import Curves
 from mls.train.online_knn import OnlineKnn

@@ -229,21 +229,13 @@ def test_running_statistics_are_read_and_written_in_order() -> None:
         running.write(torch.cat([kept, kept[:1]]))
 
 
-def test_running_statistics_survive_a_move() -> None:
+def test_running_statistics_survive_loading_and_splitting() -> None:
     net = network(torch.float32)
     running = RunningStatistics(net)
-    net.to(torch.float64)
-    assert running.read().dtype == torch.float64
-    running.write(torch.arange(32, dtype=torch.float64))
-    assert torch.equal(net.state_dict()["1.running_var"], torch.arange(8, 16, dtype=torch.float64))
-
-
-def test_a_module_without_batch_norm() -> None:
-    running = RunningStatistics(nn.Linear(2, 2))
-    assert running.read().shape == (0,)
-    running.write(running.read())
-    with pytest.raises(RuntimeError):
-        running.write(torch.zeros(1))
+    net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+    split_batch_norm(net, 2)
+    running.write(torch.arange(32, dtype=torch.float32))
+    assert torch.equal(net.state_dict()["1.running_var"], torch.arange(8, 16, dtype=torch.float32))
 
 
 def test_batches_that_do_not_count_are_taken_out_of_the_count() -> None:
@@ -251,8 +243,8 @@ def test_batches_that_do_not_count_are_taken_out_of_the_count() -> None:
     net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(3))
     running = RunningStatistics(net)
     before = running.counts()
-    for norm, seen in zip(running.norms, (1, 2), strict=True):
-        norm.num_batches_tracked.add_(seen)  # type: ignore[union-attr]
+    for norm, seen in zip(net, (1, 2), strict=True):
+        norm.get_buffer("num_batches_tracked").add_(seen)
     running.uncount(torch.tensor(True), before)
     assert running.counts().tolist() == [1, 2]
     running.uncount(torch.tensor(False), before)

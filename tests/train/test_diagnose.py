@@ -16,7 +16,7 @@ from mls.methods.method import Embedded
 from mls.methods.mls import MLS, multi_label_loss
 from mls.methods.moco import MoCo, info_nce
 from mls.methods.pseudo_labels import pseudo_labels
-from mls.train.diagnose import diagnose, gradients
+from mls.train.diagnostics import diagnose, gradients
 from tests.methods.support import TRUE, build, config, pair
 
 T, STEP = 0.2, 1e-5
@@ -134,7 +134,8 @@ def test_looking_changes_nothing() -> None:
     looked, undisturbed = build(MLS), build(MLS)
     losses, expected = looked(pair()), undisturbed(pair())
     state = {name: value.clone() for name, value in looked.state_dict().items()}
-    diagnose(looked, pair().row_B, None)
+    values = diagnose(looked, pair().row_B, None)
+    assert not any(value.requires_grad for value in values.values())
     assert all(parameter.grad is None for parameter in looked.parameters())
     assert all(torch.equal(state[name], value) for name, value in looked.state_dict().items())
     again = looked.losses(looked.embedded)
