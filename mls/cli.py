@@ -74,8 +74,7 @@ def pin(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Report what a finished dataset holds, and what in it contradicts itself."""
-    from mls.data.check import check_artifact
-    from mls.data.check_text import print_report
+    from mls.data.check import check_artifact, print_report
     from mls.pipeline.artifact import open_artifact, state
 
     plan, wrong = plan_here(args.experiment), []

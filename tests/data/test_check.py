@@ -18,8 +18,7 @@ from ruamel.yaml import YAML
 from mls import cli
 from mls.config.datasets import ScenesDataset
 from mls.data import build_store, scenes
-from mls.data.check import Report, check_artifact
-from mls.data.check_text import SHOWN_EXCLUDED, print_report
+from mls.data.check import SHOWN_EXCLUDED, Report, check_artifact, print_report
 from mls.data.writer import Record, encode_mask, write_store
 from mls.pipeline.plan import plan_file
 from mls.pipeline.runner import run_stage
@@ -123,7 +122,7 @@ def test_a_defect_of_an_annotation(defect: str, tmp_path: Path) -> None:
     assert found(report) == {what: (1, contradicts)}
     (finding,) = report.findings
     assert "annotation 2" in finding.examples[0] or finding.examples == ["a.jpg"]
-    assert bool(report.contradictions) == contradicts and bool(report.notes) != contradicts
+    assert bool(report.contradictions) == contradicts
 
 
 def test_how_far_and_how_often(tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_a_class_without_positives_is_flagged_in_its_split(tmp_path: Path) -> No
         "classes without an image in val": (1, False),
         "classes without an image in test": (1, False),
     }
-    assert [finding.examples for finding in report.notes] == [["dog"], ["cat"]]
+    assert [finding.examples for finding in report.findings] == [["dog"], ["cat"]]
 
 
 def test_duplicates(tmp_path: Path) -> None:
