@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mls.config.datasets import CityscapesDataset
-from mls.data.cityscapes import IDS, read_listing
+from mls.data.cityscapes import label_ids, read_listing
 from mls.data.image_store import ImageStore
 from mls.data.ingest import load_records
 from mls.data.listing import Listing
@@ -66,8 +66,8 @@ def loaded(root: Path, **config: Any) -> tuple[list[Record], list[dict[str, str]
 
 def test_official_classes() -> None:
     """Order and label ids as in cityscapesscripts' labels.py, by train id 0 to 18."""
-    assert list(IDS.values()) == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    assert list(IDS).index("person") == 11 and list(IDS).index("train") == 16
+    assert list(label_ids().values()) == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert list(label_ids()).index("person") == 11 and list(label_ids()).index("train") == 16
 
 
 def test_splits(root: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_store_with_masks(root: Path, tmp_path: Path) -> None:
     records, excluded = loaded(root)
     out = tmp_path / "store"
     out.mkdir()
-    write_store(out, records, list(IDS), True, excluded)
+    write_store(out, records, list(label_ids()), True, excluded)
     store = ImageStore(out)
     assert store.has_masks and len(store) == 4 and not excluded
     rows = {store.name(row).split("/")[-1].removesuffix("_leftImg8bit.png"): row for row in range(4)}
@@ -156,7 +156,7 @@ def test_label_file_that_can_not_be_used(root: Path, kind: str) -> None:
 def test_every_official_id_is_known(root: Path) -> None:
     labels_of(root, SECOND).write_bytes(png(np.arange(34, dtype=np.uint8).clip(max=33)[: H * W].reshape(H, W)))
     (record,) = [record for record in loaded(root)[0] if SECOND in record.name]
-    assert record.classes == [i for i, value in enumerate(IDS.values()) if value < H * W]
+    assert record.classes == [i for i, value in enumerate(label_ids().values()) if value < H * W]
 
 
 def test_files_that_do_not_pair(root: Path) -> None:

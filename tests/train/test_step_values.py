@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mls.runtime.errors import MlsError
-from mls.train.window import Window
+from mls.train.step_values import Window
 
 CPU, TRUE = torch.device("cpu"), torch.tensor(True)
 
