@@ -1,4 +1,4 @@
-"""Losses, matching, BYOL's head and the moving average against another library's: lightly."""
+"""Losses, matching, BYOL's head and the moving average against those of lightly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def twins(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nt_xent(queue_Dd: Tensor, temperature: float) -> NTXentLoss:
-    """With a memory bank of negatives lightly's loss is MoCo's: its first argument asks, its second is the positive."""
+    """With a memory bank of negatives lightly's loss is MoCo's: first argument query, second argument positive."""
     loss = NTXentLoss(temperature, memory_bank_size=tuple(queue_Dd.shape))
     loss.memory_bank.bank = queue_Dd.clone()
     return loss
@@ -44,7 +44,7 @@ def nt_xent(queue_Dd: Tensor, temperature: float) -> NTXentLoss:
 @pytest.mark.parametrize("temperature", [0.2, 0.07])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_info_nce(dtype: torch.dtype, temperature: float) -> None:
-    """lightly normalises what it is given: so the raw queries are leaves, and ours are normalised here."""
+    """lightly normalises its inputs, so the leaves are raw queries, and ours are normalised here."""
     raw, k, queue = 3 * unit(16, 32).to(dtype) + 0.1, unit(16, 32).to(dtype), unit(64, 32).to(dtype)
     ours, theirs = twins(raw)
     found = info_nce(F.normalize(ours, dim=1), k, queue, temperature)
@@ -57,7 +57,7 @@ def test_info_nce(dtype: torch.dtype, temperature: float) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dense_matching_and_its_loss(dtype: torch.dtype) -> None:
-    """lightly takes cells last but one, and gives the chosen key cells' projections instead of their places."""
+    """lightly's cells are the last axis but one, and it returns the matched projections instead of indices."""
     maps = [torch.randn(4, 16, 9, dtype=torch.float64).to(dtype) for _ in "qk"]
     raw, k = (torch.randn(4, 8, 9, dtype=torch.float64).to(dtype) for _ in "qk")
     queue, (ours, theirs) = unit(20, 8).to(dtype), twins(raw)
@@ -90,7 +90,7 @@ def copied(source: nn.Module, target: nn.Module) -> None:
 
 
 def test_byols_head() -> None:
-    """lightly's has its one bias in the last layer, ours (as its authors') in the first, where batch norm undoes it."""
+    """lightly's only bias is in the last layer; ours, like the authors', in the first, where batch norm undoes it."""
     ours, theirs = build_byol_mlp(12, 20, 6).double(), BYOLProjectionHead(12, 20, 6).double()
     torch.nn.init.zeros_(theirs.layers[3].bias)
     theirs.layers.load_state_dict({k: v for k, v in ours.state_dict().items() if k != "0.bias"}, strict=False)
