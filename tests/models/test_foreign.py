@@ -15,7 +15,7 @@ from mls.config.experiment import Backbone, Pretrain
 from mls.config.methods import Weights
 from mls.models.backbone import build_backbone
 from mls.models.foreign import load_weights, read_state, translate
-from mls.models.names import from_detectron2, to_detectron2
+from mls.models.names import to_detectron2
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import sha256
 
@@ -120,10 +120,11 @@ def test_a_missing_or_different_file_is_named(tmp_path: Path, monkeypatch: pytes
 def test_detectron2_checkpoints_load_under_any_prefix(tmp_path: Path, prefix: str) -> None:
     """C5 may be in the heads; tensors outside the ResNet are not used."""
     net = build_backbone(SHAPE)
-    state = {f"{prefix}{to_detectron2(name)}": tensor for name, tensor in net.state_dict().items()}
-    if prefix == "backbone.":
-        moved = {name: f"roi_heads.{to_detectron2(name)}" for name in net.state_dict() if name.startswith("layer4")}
-        state = {moved.get(from_detectron2(name) or "", name): tensor for name, tensor in state.items()}
+    place = {"layer4": "roi_heads."} if prefix == "backbone." else {}
+    state = {
+        f"{place.get(name.split('.')[0], prefix)}{to_detectron2(name)}": tensor
+        for name, tensor in net.state_dict().items()
+    }
     torch.save({"model": {**state, "roi_heads.box_head.fc1.weight": torch.zeros(2)}}, tmp_path / "d2.pth")
     wanted = build_backbone(SHAPE).state_dict()
     found, named, unused = translate(read_state(tmp_path / "d2.pth"), wanted, tmp_path / "d2.pth")
