@@ -29,6 +29,13 @@ def near(found: Tensor | None, expected: Tensor | None) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
+def same_loss_and_gradient(found: Tensor, expected: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    near(found, expected)
+    found.backward()
+    expected.backward()
+    near(ours.grad, theirs.grad)
+
+
 def twins(x: Tensor) -> tuple[Tensor, Tensor]:
     """Two leaves with the same values."""
     return x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -49,10 +56,7 @@ def test_info_nce(dtype: torch.dtype, temperature: float) -> None:
     ours, theirs = twins(raw)
     found = info_nce(F.normalize(ours, dim=1), k, queue, temperature)
     expected = nt_xent(queue, temperature)(theirs, k)
-    near(found, expected)
-    found.backward()
-    expected.backward()
-    near(ours.grad, theirs.grad)
+    same_loss_and_gradient(found, expected, ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -65,10 +69,7 @@ def test_dense_matching_and_its_loss(dtype: torch.dtype) -> None:
     found = dense_info_nce(F.normalize(ours, dim=1), k, match(maps[0], maps[1]), queue, 0.2)
     chosen = select_most_similar(maps[0].mT, maps[1].mT, k.mT)
     expected = nt_xent(queue, 0.2)(theirs.mT.flatten(0, 1), chosen.flatten(0, 1))
-    near(found, expected)
-    found.backward()
-    expected.backward()
-    near(ours.grad, theirs.grad)
+    same_loss_and_gradient(found, expected, ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,10 +78,7 @@ def test_prediction_loss(dtype: torch.dtype) -> None:
     (ours, theirs), z = twins(torch.randn(16, 32, dtype=torch.float64).to(dtype)), unit(16, 32).to(dtype)
     found = prediction_loss(F.normalize(ours, dim=1), z)
     expected = 2 + 2 * NegativeCosineSimilarity()(theirs, z)
-    near(found, expected)
-    found.backward()
-    expected.backward()
-    near(ours.grad, theirs.grad)
+    same_loss_and_gradient(found, expected, ours, theirs)
 
 
 def copied(source: nn.Module, target: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mls.config.methods import Byol
 from mls.methods.byol import BYOL, prediction_loss
-from tests.methods.support import TRUE, build, config, doubled, gradients, pair, unit
+from tests.methods.support import TRUE, build, config, doubled, gradients, moved, pair, unit
 
 VIEWS = doubled(pair())
 exact = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
@@ -20,11 +20,7 @@ exact = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 def byol(**moco: Any) -> Any:
     """In float64, with a moving average that is not the online network."""
     chosen = config(moco).model_copy(update={"byol": Byol(hidden_dim=16, projection_dim=6), "epochs": 8})
-    method = build(BYOL, chosen).double()
-    for name in method.followed:
-        for p in getattr(method, f"key_{name}").parameters():
-            p.data.add_(0.05 * torch.randn_like(p))
-    return method
+    return moved(build(BYOL, chosen).double())
 
 
 def test_the_loss_of_a_direction_is_the_squared_distance_in_plain_python() -> None:

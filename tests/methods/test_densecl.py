@@ -15,7 +15,7 @@ from mls.config.methods import Densecl
 from mls.methods.densecl import DenseCL, dense_info_nce, match
 from mls.methods.moco import MoCo
 from mls.models.backbone import last_map
-from tests.methods.support import TRUE, build, config, doubled, gradients, pair, unit
+from tests.methods.support import TRUE, build, config, doubled, gradients, moved, pair, unit
 
 VIEWS = doubled(pair(side=48))
 CELLS = 9
@@ -25,14 +25,6 @@ exact = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 def densecl(weight: float = 0.5, **moco: Any) -> Any:
     """In float64."""
     return build(DenseCL, config(moco).model_copy(update={"densecl": Densecl(weight=weight)})).double()
-
-
-def moved(method: Any) -> Any:
-    """With a key encoder that is not the online one."""
-    for name in method.followed:
-        for p in getattr(method, f"key_{name}").parameters():
-            p.data.add_(0.05 * torch.randn_like(p))
-    return method
 
 
 def cells(x_BdS: Tensor) -> list[list[list[float]]]:
