@@ -75,8 +75,7 @@ def pin(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Report what a finished dataset holds, and what in it contradicts itself."""
-    from mls.data.check import check_artifact
-    from mls.data.check_text import print_report
+    from mls.data.check import check_artifact, print_report
 
     plan, wrong = plan_here(args.experiment), []
     for name in args.target[1:]:

@@ -24,7 +24,7 @@ from mls.config.probes import Features, FrozenProbe, RetrievalProbe, TrainedProb
 from mls.config.transfers import Detectron2Detector, SemanticTransfer
 from mls.cost.rates import SCHEMAS
 from mls.cost.workload import Jobs, data_of, evaluated_images, work_of
-from mls.data import cityscapes, classification, scenes, voc
+from mls.data import classification, scenes, voc
 from mls.methods.method import build_method
 from mls.models.backbone import LAYERS, build_backbone, feature_dims
 from mls.pipeline.plan import DATA_LOCK, Job, read_lock
@@ -37,7 +37,7 @@ CLASSES = {
     "coco": 80,  # https://cocodataset.org/#explore
     "voc": len(voc.CLASSES),
     "scenes": len(scenes.CLASSES),
-    "cityscapes": len(cityscapes.IDS),
+    "cityscapes": 19,  # `mls.data.cityscapes.label_ids`
     **classification.CLASSES,
 }
 """Number of classes of each source whose classes are fixed."""

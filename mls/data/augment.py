@@ -153,7 +153,7 @@ class ColourAugment:
             _solarize(batch.first(u[:, SOLARIZE] < solarize_p))
         flipped = batch.first(flips(self.config, u_BU).numpy())
         flipped.copy_(flipped.flip(-1))
-        mean, std = _normalisation(image_BCHW.device, batch.x_BCHW.dtype)
+        mean, std = normalisation(image_BCHW.device, batch.x_BCHW.dtype)
         return batch.restored().sub_(mean).div_(std)
 
     def _share(self, shares: float | list[float]) -> float:
@@ -212,7 +212,7 @@ class _Sorted:
 
 
 @cache
-def _normalisation(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def normalisation(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (C, 1, 1); cached, so they are copied to a device once."""
     mean, std = (torch.tensor(v, dtype=dtype, device=device)[:, None, None] for v in (MEAN, STD))
     return mean, std

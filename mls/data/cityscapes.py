@@ -17,29 +17,6 @@ from mls.data.listing import Entry, Listing, with_val
 from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
 
-IDS = {
-    "road": 7,
-    "sidewalk": 8,
-    "building": 11,
-    "wall": 12,
-    "fence": 13,
-    "pole": 17,
-    "traffic light": 19,
-    "traffic sign": 20,
-    "vegetation": 21,
-    "terrain": 22,
-    "sky": 23,
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
-"""The 19 classes that are evaluated, in the order of their official train ids, and their label ids
-[cityscapesscripts/helpers/labels.py]."""
 LABEL_IDS = range(34)
 """All values of a label file; those of no class (unlabeled, ego vehicle, parking, caravan, ...) are ignored."""
 IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -57,8 +34,17 @@ def read_listing(config: CityscapesDataset, reader: Reader) -> Listing:
         for frame in _frames(reader, folder):
             image, labels = f"leftImg8bit/{folder}/{frame}{IMAGE}", f"gtFine/{folder}/{frame}{LABELS}"
             entries.append(Entry(image, split, [], [], mask=labels))
-    values = dict.fromkeys(LABEL_IDS, IGNORE) | {value: i for i, value in enumerate(IDS.values())}
-    return Listing(list(IDS), True, with_val(entries, config, reader), values)
+    ids = label_ids()
+    values = dict.fromkeys(LABEL_IDS, IGNORE) | {value: i for i, value in enumerate(ids.values())}
+    return Listing(list(ids), True, with_val(entries, config, reader), values)
+
+
+def label_ids() -> dict[str, int]:
+    """Return the 19 classes that are evaluated, in the order of their official train ids, with their label ids."""
+    from torchvision.datasets import Cityscapes  # imports torch, which takes seconds: only if it is needed
+
+    evaluated = [one for one in Cityscapes.classes if not one.ignore_in_eval]
+    return {one.name: one.id for one in sorted(evaluated, key=lambda one: one.train_id)}
 
 
 def _frames(reader: Reader, split: str) -> list[str]:

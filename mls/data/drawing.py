@@ -9,7 +9,6 @@ Everything is procedural; no image, font or other file is read. Shape legend: P 
 from __future__ import annotations
 
 import colorsys
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,59 +16,7 @@ from PIL import Image
 
 Floats = NDArray[np.float32]
 
-SHAPES = ("arrow", "crescent", "cross", "disc", "heart", "hexagon", "ring", "square", "star", "triangle")
 TEXTURES = ("plain", "stripes", "dots", "checks", "gradient", "noise")
-
-
-@cache
-def silhouette(shape: str) -> tuple[Floats, Floats | None]:
-    """Return a shape's outline and its hole (None if it has none): float32 (P, 2) polygons.
-
-    The outline is centred and spans [-1, 1] along its longer side.
-
-    Args:
-        shape: one of `SHAPES`.
-
-    Raises:
-        ValueError: the shape is unknown.
-    """
-    hole = None
-    if shape == "disc":
-        outline = _regular(40)
-    elif shape == "ring":
-        outline, hole = _regular(40), 0.52 * _regular(40)
-    elif shape == "square":
-        outline = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    elif shape == "triangle":
-        outline = _regular(3)
-    elif shape == "hexagon":
-        outline = _regular(6)
-    elif shape == "star":
-        outline = _regular(10) * np.tile([1.0, 0.42], 5)[:, None]
-    elif shape == "cross":
-        a = 0.36
-        corner = [(a, -1), (a, -a), (1, -a)]
-        outline = np.array([turned for k in range(4) for turned in _quarter_turns(corner, k)])
-    elif shape == "crescent":  # the unit disc minus a disc of radius 0.8 around (0.45, 0); they meet at x = 0.625
-        outer, inner = np.arccos(0.625), np.arctan2(np.sqrt(1 - 0.625**2), 0.625 - 0.45)
-        bite = 0.8 * _arc(2 * np.pi - inner, inner) + [0.45, 0]
-        outline = np.concatenate([_arc(outer, 2 * np.pi - outer), bite[1:-1]])
-    elif shape == "heart":
-        t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-        outline = np.stack([16 * np.sin(t) ** 3, -y], axis=1)
-    elif shape == "arrow":
-        outline = np.array([(1, 0), (0.1, -0.75), (0.1, -0.28), (-1, -0.28), (-1, 0.28), (0.1, 0.28), (0.1, 0.75)])
-    else:
-        raise ValueError(shape)
-    low, high = outline.min(axis=0), outline.max(axis=0)
-    scale = 2 / (high - low).max()
-    outline = (outline - (low + high) / 2) * scale
-    return outline.astype(np.float32), None if hole is None else (hole * scale).astype(np.float32)
-
-
-def _regular(points: int) -> NDArray[np.float64]:
-    return _arc(-np.pi / 2, 1.5 * np.pi, points + 1)[:-1]
 
 
 def _arc(start: float, stop: float, points: int = 30) -> NDArray[np.float64]:
@@ -77,10 +24,59 @@ def _arc(start: float, stop: float, points: int = 30) -> NDArray[np.float64]:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _quarter_turns(points: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:
-    for _ in range(count):
-        points = [(-y, x) for x, y in points]
-    return points
+def _regular(points: int) -> NDArray[np.float64]:
+    return _arc(-np.pi / 2, 1.5 * np.pi, points + 1)[:-1]
+
+
+def _crescent() -> NDArray[np.float64]:
+    """Return the unit disc minus a disc of radius 0.8 around (0.45, 0); their edges meet at x = 0.625."""
+    outer, inner = np.arccos(0.625), np.arctan2(np.sqrt(1 - 0.625**2), 0.625 - 0.45)
+    bite = 0.8 * _arc(2 * np.pi - inner, inner) + [0.45, 0]
+    return np.concatenate([_arc(outer, 2 * np.pi - outer), bite[1:-1]])
+
+
+def _cross() -> NDArray[np.float64]:
+    """Return one arm's corner in its four quarter turns."""
+    corner = [(0.36, -1), (0.36, -0.36), (1, -0.36)]
+    quarters = [corner]
+    for _ in range(3):
+        quarters.append([(-y, x) for x, y in quarters[-1]])
+    return np.concatenate(quarters)
+
+
+def _heart() -> NDArray[np.float64]:
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y], axis=1)
+
+
+_ARROW = [(1, 0), (0.1, -0.75), (0.1, -0.28), (-1, -0.28), (-1, 0.28), (0.1, 0.28), (0.1, 0.75)]
+_OUTLINES = {
+    "arrow": np.array(_ARROW),
+    "crescent": _crescent(),
+    "cross": _cross(),
+    "disc": _regular(40),
+    "heart": _heart(),
+    "hexagon": _regular(6),
+    "ring": _regular(40),
+    "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
+    "star": _regular(10) * np.tile([1.0, 0.42], 5)[:, None],
+    "triangle": _regular(3),
+}
+_HOLES = {"ring": 0.52 * _regular(40)}
+SHAPES = tuple(_OUTLINES)
+
+
+def silhouette(shape: str) -> tuple[Floats, Floats | None]:
+    """Return the outline of one of `SHAPES` and its hole (None if it has none): float32 (P, 2) polygons.
+
+    The outline is centred and spans [-1, 1] along its longer side.
+    """
+    outline, hole = _OUTLINES[shape], _HOLES.get(shape)
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    scale = 2 / (high - low).max()
+    outline = (outline - (low + high) / 2) * scale
+    return outline.astype(np.float32), None if hole is None else (hole * scale).astype(np.float32)
 
 
 def polygon_area(points_P2: NDArray[np.floating]) -> float:
@@ -121,26 +117,21 @@ def texture(kind: str, u_HW: Floats, v_HW: Floats, period: float, rng: np.random
         v_HW: second coordinate, likewise.
         period: of repeated marks, in radii.
         rng: places the marks.
-
-    Raises:
-        ValueError: the kind is unknown.
     """
     phase_u, phase_v = rng.random(2, dtype=np.float32)
     a, b = u_HW / np.float32(period) + phase_u, v_HW / np.float32(period) + phase_v
-    mix_HW: Floats = np.zeros_like(u_HW)
+    if kind == "plain":
+        return np.zeros_like(u_HW)
     if kind == "gradient":
-        mix_HW = np.clip(u_HW * np.float32(0.5) + np.float32(0.5), 0, 1)
-    elif kind == "noise":
-        height, width = u_HW.shape
-        mix_HW = np.clip(value_noise(rng, height, width, (4, 4), 2) * 2.4 - 0.7, 0, 1)
-    elif kind == "stripes":
-        mix_HW = ((a - np.floor(a)) < 0.5).astype(np.float32)
-    elif kind == "checks":
-        mix_HW = ((np.floor(2 * a) + np.floor(2 * b)) % 2).astype(np.float32)
-    elif kind == "dots":
-        mix_HW = ((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2 < 0.085).astype(np.float32)
-    elif kind != "plain":
-        raise ValueError(kind)
+        return np.clip(u_HW * np.float32(0.5) + np.float32(0.5), 0, 1)
+    if kind == "noise":
+        return np.clip(value_noise(rng, len(u_HW), u_HW.shape[1], (4, 4), 2) * 2.4 - 0.7, 0, 1)
+    marks = {
+        "stripes": lambda: a - np.floor(a) < 0.5,
+        "checks": lambda: (np.floor(2 * a) + np.floor(2 * b)) % 2,
+        "dots": lambda: (a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2 < 0.085,
+    }
+    mix_HW: Floats = marks[kind]().astype(np.float32)
     return mix_HW
 
 

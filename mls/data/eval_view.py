@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from mls.data.augment import MEAN, STD
+from mls.data.augment import normalisation
 
 
 def square(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
@@ -43,6 +43,6 @@ def normalise(images_BCHW: Tensor, device: torch.device) -> Tensor:
     Returns:
         float32 (B, C, H, W), channels last.
     """
-    mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    mean_C11, std_C11 = normalisation(device, torch.float32)
     images_BCHW = images_BCHW.to(device, non_blocking=True).float().div_(255).sub_(mean_C11).div_(std_C11)
     return images_BCHW.contiguous(memory_format=torch.channels_last)

@@ -99,12 +99,13 @@ class ImageStore:
         """Whether any image has a mask."""
         columns = [name for name in INDEX.names if name != "sha256"]
         index = pq.read_table(path / "index.parquet", columns=columns, schema=INDEX)
-        self._offsets, self._lengths, self._widths, self._heights = (
-            index[name].to_numpy() for name in ("offset", "length", "width", "height")
-        )
+        self._offsets, self._lengths = index["offset"].to_numpy(), index["length"].to_numpy()
+        self.sizes_N2 = np.stack([index["width"], index["height"]], axis=1).astype(np.int64)
+        """Width and height of every image, pixels."""
         # Names stay in Arrow's buffer, splits are numbers: Python strings would take most of an open store's memory.
         self._names = index["name"]
-        self._splits = pc.index_in(index["split"], pa.array(SPLITS)).to_numpy().astype(np.int8)
+        self.splits_N = pc.index_in(index["split"], pa.array(SPLITS)).to_numpy().astype(np.int8)
+        """Number of every image's split in `SPLITS`."""
 
     def __reduce__(self) -> tuple[type[ImageStore], tuple[Path]]:
         """Pickle only the path."""
@@ -118,7 +119,7 @@ class ImageStore:
         """Return the rows of one of `SPLITS`: int64 (N,), ascending; none if the data set lacks it."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r} is none of {', '.join(SPLITS)}")
-        return np.flatnonzero(self._splits == SPLITS.index(name)).astype(np.int64)
+        return np.flatnonzero(self.splits_N == SPLITS.index(name)).astype(np.int64)
 
     def decode(self, row: int) -> torch.Tensor:
         """Return one image: uint8 (3, H, W), RGB, EXIF orientation applied.
@@ -186,7 +187,8 @@ class ImageStore:
 
     def size(self, row: int) -> tuple[int, int]:
         """Return an image's width and height, pixels, without decoding it."""
-        return int(self._widths[row]), int(self._heights[row])
+        width, height = self.sizes_N2[row].tolist()
+        return width, height
 
     def ground_truth(self, *splits: str) -> dict[str, Any]:
         """Return the annotations of some splits as a COCO dictionary; an image's ``id`` is its row."""

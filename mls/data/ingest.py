@@ -1,4 +1,4 @@
-"""Read the listed images of a source: hash them, prove that they decode, and bring them into the form that is kept.
+"""Read the listed images of a source: hash them, prove that they decode, and convert them to the form that is kept.
 
     records = load_records(listing, reader, excluded, config, threads=4)
     write_store(out, records, listing.classes, listing.multi_label, excluded, config.format)
@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +49,13 @@ def load_records(
     """
     total = len(listing.entries)
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[Entry, Future[Record | str]]] = deque()
-        upcoming = iter(listing.entries)
+        submitted = ((entry, pool.submit(_load, entry, listing, reader, config)) for entry in listing.entries)
+        waiting = deque(islice(submitted, 4 * threads))
         try:
-            while True:
-                while len(waiting) < 4 * threads and (entry := next(upcoming, None)):
-                    waiting.append((entry, pool.submit(_load, entry, listing, reader, config)))
-                if not waiting:
-                    return
+            while waiting:
                 entry, future = waiting.popleft()
                 result = future.result()
+                waiting.extend(islice(submitted, 1))
                 if isinstance(result, Record):
                     yield result
                     continue

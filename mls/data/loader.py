@@ -69,7 +69,7 @@ class TwoViews(Dataset[ViewBatch]):
 
     def __post_init__(self) -> None:
         self.rows = np.concatenate([self.store.split("train"), self.store.split("unlabeled")])
-        self.sizes_N2 = np.array([self.store.size(int(row)) for row in self.rows], dtype=np.int64)
+        self.sizes_N2 = self.store.sizes_N2[self.rows]
         self.steps_per_epoch = len(self.rows) // self.config.batch_size
         if self.steps_per_epoch == 0:
             raise MlsError(

@@ -47,13 +47,11 @@ class Resident:
         Raises:
             MlsError: the images do not fit in the free memory, or one does not decode.
         """
-        self._width_R, self._offset_R = (torch.zeros(len(store), dtype=torch.int64) for _ in range(2))
-        self._height_R = torch.zeros(len(store), dtype=torch.int64)
-        size = 0
-        for row in rows.tolist():
-            width, height = store.size(row)
-            self._width_R[row], self._height_R[row], self._offset_R[row] = width, height, size
-            size += 3 * width * height
+        self._width_R, self._height_R = torch.from_numpy(store.sizes_N2).unbind(1)
+        bytes_N = 3 * store.sizes_N2[rows].prod(1)
+        size = int(bytes_N.sum())
+        self._offset_R = torch.zeros(len(store), dtype=torch.int64)
+        self._offset_R[torch.from_numpy(rows)] = torch.from_numpy(bytes_N.cumsum() - bytes_N)
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each rank keeps its own copy
         check_fits(size * ranks, psutil.virtual_memory().available, "memory")
         self._pixels_N = torch.empty(size, dtype=torch.uint8)

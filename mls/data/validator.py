@@ -1,10 +1,11 @@
 """Validate annotations and masks one by one: does one contradict its image, its class or itself?
 
-    validator = Validator(classes=["cat"], names=["a.jpg"], sizes_N2=np.array([[640, 480]]))
+    found = Findings()
+    validator = Validator(ImageStore(path), found)
     validator.add({"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0, "segmentation": []})
-    validator.findings()     # [Finding("objects without a mask", contradicts=False, count=1, ...), ...]
+    found.listed()     # [Finding("objects without a mask", contradicts=False, count=1, ...)]
 
-`MaskValidator` does the same for masks of whole images, which say the class of each pixel.
+`validate_masks` does the same for masks of whole images, which say the class of each pixel.
 
 ``mls.data.check`` lists which findings are contradictions and which are only notes.
 """
@@ -22,6 +23,7 @@ from pycocotools import mask as rle
 from mls.data.image_store import IGNORE, ImageStore
 from mls.data.listing import BOX_SLACK, overhang
 from mls.runtime.errors import MlsError
+from mls.runtime.progress import Bar
 
 SLACK = 2.0
 """Pixels by which a mask's own box may differ from the box; also the size up to which a box may have an empty mask."""
@@ -32,7 +34,7 @@ Counts = NDArray[np.int64]
 
 @dataclass
 class Finding:
-    """One kind of defect."""
+    """One kind of defect that was found at least once."""
 
     what: str
     contradicts: bool
@@ -42,62 +44,63 @@ class Finding:
     examples: list[str] = field(default_factory=list)
     """Where the first few are."""
 
-    def add(self, where: str, pixels: float | None = None) -> None:
-        """Count one more."""
-        self.count += 1
+
+class Findings:
+    """All defects by kind."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, Finding] = {}
+
+    def contradiction(self, what: str, where: str, pixels: float | None = None) -> None:
+        """Count a defect that no correct data set has."""
+        self._count(self._kinds.setdefault(what, Finding(what, True)), where, pixels)
+
+    def note(self, what: str, where: str, pixels: float | None = None) -> None:
+        """Count a defect that correct data sets may have."""
+        self._count(self._kinds.setdefault(what, Finding(what, False)), where, pixels)
+
+    def _count(self, finding: Finding, where: str, pixels: float | None) -> None:
+        finding.count += 1
         if pixels is not None:
-            self.worst = max(self.worst or 0.0, pixels)
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(where)
+            finding.worst = max(finding.worst or 0.0, pixels)
+        if len(finding.examples) < EXAMPLES:
+            finding.examples.append(where)
+
+    def listed(self) -> list[Finding]:
+        """Return the findings, contradictions first, otherwise in the order in which they were found."""
+        return sorted(self._kinds.values(), key=lambda finding: not finding.contradicts)
 
 
-class _Findings:
-    """Findings are attributes; reports show them in the order of their definition."""
-
-    def findings(self) -> list[Finding]:
-        """Return all kinds, whether found or not."""
-        return [value for value in vars(self).values() if isinstance(value, Finding)]
-
-
-class Validator(_Findings):
+class Validator:
     """Count and validate annotations one by one."""
 
-    def __init__(self, classes: list[str], names: list[str], sizes_N2: Counts) -> None:
-        self._classes, self._names, self._sizes = classes, names, sizes_N2
+    def __init__(self, store: ImageStore, found: Findings) -> None:
+        self._store, self._found = store, found
         self.keys = array("q")
         """Image * classes + class, of each annotation."""
         self._easy = array("q")
         """The same without difficult ones, which are not labels."""
         self.crowds = 0
         self.difficult: int | None = None
-        self._stray = Finding("annotations of an image or class that is not there", True)
-        self._other_size = Finding("images whose annotations are for another size", True)
-        self._far_outside = Finding(f"boxes reaching over the image's edge by more than {BOX_SLACK:g} px", True)
-        self._undecodable = Finding("masks that can't be decoded", True)
-        self._empty = Finding(f"masks that decode to nothing, of boxes larger than {SLACK:g} px both ways", True)
-        self._apart = Finding("masks that do not meet their box", True)
-        self._outside = Finding(f"boxes reaching over the image's edge by {BOX_SLACK:g} px or less", False)
-        self._flat = Finding("boxes of no width or height", False)
-        self._tiny = Finding(f"masks that decode to nothing, of boxes of {SLACK:g} px or less one way", False)
-        self._differing = Finding(f"masks that differ from their box by more than {SLACK:g} px", False)
-        self._maskless = Finding("objects without a mask", False)
+        """None if annotations have no such field."""
 
     def add_image(self, item: dict[str, Any]) -> None:
         """Compare the size that the annotations claim for an image with its pixels'."""
-        row, size = item["id"], [item["width"], item["height"]]
-        if not 0 <= row < len(self._names):
-            self._stray.add(f"image {row}")
-        elif size != self._sizes[row].tolist():
-            self._other_size.add(f"{self._names[row]}: annotated as {size[0]} x {size[1]} px")
+        row, size = item["id"], (item["width"], item["height"])
+        if not 0 <= row < len(self._store):
+            self._stray(f"image {row}")
+        elif size != self._store.size(row):
+            self._other_size(f"{self._store.name(row)}: annotated as {size[0]} x {size[1]} px")
 
     def add(self, item: dict[str, Any]) -> None:
         """Validate one annotation."""
+        store, found = self._store, self._found
         row, number = item["image_id"], item["category_id"] - 1
-        if not (0 <= row < len(self._names) and 0 <= number < len(self._classes)):
-            self._stray.add(f"annotation {item['id']}: image {row}, class {number}")
+        if not (0 <= row < len(store) and 0 <= number < len(store.classes)):
+            self._stray(f"annotation {item['id']}: image {row}, class {number}")
             return
-        where = f"annotation {item['id']} ({self._classes[number]}) of {self._names[row]}"
-        key = row * len(self._classes) + number
+        where = f"annotation {item['id']} ({store.classes[number]}) of {store.name(row)}"
+        key = row * len(store.classes) + number
         self.keys.append(key)
         self.crowds += bool(item["iscrowd"])
         if "difficult" in item:
@@ -105,90 +108,82 @@ class Validator(_Findings):
         if not item.get("difficult"):
             self._easy.append(key)
         x, y, w, h = item["bbox"]
-        width, height = (int(side) for side in self._sizes[row])
-        over = overhang(x, y, x + w, y + h, width, height)
-        if over > 0:
-            (self._far_outside if over > BOX_SLACK else self._outside).add(where, over)
+        over = overhang(x, y, x + w, y + h, *store.size(row))
+        if over > BOX_SLACK:
+            found.contradiction(f"boxes reaching over the image's edge by more than {BOX_SLACK:g} px", where, over)
+        elif over > 0:
+            found.note(f"boxes reaching over the image's edge by {BOX_SLACK:g} px or less", where, over)
         if min(w, h) <= 0:
-            self._flat.add(where)
+            found.note("boxes of no width or height", where)
         if item["segmentation"]:
-            self._add_mask(item["segmentation"], item["bbox"], (width, height), where)
+            self._add_mask(item["segmentation"], item["bbox"], store.size(row), where)
         else:
-            self._maskless.add(where)
+            found.note("objects without a mask", where)
 
     def _add_mask(self, segmentation: Any, box: list[float], size: tuple[int, int], where: str) -> None:
         if isinstance(segmentation, dict) and segmentation["size"] != [size[1], size[0]]:
-            self._other_size.add(f"{where}: mask of {segmentation['size'][1]} x {segmentation['size'][0]} px")
+            self._other_size(f"{where}: mask of {segmentation['size'][1]} x {segmentation['size'][0]} px")
             return
-        mask = to_rle(segmentation, *size)
-        if mask is None:
-            self._undecodable.add(where)
-            return
-        x, y, w, h = box
-        if not rle.area(mask):
-            (self._empty if min(w, h) > SLACK else self._tiny).add(where)
-            return
-        left, top, width, height = (float(value) for value in rle.toBbox(mask))
+        (x, y, w, h), mask = box, to_rle(segmentation, *size)
+        left, top, width, height = (0.0, 0.0, 0.0, 0.0) if mask is None else rle.toBbox(mask).tolist()
         right, bottom = left + width, top + height
+        empty = mask is not None and not rle.area(mask)
         off = max(abs(left - x), abs(top - y), abs(right - x - w), abs(bottom - y - h))
-        if right > size[0] or bottom > size[1]:
-            self._undecodable.add(where)
+        if mask is None or right > size[0] or bottom > size[1]:
+            self._found.contradiction("masks that can't be decoded", where)
+        elif empty and min(w, h) > SLACK:
+            what = f"masks that decode to nothing, of boxes larger than {SLACK:g} px both ways"
+            self._found.contradiction(what, where)
+        elif empty:
+            self._found.note(f"masks that decode to nothing, of boxes of {SLACK:g} px or less one way", where)
         elif max(left, x) > min(right, x + w) or max(top, y) > min(bottom, y + h):
-            self._apart.add(where, off)
+            self._found.contradiction("masks that do not meet their box", where, off)
         elif off > SLACK:
-            self._differing.add(where, off)
+            self._found.note(f"masks that differ from their box by more than {SLACK:g} px", where, off)
 
-    def against_labels(self, key_M: Counts) -> Finding:
-        """Compare the images' classes (``key_M``: image * classes + class) with those of their annotations."""
-        finding = Finding("images whose classes are not those of their annotations", True)
+    def _stray(self, where: str) -> None:
+        self._found.contradiction("annotations of an image or class that is not there", where)
+
+    def _other_size(self, where: str) -> None:
+        self._found.contradiction("images whose annotations are for another size", where)
+
+    def compare_labels(self, labels_NC: NDArray[np.bool_]) -> None:
+        """Compare the images' classes with those of their annotations, if there are any; call it after the last."""
         if self.keys:
-            rows = np.setxor1d(np.unique(np.array(self._easy, dtype=np.int64)), key_M) // len(self._classes)
-            for row in np.unique(rows):
-                finding.add(self._names[row])
-        return finding
+            of_annotations_NC = np.zeros_like(labels_NC)
+            of_annotations_NC.flat[np.array(self._easy, dtype=np.int64)] = True
+            for row in np.flatnonzero((of_annotations_NC != labels_NC).any(axis=1)).tolist():
+                what = "images whose classes are not those of their annotations"
+                self._found.contradiction(what, self._store.name(row))
 
 
-class MaskValidator(_Findings):
-    """Count and validate masks of whole images (the class of each pixel) one by one."""
+def validate_masks(store: ImageStore, found: Findings, label: str) -> tuple[int, float]:
+    """Validate the masks of whole images (the class of each pixel), one at a time; shows progress.
 
-    def __init__(self, store: ImageStore) -> None:
-        self._store = store
-        self.count = 0
-        """Masks that could be read."""
-        self._pixels_K = np.zeros(256, dtype=np.int64)
-        """Pixels of each value, over all masks."""
-        self._stray = Finding("masks of an image that is not there", True)
-        self._damaged = Finding("masks of images that can't be decoded", True)
-        self._other_size = Finding("masks of another size than their image", True)
-        self._unknown = Finding("masks of images with a class that is not there", True)
-        self._unlisted = Finding("masks of images with a class that the image's labels lack", True)
-
-    @property
-    def ignored(self) -> float:
-        """Share of all pixels that belong to no class."""
-        return float(self._pixels_K[IGNORE] / max(1, self._pixels_K.sum()))
-
-    def add(self, row: int) -> None:
-        """Validate the mask of one image."""
-        if not 0 <= row < len(self._store):
-            self._stray.add(f"image {row}")
-            return
-        name = self._store.name(row)
-        try:
-            mask_HW = self._store.mask(row)
-        except MlsError:
-            self._damaged.add(name)
-            return
-        self.count += 1
-        pixels_K = np.bincount(mask_HW.numpy().reshape(-1), minlength=256)
-        self._pixels_K += pixels_K
-        if mask_HW.shape != self._store.size(row)[::-1]:
-            self._other_size.add(f"{name}: {mask_HW.shape[1]} x {mask_HW.shape[0]} px")
-        shown = set(np.flatnonzero(pixels_K).tolist()) - {IGNORE}
-        if max(shown, default=0) >= len(self._store.classes):
-            self._unknown.add(f"{name}: {max(shown)}")
-        elif not shown <= set(np.flatnonzero(self._store.labels([row])[0]).tolist()):
-            self._unlisted.add(name)
+    Returns:
+        The number of masks that could be read, and the share of their pixels that belongs to no class.
+    """
+    readable, pixels_K = 0, np.zeros(256, dtype=np.int64)
+    with Bar(label, len(store.mask_rows)) as bar:
+        for row in store.mask_rows.tolist():
+            bar.advance(1, 1)
+            name = store.name(row)
+            try:
+                mask_HW = store.mask(row)
+            except MlsError:
+                found.contradiction("masks of images that can't be decoded", name)
+                continue
+            shown_K = np.bincount(mask_HW.numpy().reshape(-1), minlength=256)
+            readable, pixels_K = readable + 1, pixels_K + shown_K
+            if mask_HW.shape != store.size(row)[::-1]:
+                what = "masks of another size than their image"
+                found.contradiction(what, f"{name}: {mask_HW.shape[1]} x {mask_HW.shape[0]} px")
+            shown = set(np.flatnonzero(shown_K).tolist()) - {IGNORE}
+            if max(shown, default=0) >= len(store.classes):
+                found.contradiction("masks of images with a class that is not there", f"{name}: {max(shown)}")
+            elif not shown <= set(np.flatnonzero(store.labels([row])).tolist()):
+                found.contradiction("masks of images with a class that the image's labels lack", name)
+    return readable, float(pixels_K[IGNORE] / max(1, pixels_K.sum()))
 
 
 def to_rle(segmentation: Any, width: int, height: int) -> Any:

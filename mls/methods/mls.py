@@ -85,7 +85,7 @@ def multi_label_loss(
 
 
 def weight_at(config: Mls, epoch: float) -> float:
-    """Return lambda of Eq. 10 at an epoch: 0 while InfoNCE warms up alone, then a linear rise to ``weight``."""
+    """Return lambda of Eq. 10 at an epoch: 0 while only InfoNCE trains, then a linear rise to ``weight``."""
     past = epoch - config.warmup_epochs
     if past < 0:
         return 0.0

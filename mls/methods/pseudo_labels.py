@@ -47,7 +47,7 @@ def true_neighbours(truth_BC: Tensor, entry_truth_DC: Tensor, known_D: Tensor, c
         truth_BC: bool, classes of the queries' images.
         entry_truth_DC: bool, classes of the entries' images.
         known_D: bool, which entries are keys; the others come last.
-        cosines_BD: of g and Q_g; among entries that share equally much, the nearest count.
+        cosines_BD: of g and Q_g; they order entries that share equally much.
         k: positives per image, at most D.
 
     Returns:

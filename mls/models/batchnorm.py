@@ -20,6 +20,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mls.models.names import COUNTER
 from mls.models.precision import at_least_float32
 from mls.runtime.collectives import world
 
@@ -134,22 +135,19 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
 class RunningStatistics:
     """Running means and variances of all batch norms (of any dimension) of a module, as one vector (P,).
 
-    One vector makes averaging over ranks one all-reduce, and masking one kernel. The batch norm modules are found once,
-    their buffers at each call: ``module.to()``, loading a state dict and `split_batch_norm` may come later, but not
-    replacing modules (as ``nn.SyncBatchNorm.convert_sync_batchnorm`` does).
+    One vector makes averaging over ranks one all-reduce, and masking one kernel. The buffers are found once: move the
+    module to its device and replace modules (``nn.SyncBatchNorm.convert_sync_batchnorm``) before, not after. Loading a
+    state dict and `split_batch_norm` keep the buffers, so they may come later.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
-
-    def _buffers(self) -> list[Tensor]:
-        both = [buffer for norm in self.norms for buffer in (norm.running_mean, norm.running_var)]
-        return [buffer for buffer in both if buffer is not None]
+        buffers = dict(module.named_buffers())
+        self._statistics = [b for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))]
+        self._counts = [b for name, b in buffers.items() if name.endswith(COUNTER)]
 
     def read(self) -> Tensor:
-        """Return a copy (P,); without batch norms an empty vector on the CPU."""
-        buffers = self._buffers()
-        return torch.cat(buffers) if buffers else torch.empty(0)
+        """Return a copy (P,)."""
+        return torch.cat(self._statistics)
 
     @torch.no_grad()
     def write(self, flat_P: Tensor) -> None:
@@ -160,21 +158,13 @@ class RunningStatistics:
         Raises:
             RuntimeError: the length is not P (from torch).
         """
-        buffers = self._buffers()
-        parts = flat_P.split([len(buffer) for buffer in buffers])
-        if buffers:
-            torch._foreach_copy_(buffers, list(parts))
-
-    def _counts(self) -> list[Tensor]:
-        return [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
+        torch._foreach_copy_(self._statistics, list(flat_P.split([len(buffer) for buffer in self._statistics])))
 
     def counts(self) -> Tensor:
-        """Return a copy of how many batches each norm has seen; without batch norms an empty vector."""
-        counts = self._counts()
-        return torch.stack(counts) if counts else torch.empty(0)
+        """Return a copy of how many batches each norm has seen."""
+        return torch.stack(self._counts)
 
     @torch.no_grad()
     def uncount(self, finite: Tensor, before: Tensor) -> None:
         """If ``finite`` (bool scalar) is false, restore the counts ``before`` (from `counts`)."""
-        if counts := self._counts():
-            torch._foreach_copy_(counts, list(torch.where(finite, torch.stack(counts), before).unbind()))
+        torch._foreach_copy_(self._counts, list(torch.where(finite, self.counts(), before).unbind()))

@@ -19,23 +19,15 @@ from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Pretrain
 from mls.models.backbone import build_backbone
-from mls.models.names import COUNTER, few, from_detectron2
+from mls.models.names import COUNTER, few, to_detectron2, within_resnet
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import sha256
 from mls.runtime.paths import place
 
 NESTED = ("state_dict", "model", "teacher", "student")
 """Keys under which checkpoints keep their weights."""
-PREFIXES = (
-    "",
-    "module.encoder_q.",
-    "encoder_q.",
-    "encoder_q.0.",
-    "module.encoder_q.0.",
-    "backbone.",
-    "module.",
-    "model.",
-)
+_MOCO = ("module.encoder_q.", "encoder_q.", "encoder_q.0.", "module.encoder_q.0.")
+PREFIXES = ("", *_MOCO, "backbone.", "module.", "model.")
 """What precedes ``conv1.weight``: nothing in torchvision and timm, ``module.encoder_q.`` in MoCo, ``backbone.`` or
 ``encoder_q.0.`` in DenseCL."""
 
@@ -99,10 +91,10 @@ def translate(
     Raises:
         DeterministicError: tensors are missing or have a different shape; lists them.
     """
-    if converted := {ours: tensor for name, tensor in state.items() if (ours := from_detectron2(name))}:
-        unused = [name for name in state if not from_detectron2(name)]
-        picked, _, ignored = translate(converted, wanted, path)
-        return picked, "Detectron2's names", [*ignored, *unused]
+    ours = {to_detectron2(name): name for name in wanted}
+    if converted := {ours[d2]: tensor for name, tensor in state.items() if (d2 := within_resnet(name)) in ours}:
+        picked, _, _ = translate(converted, wanted, path)
+        return picked, "Detectron2's names", [name for name in state if within_resnet(name) not in ours]
     prefix = max(PREFIXES, key=lambda p: sum(f"{p}{name}" in state for name in wanted))
     picked = {name: state[f"{prefix}{name}"] for name in wanted if f"{prefix}{name}" in state}
     # Old checkpoints lack this counter, which does not affect the result.

@@ -18,8 +18,6 @@ COUNTER = "num_batches_tracked"
 """Suffix of tensors that do not affect the result; frozen batch norms lack them."""
 
 _STAGE = re.compile(r"layer(\d)\.(\d+)\.(?:conv(\d)|bn(\d)|downsample\.(\d))\.(\w+)")
-_D2_STAGE = re.compile(r"res(\d)\.(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
-_D2_STEM = re.compile(r"stem\.conv1\.(norm\.)?(\w+)")
 _D2_PREFIX = re.compile(r"^(?:model\.)?(?:backbone\.bottom_up\.|backbone\.|roi_heads\.|)(?=stem\.|res\d\.)")
 
 
@@ -39,19 +37,9 @@ def to_detectron2(name: str) -> str:
     return f"res{int(layer) + 1}.{block}.{convolution}.{'norm.' if norm or downsample == '1' else ''}{leaf}"
 
 
-def from_detectron2(name: str) -> str | None:
-    """Return torchvision's name for a tensor of a Detectron2 model; None if it is not part of its ResNet."""
-    bare = _D2_PREFIX.sub("", name)
-    if match := _D2_STEM.fullmatch(bare):
-        return f"{'bn' if match[1] else 'conv'}1.{match[2]}"
-    match = _D2_STAGE.fullmatch(bare)
-    if match is None:
-        return None
-    stage, block, convolution, norm, leaf = match.groups()
-    place = f"layer{int(stage) - 1}.{block}"
-    if convolution == "shortcut":
-        return f"{place}.downsample.{1 if norm else 0}.{leaf}"
-    return f"{place}.{'bn' if norm else 'conv'}{convolution[-1]}.{leaf}"
+def within_resnet(name: str) -> str:
+    """Return the name within Detectron2's ResNet of a tensor of a Detectron2 model; other names stay as they are."""
+    return _D2_PREFIX.sub("", name)
 
 
 def few(names: Sequence[str]) -> str:

@@ -15,9 +15,10 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,13 +180,11 @@ def read_ahead(
         workers: threads (0 means one); no effect on the batches.
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead: deque[list[Future[Loaded]]] = deque()
+        submitted = ([pool.submit(load, one) for one in batch] for batch in planned)
+        ahead = deque(islice(submitted, PREFETCH))
         try:
-            for batch in planned:
-                ahead.append([pool.submit(load, one) for one in batch])
-                if len(ahead) > PREFETCH:
-                    yield [future.result() for future in ahead.popleft()]
             while ahead:
+                ahead.extend(islice(submitted, 1))
                 yield [future.result() for future in ahead.popleft()]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

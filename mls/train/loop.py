@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mls.config.experiment import Pretrain
 from mls.data.loader import TwoViews, ViewBatch, batches
 from mls.data.resident import Resident
-from mls.methods.diagnostics import CollapseWatch
 from mls.methods.method import Method, Pair
 from mls.models.batchnorm import RunningStatistics
 from mls.pipeline.runner import Context
@@ -28,14 +27,13 @@ from mls.runtime.device import autocast, workers_of
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
-from mls.train.diagnose import diagnose
-from mls.train.guard import LateReader, LateStep, dump
+from mls.train.diagnostics import CollapseWatch, diagnose
 from mls.train.log import Curves
 from mls.train.online_knn import OnlineKnn
 from mls.train.optimizer import build_optimizer, masked_step
 from mls.train.pairs import layout_of, pair_of
 from mls.train.schedule import warmup_cosine
-from mls.train.window import Window
+from mls.train.step_values import LateReader, LateStep, Window, dump
 
 LOG_EVERY = 20
 """Steps averaged into one row of ``curves.csv``, or an epoch if that is shorter (a constant: the artifact has them)."""

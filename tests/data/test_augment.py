@@ -71,7 +71,7 @@ def test_solarisation_equals_torchvisions(seed: int) -> None:
     assert torch.equal(ours, TF.solarize(pixels, 0.5))
 
 
-def test_solarisation_turns_levels_from_128_on() -> None:
+def test_solarisation_inverts_levels_from_128() -> None:
     config = Augment(jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.0, solarize_p=1.0)
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, -1, -1)
     out = ColourAugment(config, 0)(levels, torch.rand(1, DRAWS, dtype=torch.float64))
@@ -88,7 +88,7 @@ def test_solarisation_comes_after_the_blur(images: torch.Tensor) -> None:
     assert torch.allclose(out, expected, atol=1e-4)
 
 
-def test_solarised_images_are_those_drawn_and_the_others_keep_their_bits() -> None:
+def test_only_the_drawn_images_are_solarised() -> None:
     image = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     draws = torch.from_numpy(draw(0, 0, np.arange(40), 1))
     plain = ColourAugment(Augment(crop=16), 1)(image, draws)
@@ -101,7 +101,7 @@ def test_solarised_images_are_those_drawn_and_the_others_keep_their_bits() -> No
     assert torch.allclose(some[taken], inverted, atol=1e-5) and not torch.allclose(some[taken], plain[taken])
 
 
-def test_each_view_has_its_own_share() -> None:
+def test_each_view_has_its_own_probability() -> None:
     image = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     draws = torch.from_numpy(draw(0, 0, np.arange(40), 0))
     both = Augment(crop=16, blur_p=[1.0, 0.1], solarize_p=[0.0, 0.2])
@@ -110,7 +110,7 @@ def test_each_view_has_its_own_share() -> None:
     assert not torch.equal(ColourAugment(both, 0)(image, draws), ColourAugment(both, 1)(image, draws))
 
 
-def test_mirrored_views_are_those_that_flips_names() -> None:
+def test_flips_names_the_mirrored_views() -> None:
     config = Augment(crop=16, jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.3)
     image = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     draws = torch.from_numpy(np.stack([draw(0, 0, np.arange(40), view) for view in (0, 1)]))
@@ -122,7 +122,7 @@ def test_mirrored_views_are_those_that_flips_names() -> None:
         assert torch.allclose(upright, TF.normalize(image.float() / 255, list(MEAN), list(STD)), atol=1e-6)
 
 
-def test_every_image_is_treated_by_its_own_draws() -> None:
+def test_each_image_follows_its_own_draws() -> None:
     config = Augment(crop=16)
     image = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     draws = torch.from_numpy(draw(0, 0, np.arange(16), 0))
@@ -131,7 +131,7 @@ def test_every_image_is_treated_by_its_own_draws() -> None:
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_operations_come_as_often_as_asked() -> None:
+def test_operations_are_as_frequent_as_their_probabilities() -> None:
     draws = draw(1, 0, np.arange(4000), 0)
     shares = {augment.JITTER: 0.8, augment.GRAYED: 0.2, augment.BLUR: 0.5, augment.FLIP: 0.5, augment.SOLARIZE: 0.2}
     for column, p in shares.items():
@@ -140,7 +140,7 @@ def test_operations_come_as_often_as_asked() -> None:
     assert np.abs(np.bincount(first, minlength=4) / 4000 - 0.25).max() < 0.03
 
 
-def test_draws_depend_on_each_of_seed_epoch_row_and_view_and_on_nothing_else() -> None:
+def test_draws_depend_on_seed_epoch_row_and_view_only() -> None:
     base = draw(0, 0, np.array([5]), 0)
     assert np.array_equal(base, draw(0, 0, np.array([3, 5]), 0)[1:])
     for other in (draw(1, 0, np.array([5]), 0), draw(0, 1, np.array([5]), 0), draw(0, 0, np.array([6]), 0)):
@@ -148,13 +148,13 @@ def test_draws_depend_on_each_of_seed_epoch_row_and_view_and_on_nothing_else() -
     assert not np.array_equal(base, draw(0, 0, np.array([5]), 1))
 
 
-def test_a_new_column_comes_last_so_that_the_earlier_ones_keep_their_bits() -> None:
+def test_a_new_column_does_not_change_earlier_ones() -> None:
     before = np.stack([np.random.default_rng((3, 2, row, 1)).random(35) for row in range(20)])
     assert augment.SOLARIZE == 35 == DRAWS - 1
     assert np.array_equal(draw(3, 2, np.arange(20), 1)[:, :35], before)
 
 
-def test_another_attempt_is_another_draw() -> None:
+def test_each_attempt_draws_different_numbers() -> None:
     drawn = [draw(0, 0, np.array([5]), 1, *attempt) for attempt in ((), (1,), (2,))]
     assert len({u_BU.tobytes() for u_BU in drawn}) == 3
     assert np.array_equal(drawn[2][0], np.random.default_rng((0, 0, 5, 1, 2)).random(DRAWS))
@@ -171,7 +171,7 @@ def test_another_attempt_is_another_draw() -> None:
         ([60, 60, 9, 9], 0.0),  # apart on both axes: no positive product of two negatives
     ],
 )
-def test_the_shared_area_is_one_of_the_second_box(second: list[int], share: float) -> None:
+def test_shared_area_is_a_share_of_the_second_box(second: list[int], share: float) -> None:
     assert shared_area(np.array([[10, 20, 40, 30]]), np.array([second])) == pytest.approx(share)
 
 
@@ -188,7 +188,7 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     assert ks_2samp(*areas).pvalue > 0.001
 
 
-def test_an_image_too_narrow_for_any_crop_gets_the_central_one() -> None:
+def test_an_image_too_narrow_for_any_crop_gets_the_central_crop() -> None:
     boxes = crop_boxes(draw(0, 0, np.arange(4), 0), np.full((4, 2), (10, 100)), [0.9, 1.0])
     assert (boxes == [43, 0, 13, 10]).all()
 

@@ -17,14 +17,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mls.config.datasets import CocoDataset, FolderDataset, ScenesDataset
-from mls.config.load import check
-from mls.data import build_store, ingest, sources
+from mls.data import ingest, sources
 from mls.data.image_store import ImageStore
 from mls.download.reader import Reader
-from mls.pipeline.artifact import open_artifact
-from mls.pipeline.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
-from mls.pipeline.runner import run_stage
+from mls.pipeline.plan import DATA_LOCK, read_lock
 from mls.runtime.errors import Interrupted, MlsError
+from tests.data.support import make, plan_of
 
 MLS_DATA = os.environ.get("MLS_DATA", "/nonexistent")
 FILES = [
@@ -36,28 +34,6 @@ FILES = [
     "labels.parquet",
     "params.json",
 ]
-
-
-def plan_of(**datasets: dict[str, Any]) -> tuple[Plan, Job]:
-    """A plan that reads each data set once, and the data job of the first."""
-    probes = {f"on-{name}": {"kind": "linear", "dataset": name} for name in datasets}
-    raw = {
-        "experiment": "t",
-        "datasets": datasets,
-        "runs": {"random": {"method": "none"}},
-        "probe": probes,
-        "tables": {"t": {"columns": [f"{next(iter(probes))}.mAP"]}},
-        "execution": {"threads": 1},
-    }
-    plan = make_plan(check(raw, Path("t.yaml")), read_lock(DATA_LOCK))
-    return plan, plan.find("data", next(iter(datasets)))[0]
-
-
-def make(**datasets: dict[str, Any]) -> Path:
-    plan, job = plan_of(**datasets)
-    run_stage(plan, job, build_store.run)
-    open_artifact(job.path, deep=True)
-    return job.path.absolute()
 
 
 @pytest.fixture
@@ -82,7 +58,7 @@ def pin(**config: Any) -> dict[str, Any]:
     return sources.pin("photos", FolderDataset(source="folder", **config), DATA_LOCK)
 
 
-def test_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scenes_artifact_repeats_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"source": "scenes", "train": 5, "val": 2, "test": 3, "size": 32}
     paths = []
     for tree in ("a", "b"):
@@ -98,7 +74,7 @@ def test_scenes_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(store.ground_truth("test")["images"]) == 3
 
 
-def test_folder_artifact(photos: Path) -> None:
+def test_the_folder_artifact_holds_images_and_labels(photos: Path) -> None:
     path = make(photos={"source": "folder"})
     store = ImageStore(path)
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [13, 1, 6]
@@ -109,7 +85,7 @@ def test_folder_artifact(photos: Path) -> None:
     assert json.loads((path / "annotations.json").read_text())["annotations"] == []
 
 
-def test_threads_change_nothing(photos: Path) -> None:
+def test_the_number_of_threads_changes_nothing(photos: Path) -> None:
     digests = []
     for threads in (1, 5):
         reader = Reader(photos)
@@ -133,7 +109,7 @@ def test_pin_keeps_other_entries_and_matches_what_is_read(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["03.jpg", "labels.csv"])
-def test_changed_source_stops(photos: Path, changed: str) -> None:
+def test_a_changed_source_is_an_error(photos: Path, changed: str) -> None:
     pinned = read_lock(DATA_LOCK)["photos"]["sha256"]
     if changed == "03.jpg":
         Image.new("RGB", (13, 9)).save(photos / changed)
@@ -150,7 +126,7 @@ def test_changed_source_stops(photos: Path, changed: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
-def test_image_that_does_not_decode_is_excluded(photos: Path, content: bytes | None) -> None:
+def test_an_image_that_does_not_decode_is_excluded(photos: Path, content: bytes | None) -> None:
     whole = (photos / "03.jpg").read_bytes()
     (photos / "03.jpg").write_bytes(whole[:-200] if content is None else content)
     pin()
@@ -161,7 +137,7 @@ def test_image_that_does_not_decode_is_excluded(photos: Path, content: bytes | N
     assert len(store) == 19 and "03.jpg" not in [store.name(row) for row in range(19)]
 
 
-def test_too_many_bad_images_stop(photos: Path) -> None:
+def test_too_many_bad_images_are_an_error(photos: Path) -> None:
     for name in ("02.jpg", "03.jpg"):
         (photos / name).write_bytes(b"not an image")
     pin()
@@ -169,7 +145,7 @@ def test_too_many_bad_images_stop(photos: Path) -> None:
         make(photos={"source": "folder", "max_excluded": 0.05})
 
 
-def test_image_that_vanishes_is_an_error(photos: Path) -> None:
+def test_an_image_that_vanishes_is_an_error(photos: Path) -> None:
     reader = Reader(photos)
     config = FolderDataset(source="folder", max_excluded=1.0)
     listing = sources.read_listing(config, reader)
@@ -178,7 +154,7 @@ def test_image_that_vanishes_is_an_error(photos: Path) -> None:
         list(ingest.load_records(listing, reader, [], config, 2))
 
 
-def test_root_must_be_set_and_there(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_root_is_an_error_with_a_remedy(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLS_DATA", str(photos.parent.parent))
     with pytest.raises(MlsError, match=r"no folder .*photos .*export MLS_DATA=/path/that/holds/photos"):
         make(photos={"source": "folder"})
@@ -189,8 +165,8 @@ def test_root_must_be_set_and_there(photos: Path, monkeypatch: pytest.MonkeyPatc
         make(photos={"source": "folder"})
 
 
-def test_of_equal_data_sets_any_root_will_do(photos: Path) -> None:
-    """Two names, one digest: one artifact, made from the folder that is there."""
+def test_equal_data_sets_may_be_read_from_either_root(photos: Path) -> None:
+    """Two names with one digest are one artifact, made from whichever folder exists."""
     lock = read_lock(DATA_LOCK)["photos"]
     DATA_LOCK.write_text("".join(f"{n}: {{sha256: {lock['sha256']}}}\n" for n in ("elsewhere", "photos")))
     path = make(elsewhere={"source": "folder"}, photos={"source": "folder"})
@@ -215,7 +191,9 @@ def test_a_signal_stops_between_images(photos: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("entry", "side"), [({"short_side": 16}, 16), ({"format": "raw"}, 20)])
-def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry: dict[str, Any], side: int) -> None:
+def test_short_side_and_raw_make_different_artifacts_of_one_source(
+    photos: Path, entry: dict[str, Any], side: int
+) -> None:
     for i in range(20):  # larger than 16 px both ways
         Image.new("RGB", (21 + i, 20), (200 * (i % 2), 0, i)).save(photos / f"{i:02d}.jpg")
     pin()
@@ -236,8 +214,8 @@ def test_other_forms_are_other_artifacts_of_the_same_source(photos: Path, entry:
 
 
 @pytest.mark.parametrize("place", ["images.bin", "index.parquet", "params.json", "artifact.json"])
-def test_a_kill_leaves_nothing_that_is_taken_for_complete(photos: Path, place: str) -> None:
-    """SIGKILL as soon as this file is there; then the same command makes what an undisturbed one makes."""
+def test_a_killed_stage_leaves_no_artifact(photos: Path, place: str) -> None:
+    """SIGKILL as soon as this file exists; the same command then makes the same bytes as an undisturbed run."""
     code = f"""
 import threading, time, os, signal
 from pathlib import Path
@@ -249,7 +227,7 @@ from mls.pipeline import artifact_store; from mls.runtime import links
 sync = links.sync
 links.sync = artifact_store.sync = lambda path: (time.sleep(0.05), sync(path))
 threading.Thread(target=watch, daemon=True).start()
-from tests.data.test_build_store import make
+from tests.data.support import make
 make(photos={{"source": "folder"}})
 """
     root = Path(__file__).parents[2]

@@ -18,8 +18,7 @@ from ruamel.yaml import YAML
 from mls import cli
 from mls.config.datasets import ScenesDataset
 from mls.data import build_store, scenes
-from mls.data.check import Report, check_artifact
-from mls.data.check_text import SHOWN_EXCLUDED, print_report
+from mls.data.check import SHOWN_EXCLUDED, Report, check_artifact, print_report
 from mls.data.writer import Record, encode_mask, write_store
 from mls.pipeline.plan import plan_file
 from mls.pipeline.runner import run_stage
@@ -50,7 +49,7 @@ def report_of(out: Path, *records: Record, excluded: list[dict[str, str]] | None
 
 
 def whole(*annotations: dict[str, Any], **changes: Any) -> list[Record]:
-    """A clean set but for these annotations of its first image; every class has a positive everywhere."""
+    """A set that is clean except for these annotations of its first image; each split has both classes."""
     others = [record(f"{split}.jpg", split, item(), item(category_id=2), classes=[0, 1]) for split in ("val", "test")]
     full = record("b.jpg", "train", item(), item(category_id=2), classes=[0, 1])
     return [record("a.jpg", "train", *annotations, **changes), full, *others]
@@ -60,7 +59,7 @@ def found(report: Report) -> dict[str, tuple[int, bool]]:
     return {finding.what: (finding.count, finding.contradicts) for finding in report.findings}
 
 
-def test_a_clean_set(tmp_path: Path) -> None:
+def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
     report = report_of(tmp_path, *whole(item(), item(iscrowd=1)))
     assert report.findings == [] and report.difficult is None and report.crowds == 1
     assert report.images_S.tolist() == [2, 1, 1, 0]
@@ -117,16 +116,16 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, bool]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_of_an_annotation(defect: str, tmp_path: Path) -> None:
+def test_each_defect_of_an_annotation_is_found(defect: str, tmp_path: Path) -> None:
     bad, what, contradicts = DEFECTS[defect]
     report = report_of(tmp_path, *whole(item(), bad))
     assert found(report) == {what: (1, contradicts)}
     (finding,) = report.findings
     assert "annotation 2" in finding.examples[0] or finding.examples == ["a.jpg"]
-    assert bool(report.contradictions) == contradicts and bool(report.notes) != contradicts
+    assert bool(report.contradictions) == contradicts
 
 
-def test_how_far_and_how_often(tmp_path: Path) -> None:
+def test_a_finding_has_its_count_and_its_largest_distance(tmp_path: Path) -> None:
     over = [item((15, 2, 5 + far, 5), segmentation=[]) for far in (3, 7, 4, 5)]
     report = report_of(tmp_path, *whole(*over))
     (finding,) = report.contradictions
@@ -135,7 +134,7 @@ def test_how_far_and_how_often(tmp_path: Path) -> None:
     assert finding.examples[0] == "annotation 1 (cat) of a.jpg"
 
 
-def test_good_masks_of_every_kind(tmp_path: Path) -> None:
+def test_polygons_and_both_kinds_of_rle_are_clean(tmp_path: Path) -> None:
     mask_HW = np.zeros((H, W))
     mask_HW[2:7, 2:10] = 1
     runs = [2 * H + 2, *[5, 5] * 7, 5, H * W - 2 * H - 2 - 75]
@@ -143,7 +142,7 @@ def test_good_masks_of_every_kind(tmp_path: Path) -> None:
     assert report_of(tmp_path, *whole(*(item(segmentation=kind) for kind in kinds))).findings == []
 
 
-def test_difficult_objects_are_counted_and_are_no_labels(tmp_path: Path) -> None:
+def test_difficult_objects_are_counted_but_are_not_labels(tmp_path: Path) -> None:
     flags = [item(difficult=0), item(category_id=2, difficult=1), item(difficult=1)]
     report = report_of(tmp_path, *whole(*flags))
     assert report.difficult == 2 and report.findings == []
@@ -156,10 +155,10 @@ def test_a_class_without_positives_is_flagged_in_its_split(tmp_path: Path) -> No
         "classes without an image in val": (1, False),
         "classes without an image in test": (1, False),
     }
-    assert [finding.examples for finding in report.notes] == [["dog"], ["cat"]]
+    assert [finding.examples for finding in report.findings] == [["dog"], ["cat"]]
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_equal_images_are_found_within_and_across_splits(tmp_path: Path) -> None:
     both: dict[str, Any] = {"classes": [0, 1]}
     records = [
         record("a", "train", data=b"same", **both),
@@ -183,8 +182,8 @@ def test_duplicates(tmp_path: Path) -> None:
     }
 
 
-def test_unlabeled_images(tmp_path: Path) -> None:
-    """No column of classes, no notes of missing ones, and no class to differ from; but their content counts."""
+def test_unlabeled_images_have_no_classes_but_their_content_counts(tmp_path: Path) -> None:
+    """They have no column in the table and lack no class, but copies of them are found."""
     extra = [record(name, "unlabeled", classes=[], data=name[:1].encode()) for name in ("t.jpg", "u.jpg", "u2.jpg")]
     copied = record("v.jpg", "unlabeled", classes=[], data=b"val.jpg")
     report = report_of(tmp_path, *whole(item(), data=b"t"), *extra, copied)
@@ -200,7 +199,7 @@ def test_unlabeled_images(tmp_path: Path) -> None:
     assert re.search(r"^cat +2 +2 +1 +1 +1 +1 *$", text, re.MULTILINE)
 
 
-def test_a_test_image_among_the_unlabeled(tmp_path: Path) -> None:
+def test_a_test_image_among_the_unlabeled_contradicts(tmp_path: Path) -> None:
     copied = record("v.jpg", "unlabeled", classes=[], data=b"test.jpg")
     report = report_of(tmp_path, *whole(item()), copied)
     assert found(report) == {"images of unlabeled that are also in test, byte for byte": (1, True)}
@@ -211,7 +210,7 @@ def masked(mask_HW: np.ndarray[Any, Any], name: str = "a.jpg", **changes: Any) -
 
 
 def masks_of(out: Path, first: Record) -> Report:
-    """The set's other masks show both classes, and nothing on half of their pixels."""
+    """The other masks show both classes on half of their pixels, and no class on the rest."""
     both_HW = np.full((H, W), 255)
     both_HW[: H // 2] = np.arange(W) % 2
     rest: dict[str, Any] = {"mask": encode_mask(both_HW.astype(np.uint8)), "classes": [0, 1]}
@@ -227,14 +226,14 @@ BAD_MASKS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_MASKS)
-def test_a_bad_mask(kind: str, tmp_path: Path) -> None:
+def test_each_bad_mask_is_found(kind: str, tmp_path: Path) -> None:
     bad, what = BAD_MASKS[kind]
     report = masks_of(tmp_path, bad)
     assert found(report) == {what: (1, True)} and report.masks == (3 if kind == "damaged" else 4)
     assert report.findings[0].examples[0].startswith("a.jpg")
 
 
-def test_good_masks(tmp_path: Path) -> None:
+def test_good_masks_have_no_findings(tmp_path: Path) -> None:
     report = masks_of(tmp_path, masked(np.full((H, W), 255)))  # a label that its mask lacks: shrunk away
     assert report.findings == [] and (report.masks, report.ignored) == (4, (1 + 3 / 2) / 4)
     text = printed(report)
@@ -266,7 +265,7 @@ def test_damaged_annotations_are_named(damage: Any, tmp_path: Path) -> None:
         check_artifact(tmp_path, "pets")
 
 
-def test_a_set_without_images(tmp_path: Path) -> None:
+def test_a_set_without_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MlsError, match="holds no image"):
         report_of(tmp_path)
 
@@ -280,7 +279,7 @@ def printed(report: Report, **options: Any) -> str:
 def test_the_printed_report(tmp_path: Path) -> None:
     excluded = [{"name": f"{i:02d}.jpg", "reason": "is [bold]empty[/]"} for i in range(SHOWN_EXCLUDED + 5)]
     text = printed(report_of(tmp_path, *whole(item(), item((15, 2, 9, 5), segmentation=[])), excluded=excluded))
-    assert "\x1b" not in text, "no colours where there is no terminal"
+    assert "\x1b" not in text, "no colours without a terminal"
     assert "unlabeled" not in text and "raw" not in text and "pixels" not in text
     assert re.search(r"images +4: train 2, val 1, test 1; 25 left out", text)
     assert re.search(r"width +20 to 20 px, median 20", text)
@@ -313,7 +312,9 @@ def mls(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     return 0
 
 
-def test_the_command(in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_and_changes_nothing(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Path("params.yaml").open("w") as file:
         YAML(typ="safe").dump(SMALL, file)
     assert mls(monkeypatch, "data", "check") == 1

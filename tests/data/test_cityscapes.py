@@ -1,4 +1,4 @@
-"""Cityscapes: official names, splits and label ids; whatever is not official is named."""
+"""Cityscapes: official names, splits and label ids; any other file is an error that names it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mls.config.datasets import CityscapesDataset
-from mls.data.cityscapes import IDS, read_listing
+from mls.data.cityscapes import label_ids, read_listing
 from mls.data.image_store import ImageStore
 from mls.data.ingest import load_records
 from mls.data.listing import Listing
@@ -39,7 +39,7 @@ def labels_of(root: Path, frame: str, split: str = "train") -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The official tree in small: road above, a label id of its own below, two pixels of the car's bonnet."""
+    """A small official tree: road above, a different label id per image below, two pixels of the car's bonnet."""
     number = 7
     for split, frames in FRAMES.items():
         for frame in frames:
@@ -66,11 +66,11 @@ def loaded(root: Path, **config: Any) -> tuple[list[Record], list[dict[str, str]
 
 def test_official_classes() -> None:
     """Order and label ids as in cityscapesscripts' labels.py, by train id 0 to 18."""
-    assert list(IDS.values()) == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    assert list(IDS).index("person") == 11 and list(IDS).index("train") == 16
+    assert list(label_ids().values()) == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert list(label_ids()).index("person") == 11 and list(label_ids()).index("train") == 16
 
 
-def test_splits(root: Path) -> None:
+def test_official_val_becomes_test(root: Path) -> None:
     listing = listed(root, val_share=0.3, seed=1)
     by_split: dict[str, list[str]] = {}
     for entry in listing.entries:
@@ -82,11 +82,11 @@ def test_splits(root: Path) -> None:
     assert len({tuple(e.name for e in listed(root, seed=s).entries if e.split == "val") for s in range(9)}) > 1
 
 
-def test_a_store_with_masks(root: Path, tmp_path: Path) -> None:
+def test_masks_are_stored_as_class_indices(root: Path, tmp_path: Path) -> None:
     records, excluded = loaded(root)
     out = tmp_path / "store"
     out.mkdir()
-    write_store(out, records, list(IDS), True, excluded)
+    write_store(out, records, list(label_ids()), True, excluded)
     store = ImageStore(out)
     assert store.has_masks and len(store) == 4 and not excluded
     rows = {store.name(row).split("/")[-1].removesuffix("_leftImg8bit.png"): row for row in range(4)}
@@ -104,7 +104,7 @@ def test_a_store_with_masks(root: Path, tmp_path: Path) -> None:
 
 
 def test_label_files_count_into_the_digest(root: Path) -> None:
-    """Also where their image is excluded: what `mls data pin` hashes is what is listed."""
+    """Also if their image is excluded: `mls data pin` hashes everything that is listed."""
     (root / f"leftImg8bit/train/{SECOND}_leftImg8bit.png").write_bytes(b"nonsense")
     config = CityscapesDataset(source="cityscapes", max_excluded=1.0)
     reader, pinned = Reader(root), Reader(root)
@@ -141,7 +141,7 @@ BAD_LABELS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_LABELS)
-def test_label_file_that_can_not_be_used(root: Path, kind: str) -> None:
+def test_an_unusable_label_file_excludes_its_image(root: Path, kind: str) -> None:
     data, reason = BAD_LABELS[kind]
     labels_of(root, SECOND).write_bytes(data)
     records, excluded = loaded(root)
@@ -156,10 +156,10 @@ def test_label_file_that_can_not_be_used(root: Path, kind: str) -> None:
 def test_every_official_id_is_known(root: Path) -> None:
     labels_of(root, SECOND).write_bytes(png(np.arange(34, dtype=np.uint8).clip(max=33)[: H * W].reshape(H, W)))
     (record,) = [record for record in loaded(root)[0] if SECOND in record.name]
-    assert record.classes == [i for i, value in enumerate(IDS.values()) if value < H * W]
+    assert record.classes == [i for i, value in enumerate(label_ids().values()) if value < H * W]
 
 
-def test_files_that_do_not_pair(root: Path) -> None:
+def test_files_that_do_not_pair_are_named(root: Path) -> None:
     labels_of(root, SECOND).unlink()
     with pytest.raises(
         MlsError, match=rf"gtFine/train/{SECOND}_gtFine_labelIds\.png is missing; is the data set compl"
@@ -183,7 +183,7 @@ def test_other_names_are_refused(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_is_not_there(root: Path, split: str) -> None:
+def test_a_missing_split_is_named(root: Path, split: str) -> None:
     (root / "leftImg8bit" / split).rename(root / "elsewhere")
     with pytest.raises(
         MlsError, match=rf"{split} holds no <city>/\*_leftImg8bit\.png; unpack leftImg8bit_trainvaltest\.zip"

@@ -199,7 +199,7 @@ def test_val_is_drawn_from_the_sorted_train_images(tmp_path: Path) -> None:
     assert len(val(val_share=0.5)) == 18
     listed = tmp_path / "oxford-iiit-pet/annotations/trainval.txt"
     listed.write_text("\n".join(reversed(listed.read_text().splitlines())) + "\n")
-    assert val() == first, "the order of lines is nothing"
+    assert val() == first, "the order of lines does not matter"
 
 
 @pytest.mark.parametrize("source", MAKERS)
@@ -280,7 +280,7 @@ BAD = [
     ("cub200", "CUB_200_2011/images.txt", "b_2", "a_1", "a_1.jpg' was listed before, in test"),
     ("cub200", "CUB_200_2011/images.txt", "4 002", "3 002", "images.txt, line 4: number 3 was listed before"),
     ("indoor67", "TestImages.txt", "Test pí_1.jpg", "Train pí_1.jpg", "was listed before, in train"),
-    # files that contradict one another, or are no such files
+    # files that contradict one another, or are not such files
     (
         "cub200",
         "CUB_200_2011/train_test_split.txt",
@@ -326,7 +326,7 @@ def test_damage_is_named(tmp_path: Path, source: str, file: str, old: str, new: 
 
 
 @pytest.mark.parametrize("file", ["CUB_200_2011/images.txt", "TrainImages.txt"])
-def test_lists_that_are_not_text(tmp_path: Path, file: str) -> None:
+def test_lists_that_are_not_utf8_are_an_error(tmp_path: Path, file: str) -> None:
     source = "cub200" if file.startswith("CUB") else "indoor67"
     MAKERS[source](tmp_path)
     put(tmp_path / file, b"kitchen/caf\xe9.jpg\n")
@@ -354,7 +354,7 @@ def test_flowers_must_be_the_published_ones(tmp_path: Path, monkeypatch: pytest.
         ([1, 2, 3, 4, 5, 6, 7], [5, 5, 6], r"image_00005.jpg' was listed before, in test"),
     ],
 )
-def test_wrong_flowers(tmp_path: Path, labels: list[int], test: list[int], message: str) -> None:
+def test_contradictory_flowers_are_named(tmp_path: Path, labels: list[int], test: list[int], message: str) -> None:
     make_flowers102(tmp_path)
     savemat(tmp_path / "flowers-102/imagelabels.mat", {"labels": np.array([labels], dtype=np.uint8)})
     splits = {"trnid": [[3, 1]], "valid": [[2, 4]], "tstid": [test]}
@@ -376,7 +376,7 @@ def test_wrong_flowers(tmp_path: Path, labels: list[int], test: list[int], messa
         (["00001.jpg", "/etc/passwd"], [1, 2], r"image '/etc/passwd' leaves"),
     ],
 )
-def test_wrong_cars(tmp_path: Path, names: list[str], labels: list[int], message: str) -> None:
+def test_contradictory_cars_are_named(tmp_path: Path, names: list[str], labels: list[int], message: str) -> None:
     make_cars(tmp_path)
     savemat(tmp_path / "stanford_cars/cars_test_annos_withlabels.mat", cars_annotations(names, labels))
     with pytest.raises(MlsError, match=message):
@@ -390,7 +390,7 @@ def test_a_damaged_mat_file_is_named(tmp_path: Path) -> None:
         read(tmp_path, "cars")
 
 
-def test_too_few_images(tmp_path: Path) -> None:
+def test_too_few_train_images_are_an_error(tmp_path: Path) -> None:
     make_cub200(tmp_path)
     put(tmp_path / "CUB_200_2011/train_test_split.txt", "1 0\n2 0\n3 0\n4 1\n")
     with pytest.raises(MlsError, match=r"train needs two images"):

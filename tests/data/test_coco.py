@@ -17,33 +17,10 @@ from mls.data.coco import read_listing
 from mls.download.reader import Reader
 from mls.pipeline.plan import read_ids
 from mls.runtime.errors import MlsError
+from tests.data.support import CATEGORIES, make_coco
 
 CONFIG = CocoDataset(source="coco", val_share=0.2)
 TINY = Path(os.environ.get("MLS_DATA", "/nonexistent")) / "coco-tiny"
-CATEGORIES = [{"id": 17, "name": "cat"}, {"id": 3, "name": "car"}, {"id": 90, "name": "toothbrush"}]
-
-
-def instances(first: int, count: int) -> dict[str, Any]:
-    images: list[dict[str, Any]] = [
-        {"id": i, "file_name": f"{i:012d}.jpg", "width": 20, "height": 10} for i in range(first, first + count)
-    ]
-    box = {"bbox": [1.5, 2, 8, 5], "area": 40.0, "iscrowd": 0, "segmentation": [[1.5, 2, 9.5, 2, 9.5, 7]]}
-    annotations = [{**box, "id": 1000 - i["id"], "image_id": i["id"], "category_id": 17} for i in images[1:]]
-    crowd = {"segmentation": {"size": [10, 20], "counts": [0, 200]}, "bbox": [0, 0, 20, 10], "area": 200, "iscrowd": 1}
-    annotations.append({**crowd, "id": 2000 + first, "image_id": first + 1, "category_id": 3})
-    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
-
-
-def make_coco(root: Path, change: Callable[[dict[str, Any]], object] = lambda train: None) -> Reader:
-    (root / "annotations").mkdir(exist_ok=True)
-    for split, raw in (("train2017", instances(1, 10)), ("val2017", instances(50, 4))):
-        (root / split).mkdir(exist_ok=True)
-        for image in raw["images"]:
-            Image.new("RGB", (20, 10), (image["id"], 0, 0)).save(root / split / image["file_name"])
-        if split == "train2017":
-            change(raw)
-        (root / f"annotations/instances_{split}.json").write_text(json.dumps(raw))
-    return Reader(root)
 
 
 def test_splits_classes_and_annotations(tmp_path: Path) -> None:
@@ -53,7 +30,7 @@ def test_splits_classes_and_annotations(tmp_path: Path) -> None:
     entries = {e.name: e for e in listing.entries}
     first, second = entries["train2017/000000000001.jpg"], entries["train2017/000000000002.jpg"]
     assert (first.classes, first.annotations, first.size) == ([], [], (20, 10))
-    assert second.classes == [0, 1], "a class of crowds alone counts"
+    assert second.classes == [0, 1], "a class with only crowds counts"
     assert [(a["category_id"], a["iscrowd"]) for a in second.annotations] == [(2, 0), (1, 1)]
     assert set(second.annotations[0]) == {"category_id", "bbox", "area", "iscrowd", "segmentation"}
 
@@ -117,7 +94,7 @@ def test_categories_of_test_must_be_those_of_train(tmp_path: Path) -> None:
         read_listing(CONFIG, make_coco(tmp_path, lambda raw: raw.update(categories=renamed)))
 
 
-def test_a_file_that_is_no_json(tmp_path: Path) -> None:
+def test_invalid_json_is_named(tmp_path: Path) -> None:
     reader = make_coco(tmp_path)
     (tmp_path / "annotations/instances_val2017.json").write_text('{"images": [')
     with pytest.raises(MlsError, match=r"instances_val2017\.json: not valid JSON"):
@@ -130,7 +107,7 @@ def test_boxes_may_touch_the_edge_and_be_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not TINY.is_dir(), reason="needs $MLS_DATA/coco-tiny")
-def test_coco_tiny() -> None:
+def test_coco_tiny_is_read_in_full() -> None:
     listing = read_listing(CocoDataset(source="coco"), Reader(TINY))
     assert len(listing.classes) == 80 and listing.classes[:2] == ["person", "bicycle"]
     assert Counter(e.split for e in listing.entries) == {"train": 48, "val": 2, "test": 50}

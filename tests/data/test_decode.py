@@ -1,4 +1,4 @@
-"""One rule for every kind of image: pixels are those of PIL's own conversion, and damage is refused by name."""
+"""Decoded pixels equal those of PIL's own conversion; damaged files are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import io
 import itertools
 import re
 import struct
-import subprocess
-import sys
-import zlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,23 +18,11 @@ from PIL import Image, ImageOps
 
 from mls.data.decode import MAX_PIXELS, decode, prove
 from mls.runtime.errors import MlsError
-
-H, W = 40, 56
-Y, X = np.mgrid[0:H, 0:W]
-PIXELS = np.stack([X * 4, Y * 6, (X + Y) * 2], -1).astype(np.uint8)
-PHOTO = Image.fromarray(PIXELS)
-NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8))
-"""Its data cannot be guessed: a cut anywhere loses something."""
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from tests.data.support import NOISY, PHOTO, PIXELS, H, W, X, encoded, output_of, palette, png
 
 
 def decoded(data: bytes) -> NDArray[np.uint8]:
-    """Through both doors: what the data stage proves is what `decode` returns."""
+    """Decode with `decode` and `prove`, which must agree."""
     image_CHW = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), "x")
     assert image_CHW.dtype == torch.uint8 and image_CHW.shape[0] == 3
     assert torch.equal(prove(data, "x"), image_CHW)
@@ -53,10 +37,6 @@ def with_alpha(mode: str) -> Image.Image:
     image = PHOTO.convert(mode)
     image.putalpha(Image.fromarray((X * 4).astype(np.uint8)))
     return image
-
-
-def palette() -> Image.Image:
-    return PHOTO.quantize(64)
 
 
 def rotated(kind: str, orientation: int, **options: object) -> bytes:
@@ -119,20 +99,10 @@ def with_thumbnail(data: bytes) -> bytes:
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + data[2:]
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width: int, height: int, colour: int, rows: bytes, depth: int = 16) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
-
-
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("kind", SAME_AS_PIL)
-def test_pixels_are_pils(kind: str) -> None:
-    """Exactly for what has no loss; by at most 2 where two libjpegs may round otherwise."""
+def test_pixels_equal_pils(kind: str) -> None:
+    """Exactly for lossless formats; within 2 levels for JPEGs, which two versions of libjpeg may round differently."""
     data = SAME_AS_PIL[kind]()
     ours, theirs = decoded(data).astype(int), by_pil(data).astype(int)
     assert ours.shape == theirs.shape
@@ -140,14 +110,14 @@ def test_pixels_are_pils(kind: str) -> None:
 
 
 def test_ink_becomes_the_right_colour() -> None:
-    """Both libraries could invert wrongly alike; the colours are known."""
+    """Both libraries could make the same mistake, so the colours are compared with known ones."""
     expected = PIXELS.astype(float) * (255 - 90) / 255
     for data in (cmyk(), ycck()):
         assert np.abs(decoded(data) - expected).mean() < 3
 
 
 @pytest.mark.parametrize("colour", [0, 2, 4, 6])
-def test_of_16_bits_the_high_byte_is_kept(colour: int) -> None:
+def test_the_high_byte_of_16_bits_is_kept(colour: int) -> None:
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     values = np.random.default_rng(1).integers(0, 2**16, (H, W, channels), dtype=np.uint16)
     data = png(W, H, colour, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
@@ -176,13 +146,13 @@ def frames(kind: str) -> bytes:
 
 
 def cut_with_end(share: float, options: dict[str, Any]) -> bytes:
-    """A JPEG cut, and given an end marker again: libjpeg only warns."""
+    """A JPEG that is cut and given a new end marker: libjpeg only warns."""
     data = encoded(NOISY, "JPEG", **options)
     return data[: int(share * len(data))].rstrip(b"\xff") + b"\xff\xd9"
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit of a PNG's data changed: torchvision's decoder alone would end the process."""
+    """A PNG with one changed bit: torchvision's decoder would abort the process."""
     place = data.index(b"IDAT") + (len(data) - data.index(b"IDAT")) // 2
     return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
@@ -238,25 +208,17 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refused_with_a_reason(kind: str) -> None:
+def test_damaged_and_unsupported_files_are_rejected_with_a_reason(kind: str) -> None:
     make, reason = REFUSED[kind]
     with pytest.raises(MlsError, match="^a/b does not decode: " + re.escape(reason)) as caught:
         prove(make(), "a/b")
     assert ".cpp" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def run(code: str) -> str:
-    """What a fresh process prints; nothing may go to its stderr."""
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stderr == ""
-    return done.stdout
-
-
-def test_a_bomb_takes_no_memory() -> None:
-    printed = run("""
+def test_a_decompression_bomb_is_rejected_before_memory_is_allocated() -> None:
+    printed = output_of("""
 import resource
-from tests.data.test_decode import png
+from tests.data.support import png
 from mls.data.decode import prove
 from mls.runtime.errors import MlsError
 bomb, before = png(40000, 40000, 2, bytes(1000)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -268,11 +230,11 @@ except MlsError:
     assert int(printed) < 50_000, "KiB; decoded it would be 4.8 GB"
 
 
-def test_no_damage_to_a_png_ends_the_process() -> None:
-    """torchvision's decoder does, on most of these (the last chunk, which is empty, is not looked at)."""
-    printed = run("""
+def test_damaged_pngs_never_abort_the_process() -> None:
+    """torchvision's decoder would abort on most of these. (The last chunk is empty, so damage to it has no effect.)"""
+    printed = output_of("""
 import numpy as np
-from tests.data.test_decode import NOISY, encoded, palette
+from tests.data.support import NOISY, encoded, palette
 from mls.data.decode import prove
 from mls.runtime.errors import MlsError
 rng, refused = np.random.default_rng(0), 0
@@ -290,8 +252,8 @@ print(refused)
 
 
 @pytest.mark.parametrize("edge", ["bottom", "top", "left", "right", "all"])
-def test_a_whole_jpeg_with_a_plain_border_is_no_cut_one(edge: str) -> None:
-    """A border of mid grey looks just like missing data."""
+def test_a_grey_border_does_not_make_a_whole_jpeg_look_cut(edge: str) -> None:
+    """A border of mid grey looks exactly like missing data."""
     pixels = np.asarray(NOISY).copy()
     where: dict[str, Any] = {
         "bottom": np.s_[-17:],
@@ -305,15 +267,15 @@ def test_a_whole_jpeg_with_a_plain_border_is_no_cut_one(edge: str) -> None:
         assert prove(encoded(Image.fromarray(pixels), "JPEG", progressive=progressive), "x").shape == (3, H, W)
 
 
-def test_empty_bytes_are_an_error_for_people_in_decode_too() -> None:
+def test_decode_names_an_empty_file() -> None:
     with pytest.raises(MlsError, match=r"^x does not decode"):
         decode(torch.empty(0, dtype=torch.uint8), "x")
 
 
-def test_a_plain_run_shows_no_deprecation_warning() -> None:
-    """torchvision means to drop its decoders; people who run a stage can do nothing about it."""
-    printed = run("""
-from tests.data.test_decode import PHOTO, encoded
+def test_decoding_shows_no_deprecation_warning() -> None:
+    """torchvision plans to drop its decoders; the users of a stage can do nothing about it."""
+    printed = output_of("""
+from tests.data.support import PHOTO, encoded
 from mls.data.decode import prove
 print(tuple(prove(encoded(PHOTO, "JPEG"), "x").shape))
 """)

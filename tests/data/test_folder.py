@@ -32,7 +32,7 @@ def make_folder(root: Path, lines: list[str]) -> Reader:
     return Reader(root)
 
 
-def test_multi_label(tmp_path: Path) -> None:
+def test_one_column_per_class_is_multi_label(tmp_path: Path) -> None:
     listing = read_listing(CONFIG, make_folder(tmp_path, GOOD))
     assert (listing.classes, listing.multi_label) == (["sea", "trees"], True)
     assert Counter(e.split for e in listing.entries) == {"train": 6, "val": 2, "test": 2}
@@ -62,7 +62,7 @@ def test_own_val_rows_are_kept(tmp_path: Path) -> None:
     assert [e.name for e in listing.entries if e.split == "val"] == ["x/0.png"]
 
 
-def test_single_label(tmp_path: Path) -> None:
+def test_a_label_column_is_single_label(tmp_path: Path) -> None:
     lines = ["file,label,split", "x/0.png,sea,train", "x/1.png,desert,train", "x/2.png,sea,test"]
     listing = read_listing(CONFIG, make_folder(tmp_path, lines))
     assert (listing.classes, listing.multi_label) == (["desert", "sea"], False)
@@ -110,18 +110,18 @@ def test_bad_headers_are_named(tmp_path: Path, header: str, message: str) -> Non
 
 
 @pytest.mark.parametrize("lines", [[], GOOD[:1], GOOD[:9], [GOOD[0], *GOOD[-2:]], [*GOOD[:2], GOOD[-1]]])
-def test_too_few_rows(tmp_path: Path, lines: list[str]) -> None:
+def test_too_few_rows_are_an_error(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(MlsError, match=r"column 'file' is missing|train needs two images"):
         read_listing(CONFIG, make_folder(tmp_path, lines))
 
 
-def test_missing_labels_file(tmp_path: Path) -> None:
+def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MlsError, match=r"labels\.csv can't be read"):
         read_listing(CONFIG, Reader(tmp_path))
 
 
 @pytest.mark.skipif(not MIML.is_dir(), reason="needs $MLS_DATA/miml-scenes")
-def test_miml_scenes() -> None:
+def test_miml_scenes_is_read_in_full() -> None:
     listing = read_listing(FolderDataset(source="folder"), Reader(MIML))
     assert listing.classes == ["desert", "mountains", "sea", "sunset", "trees"]
     assert Counter(e.split for e in listing.entries) == {"train": 900, "val": 100, "test": 1000}

@@ -36,7 +36,7 @@ def in_float64() -> Iterator[None]:
 
 
 class Seen(NamedTuple):
-    """What the views of some batches show: of each pixel the x and y of the stored image."""
+    """What the views of some batches show: the x and y in the stored image of each pixel."""
 
     xy_VB2SS: Tensor
     boxes_VB4: Tensor
@@ -91,8 +91,8 @@ def test_boxes_and_flips_say_what_every_pixel_of_a_view_shows(seen: Seen) -> Non
     assert worst(error).max() < 1.3, "the resize's filter is cut off at the edge of the box"
 
 
-def test_a_wrong_flip_or_box_does_not_pass(seen: Seen) -> None:
-    """Negative controls: the checks above and below can fail, for each single view."""
+def test_a_wrong_flip_or_box_is_noticed(seen: Seen) -> None:
+    """Negative controls: the checks above and below fail for each single view."""
     assert worst(seen.xy_VB2SS - predicted(seen.boxes_VB4, ~seen.flips_VB)).min() > 5
     swapped = seen.boxes_VB4.flip(0)
     other = ((swapped - seen.boxes_VB4).abs().amax(-1) > 4).all(0)
@@ -135,7 +135,7 @@ def test_views_aligned_by_a_wrong_flip_or_box_show_other_places(seen: Seen) -> N
         assert (error_VB[0] > 1).double().mean() > 0.9 and (apart_B > 1).double().mean() > 0.9
 
 
-def test_where_a_view_has_cells_all_around_alignment_is_exact(in_float64: None) -> None:
+def test_alignment_is_exact_away_from_the_views_edge(in_float64: None) -> None:
     boxes_VB4, flips_VB = random_geometry(500)
     region_VB4, overlaps_B = common_region(boxes_VB4, flips_VB)
     there_B2SS = places(boxes_VB4)
@@ -241,30 +241,30 @@ def test_alignment_equals_a_loop_over_cells(in_float64: None, shape: tuple[int, 
             assert np.abs(ours[b, c].numpy() - theirs).max() < 1e-10
 
 
-def test_the_whole_view_is_the_map_itself(in_float64: None) -> None:
+def test_aligning_on_the_whole_view_changes_nothing(in_float64: None) -> None:
     maps_BCHW = torch.randn(2, 3, 7, 7)
     whole = torch.tensor([[0.0, 0, 1, 1]]).expand(2, 4)
     ours = align(maps_BCHW, whole, torch.tensor([False, True]))
     assert torch.allclose(ours[0], maps_BCHW[0]) and torch.allclose(ours[1], maps_BCHW[1].flip(-1))
 
 
-def test_alignment_has_the_gradient_of_its_maps(in_float64: None) -> None:
+def test_alignment_is_differentiable_in_its_maps(in_float64: None) -> None:
     region_VB4, _ = common_region(*random_geometry(3))
     maps_BCHW = torch.randn(3, 2, 4, 4, requires_grad=True)
     flip_B = torch.tensor([True, False, True])
     assert torch.autograd.gradcheck(lambda maps: align(maps, region_VB4[1], flip_B), (maps_BCHW,))
 
 
-def test_maps_of_16_bits_keep_the_images_of_a_large_batch_apart() -> None:
-    """In bfloat16, 257 is 256: the box of one image would be cut out of another."""
+def test_maps_of_16_bits_do_not_mix_up_the_images_of_a_large_batch() -> None:
+    """bfloat16 rounds 257 to 256: the box of one image would be cut out of a different one."""
     count = 300
     maps_BCHW = (torch.arange(count) % 7).to(torch.bfloat16)[:, None, None, None].expand(-1, 1, 2, 2)
     ours = align(maps_BCHW, torch.tensor([[0.0, 0, 1, 1]]).expand(count, 4), torch.zeros(count, dtype=torch.bool))
     assert ours.dtype == torch.float32 and torch.equal(ours, maps_BCHW.float())
 
 
-def test_nothing_is_read_on_the_host() -> None:
-    """Tensors of the meta device have no values: whoever reads one fails."""
+def test_no_value_is_read_on_the_host() -> None:
+    """Tensors of the meta device have no values, so reading one fails."""
     boxes_VB4, flips_VB = (x.to("meta") for x in random_geometry(4))
     region_VB4, overlaps_B = common_region(boxes_VB4, flips_VB)
     aligned_BCHW = align(torch.empty(4, 3, 5, 5, device="meta"), region_VB4[0], flips_VB[0])

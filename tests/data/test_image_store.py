@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path)
 
 
-def test_roundtrip(store: ImageStore) -> None:
+def test_a_store_returns_what_was_written(store: ImageStore) -> None:
     assert len(store) == 4
     assert (store.classes, store.multi_label) == (["cat", "dog"], True)
     assert store.split("train").tolist() == [0, 1] and store.split("train").dtype == np.int64
@@ -63,7 +63,7 @@ def test_roundtrip(store: ImageStore) -> None:
         assert store.size(row) == (record.width, record.height) and store.name(row) == record.name
 
 
-def test_files(store: ImageStore) -> None:
+def test_the_files_of_a_store(store: ImageStore) -> None:
     data = (store.path / "images.bin").read_bytes()
     index = pq.read_table(store.path / "index.parquet").to_pylist()
     for entry, record in zip(index, make_records(), strict=True):
@@ -85,7 +85,7 @@ def test_ground_truth_holds_one_split(store: ImageStore) -> None:
         store.split("validation")
 
 
-def test_two_makings_are_equal_bytes(store: ImageStore, tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_bytes(store: ImageStore, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     write_store(
@@ -97,7 +97,7 @@ def test_two_makings_are_equal_bytes(store: ImageStore, tmp_path: Path) -> None:
         assert (other / name).read_bytes() == (store.path / name).read_bytes(), name
 
 
-def test_unlabeled_images_come_last_and_say_nothing(tmp_path: Path) -> None:
+def test_unlabeled_images_come_last_and_have_no_annotations(tmp_path: Path) -> None:
     extra = Record("0.png", "unlabeled", png(6, 4, 7), 6, 4, [], [])
     write_store(tmp_path, [*make_records(), extra], ["cat", "dog"], True, [])
     store = ImageStore(tmp_path)
@@ -105,17 +105,17 @@ def test_unlabeled_images_come_last_and_say_nothing(tmp_path: Path) -> None:
     assert store.labels([4]).tolist() == [[False, False]] and store.decode(4).shape == (3, 4, 6)
     assert store.ground_truth("unlabeled")["images"] == [{"id": 4, "file_name": "0.png", "width": 6, "height": 4}]
     changes: list[dict[str, Any]] = [{"classes": [0]}, {"annotations": [{"bbox": [0, 0, 1, 1]}]}, {"mask": b"x"}]
-    for told in changes:
+    for change in changes:
         with pytest.raises(ValueError, match=r"0\.png is unlabeled, but has"):
-            write_store(tmp_path, [replace(extra, **told)], ["cat"], True, [])
+            write_store(tmp_path, [replace(extra, **change)], ["cat"], True, [])
 
 
-def test_a_split_that_is_not_there_is_empty(store: ImageStore) -> None:
+def test_a_missing_split_is_empty(store: ImageStore) -> None:
     assert store.split("unlabeled").tolist() == [] and store.split("unlabeled").dtype == np.int64
 
 
-def test_masks(tmp_path: Path) -> None:
-    """Of the images that have one; no other file differs by them."""
+def test_masks_are_stored_for_the_images_that_have_one(tmp_path: Path) -> None:
+    """The other files do not change with them."""
     masks = {1: np.arange(35, dtype=np.uint8).reshape(7, 5), 3: np.full((3, 9), 255, dtype=np.uint8)}
     records = [replace(r, mask=encode_mask(masks[i]) if i in masks else None) for i, r in enumerate(make_records())]
     write_store(tmp_path, records, ["cat", "dog"], True, [])
@@ -139,13 +139,13 @@ def test_masks(tmp_path: Path) -> None:
         store.mask(1)
 
 
-def test_no_masks(store: ImageStore) -> None:
+def test_a_store_without_masks_says_so(store: ImageStore) -> None:
     assert not store.has_masks
     with pytest.raises(MlsError, match=r"^a\.png has no mask in .*; masks: 0 of 4 images"):
         store.mask(0)
 
 
-def test_a_raw_store(tmp_path: Path) -> None:
+def test_a_raw_store_returns_views_of_its_file(tmp_path: Path) -> None:
     """Its pixels are views of the file, in the memory layout of a decoded JPEG."""
     files = make_records()
     raw = [replace(r, data=np.asarray(Image.open(io.BytesIO(r.data))).tobytes(), sha256="") for r in files]
@@ -162,7 +162,7 @@ def test_a_raw_store(tmp_path: Path) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(store)).decode(2), store.decode(2))
 
 
-def test_raw_pixels_are_as_many_as_the_size_says(tmp_path: Path) -> None:
+def test_raw_pixels_must_fit_the_size(tmp_path: Path) -> None:
     record = Record("a.png", "train", bytes(3 * 4 * 5), 4, 5, [], [])
     for wrong in (replace(record, data=bytes(59)), replace(record, width=5), replace(record, data=png(4, 5, 0))):
         with pytest.raises(ValueError, match=r"a\.png: \d+ bytes are not \d x 5 raw pixels"):
@@ -174,15 +174,15 @@ def test_raw_pixels_are_as_many_as_the_size_says(tmp_path: Path) -> None:
         ImageStore(tmp_path).decode(0)
 
 
-def test_cut_short_raw_store(tmp_path: Path) -> None:
+def test_a_raw_store_cut_short_is_an_error(tmp_path: Path) -> None:
     write_store(tmp_path, [Record("a.png", "train", bytes(60), 4, 5, [], [])], ["a"], True, [], "raw")
     (tmp_path / "images.bin").write_bytes(bytes(50))
     with pytest.raises(MlsError, match="holds 50 bytes of it"):
         ImageStore(tmp_path).decode(0)
 
 
-def test_images_are_written_as_they_come(tmp_path: Path) -> None:
-    """Only the index may wait in memory: each image's bytes must be on their way before the next is made."""
+def test_images_are_written_one_by_one(tmp_path: Path) -> None:
+    """Only the index is held in memory: each image's bytes are written before the next record is made."""
     flushed = []
 
     def records() -> object:
@@ -200,14 +200,14 @@ def test_wrong_order_is_refused(tmp_path: Path) -> None:
         write_store(tmp_path, [records[2], records[0]], ["cat", "dog"], True, [])
 
 
-def test_pickles_small_and_decodes_after(store: ImageStore) -> None:
+def test_a_store_pickles_as_its_path(store: ImageStore) -> None:
     before = store.decode(0)
     pickled = pickle.dumps(store)
     assert len(pickled) < 1000
     assert torch.equal(pickle.loads(pickled).decode(0), before)
 
 
-def test_mapping_warns_of_nothing(store: ImageStore) -> None:
+def test_mapping_shows_no_warning(store: ImageStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # torchvision's decoders

@@ -67,8 +67,8 @@ def test_the_digest_is_of_the_sources_files_whatever_is_kept(root: Path) -> None
     assert len({size for _, size in digests}) == 3
 
 
-def test_few_images_wait(root: Path) -> None:
-    """However slow the writer is, no more are read than a few a thread."""
+def test_few_images_are_read_ahead(root: Path) -> None:
+    """However slow the writer is, only a few images per thread are read ahead."""
     read: list[str] = []
 
     class Counting(Reader):
@@ -85,7 +85,7 @@ def test_few_images_wait(root: Path) -> None:
     assert threading.active_count() < threads and len(read) < COUNT
 
 
-def test_reasons(root: Path) -> None:
+def test_excluded_images_have_a_reason(root: Path) -> None:
     (root / "bad.png").write_bytes(b"nonsense")
     segmentation = {"size": [20, 30], "counts": [1, 2]}
     crowd = {"category_id": 1, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 1, "segmentation": segmentation}
@@ -112,7 +112,7 @@ def test_a_file_that_vanishes_is_an_error(root: Path) -> None:
         load(root, listing_of(Entry("00.png", "train", [], [], mask="labels.png"), values={0: 0}))
 
 
-def test_label_files(root: Path) -> None:
+def test_label_files_become_masks(root: Path) -> None:
     ids_HW = np.full((20, 30), 9, dtype=np.uint8)
     ids_HW[5:, 3:] = 4
     ids_HW[:, 0] = 0
@@ -126,8 +126,8 @@ def test_label_files(root: Path) -> None:
             assert np.unique(np.asarray(image)).tolist() == [0, 1, IGNORE]
 
 
-def test_a_label_file_of_a_huge_claim_is_not_decoded() -> None:
-    """Its size is compared before memory is taken."""
+def test_a_label_file_that_claims_a_huge_size_is_not_decoded() -> None:
+    """Its size is compared before memory is allocated."""
     buffer = io.BytesIO()
     Image.new("L", (2, 2)).save(buffer, "PNG")
     data = bytearray(buffer.getvalue())

@@ -28,14 +28,14 @@ def crops(batch: ViewBatch) -> torch.Tensor:
     return batch.crops_VBCHW
 
 
-def test_each_epoch_shows_every_train_image_once_in_another_order(views: TwoViews) -> None:
+def test_each_epoch_shows_every_train_image_once_in_a_new_order(views: TwoViews) -> None:
     rows = [torch.cat([views[step].rows_B for step in range(3 * e, 3 * e + 3)]).numpy() for e in range(3)]
     for epoch in rows:
         assert sorted(epoch) == list(views.store.split("train"))
     assert not np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[1], rows[2])
 
 
-def test_any_step_is_the_same_whenever_it_is_asked_for(views: TwoViews) -> None:
+def test_a_step_does_not_depend_on_earlier_steps(views: TwoViews) -> None:
     last = views[8]
     views[0]
     for a, b in zip(last, views[8], strict=True):
@@ -43,7 +43,7 @@ def test_any_step_is_the_same_whenever_it_is_asked_for(views: TwoViews) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_later_start_gives_the_rest(views: TwoViews, workers: int) -> None:
+def test_a_later_start_gives_the_remaining_batches(views: TwoViews, workers: int) -> None:
     rest = list(batches(views, 5, workers))
     assert len(rest) == 4
     for step, batch in enumerate(rest, start=5):
@@ -59,7 +59,7 @@ def test_the_two_views_differ_and_lie_in_the_image(views: TwoViews) -> None:
     assert ((top >= 0) & (left >= 0) & (top + height <= 32) & (left + width <= 32)).all()
 
 
-def test_another_seed_is_another_order(views: TwoViews) -> None:
+def test_the_order_depends_on_the_seed(views: TwoViews) -> None:
     other = TwoViews(views.store, views.config, 1)
     assert not torch.equal(views[0].rows_B, other[0].rows_B)
 
@@ -79,11 +79,11 @@ def share_inside(first_4: torch.Tensor, second_4: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("least", "scale"), [(0.01, [0.02, 0.1]), (0.3, [0.1, 0.3]), (1.0, [0.2, 0.6])])
-def test_second_crops_are_drawn_anew_until_they_overlap_enough(
+def test_second_crops_are_drawn_again_until_they_overlap_enough(
     views: TwoViews, least: float, scale: list[float]
 ) -> None:
     plain, asked = overlapping(views, 0.0, scale), overlapping(views, least, scale)
-    seen = {"at once": 0, "anew": 0, "never": 0}
+    seen = {"at once": 0, "again": 0, "never": 0}
     for step in range(views.steps):
         before, after = plain[step], asked[step]
         assert torch.equal(before.boxes_VB4[0], after.boxes_VB4[0])
@@ -96,15 +96,15 @@ def test_second_crops_are_drawn_anew_until_they_overlap_enough(
             boxes = [torch.from_numpy(crop_boxes(u_1U, np.array([[32, 32]]), scale)[0]) for u_1U in tries]
             enough = [share_inside(first_4, box_4) >= least for box_4 in boxes]
             chosen = enough.index(True) if any(enough) else 0
-            seen["never" if not any(enough) else "anew" if chosen else "at once"] += 1
+            seen["never" if not any(enough) else "again" if chosen else "at once"] += 1
             assert torch.equal(second_4, boxes[chosen])
             assert np.array_equal(after.draws_VBU[1, i, : LEFT + 1], tries[chosen][0, : LEFT + 1])
             cut = crop(views.store.decode(row), second_4.numpy(), 16)
             assert torch.equal(crops(after)[1, i], cut)
-    assert seen["at once"] and seen["anew"] and (seen["never"] or least < 1), seen
+    assert seen["at once"] and seen["again"] and (seen["never"] or least < 1), seen
 
 
-def test_draws_give_the_boxes_that_were_drawn_anew(views: TwoViews) -> None:
+def test_redrawn_boxes_follow_from_the_draws(views: TwoViews) -> None:
     asked = overlapping(views, 0.5, [0.1, 0.5])
     for step in range(asked.steps):
         batch = asked[step]
@@ -112,7 +112,7 @@ def test_draws_give_the_boxes_that_were_drawn_anew(views: TwoViews) -> None:
             assert np.array_equal(crop_boxes(u_BU, np.full((8, 2), 32), [0.1, 0.5]), boxes_B4)
 
 
-def test_overlapping_crops_do_not_depend_on_what_was_asked_for_before(views: TwoViews) -> None:
+def test_overlapping_crops_do_not_depend_on_earlier_steps(views: TwoViews) -> None:
     asked = overlapping(views, 0.5, [0.1, 0.5])
     asked[0]
     once, twice = asked[7], asked[7]

@@ -1,4 +1,4 @@
-"""Images that stay decoded: the same bits on the CPU, the same crops within a level where they are cut in batch."""
+"""Resident images: the same bits with ``cpu``, crops within one level with ``cuda``, which cuts them in batches."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def crops(batch: ViewBatch) -> torch.Tensor:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_resident_images_give_the_same_bits(store: ImageStore, threads: int) -> None:
-    anew, kept = TwoViews(store, config(), 0), TwoViews(store, config(resident="cpu"), 0, threads=threads)
-    for step in range(anew.steps):
-        assert torch.equal(crops(anew[step]), crops(kept[step]))
+    decoded, kept = TwoViews(store, config(), 0), TwoViews(store, config(resident="cpu"), 0, threads=threads)
+    for step in range(decoded.steps):
+        assert torch.equal(crops(decoded[step]), crops(kept[step]))
 
 
 def test_only_train_images_are_kept(store: ImageStore) -> None:
@@ -105,7 +105,7 @@ def test_a_batch_without_crops_takes_those_of_the_resident_images(store: ImageSt
         pair_of(batch, without, without.config, 1, CPU)
 
 
-def test_what_does_not_fit_is_refused_before_memory_is_taken(
+def test_images_that_do_not_fit_are_rejected_before_memory_is_allocated(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
@@ -145,8 +145,8 @@ def test_only_what_changes_pixels_is_in_the_id() -> None:
 
 
 @pytest.mark.parametrize("kept", ["cpu", "cuda"])
-def test_training_with_resident_images(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``cuda`` is put on the CPU here: all but the device is as on a GPU."""
+def test_resident_images_train_like_decoded_ones(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cuda`` runs on the CPU here; everything but the device is as on a GPU."""
     monkeypatch.chdir(tmp_path)
     losses = {}
     for choice in ("no", kept):

@@ -65,7 +65,7 @@ def test_masks_boxes_areas_and_labels_agree(size: int) -> None:
 
 
 def test_masks_are_where_objects_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the objects out and keep all else: outside the masks nothing changes, inside nearly everything."""
+    """Without the objects, nothing changes outside the masks, and nearly everything inside."""
     outside, inside, small = [], [], []
     for index in range(40):
         with_objects = make_scene(CONFIG, "train", index)
@@ -82,7 +82,7 @@ def test_masks_are_where_objects_are_drawn(monkeypatch: pytest.MonkeyPatch) -> N
         outside.append(difference_HW[~grown_HW].mean())
         inside.append((difference_HW[shrunk_HW] > 40).mean())
         small.append((difference_HW[~grown_HW] > 60).mean())
-    assert np.mean(outside) < 6, "JPEG ringing alone"
+    assert np.mean(outside) < 6, "only JPEG ringing"
     assert np.mean(small) < 0.005
     assert np.mean(inside) > 0.85
 

@@ -170,7 +170,9 @@ def test_an_rle_of_another_image_is_named(kind: str) -> None:
     item = {"category_id": 1, "bbox": [0, 0, 9, 9], "area": 1, "iscrowd": 1, "segmentation": BAD_RLES[kind]}
     with pytest.raises(MlsError, match=r"^a\.jpg has an annotation whose RLE is not one of 60 x 40 px"):
         kept(record(FILES["JPEG"], item), 20, "jpeg")
-    assert kept(record(FILES["JPEG"], item), None, "raw").annotations == [item], "what is not shrunk is not read"
+    assert kept(record(FILES["JPEG"], item), None, "raw").annotations == [item], (
+        "an image that keeps its size keeps its annotations unread"
+    )
 
 
 def test_run_lengths_are_pycocotools() -> None:

@@ -23,7 +23,7 @@ from mls.download.reader import Reader
 from mls.pipeline.plan import Plan, make_plan, read_ids, read_lock
 from mls.pipeline.runner import run_stage
 from mls.runtime.errors import MlsError
-from tests.data.test_coco import make_coco
+from tests.data.support import make_coco
 from tests.download.server import File, Server
 
 LOCK = Path("data.lock")
@@ -101,7 +101,7 @@ def test_from_nothing_to_a_store(coco: Server) -> None:
     assert len(coco.asked) == asked, "nothing is fetched twice"
 
 
-def test_two_makings_are_equal_bytes_whatever_the_way(coco: Server, tmp_path: Path) -> None:
+def test_downloaded_and_copied_files_give_the_same_bytes(coco: Server, tmp_path: Path) -> None:
     downloaded = {f.name: f.read_bytes() for f in make(plan_of({})).path.iterdir()}
     pin({"root": str(tmp_path / "made")})
     copied = {f.name: f.read_bytes() for f in make(plan_of({"root": str(tmp_path / "made")})).path.iterdir()}
@@ -109,7 +109,7 @@ def test_two_makings_are_equal_bytes_whatever_the_way(coco: Server, tmp_path: Pa
         assert downloaded[name] == copied[name], name
 
 
-def test_somebody_elses_copy_is_not_taken_for_the_published_one(coco: Server, tmp_path: Path) -> None:
+def test_an_unverified_copy_is_not_taken_for_the_published_set(coco: Server, tmp_path: Path) -> None:
     plan = plan_of({"root": str(tmp_path / "made")})
     with pytest.raises(MlsError, match=r"nothing proves what it holds.*run: mls data pin photos"):
         make(plan)
@@ -117,7 +117,7 @@ def test_somebody_elses_copy_is_not_taken_for_the_published_one(coco: Server, tm
 
 
 @pytest.mark.parametrize("path", ["val2017/000000000051.jpg", "annotations/instances_val2017.json"])
-def test_a_file_changed_since_it_was_unpacked_stops(coco: Server, path: str) -> None:
+def test_a_file_changed_after_unpacking_is_an_error(coco: Server, path: str) -> None:
     make(plan_of({}))
     shutil.rmtree("artifacts")
     shutil.rmtree(".store")
@@ -131,7 +131,7 @@ def test_a_file_changed_since_it_was_unpacked_stops(coco: Server, path: str) -> 
     make(plan_of({}))
 
 
-def test_an_own_file_in_the_way_is_not_lost(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_does_not_overwrite_your_own_file(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     first, *rest = catalog.needed(plan_of({}).stage("data")[0].config)
     both = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
     monkeypatch.setattr(catalog, "needed", lambda config: (replace(first, gives=both), *rest))
@@ -146,7 +146,7 @@ def test_an_own_file_in_the_way_is_not_lost(coco: Server, monkeypatch: pytest.Mo
     make(plan_of({}))
 
 
-def test_of_equal_data_sets_any_folder_will_do(coco: Server) -> None:
+def test_equal_data_sets_may_be_read_from_either_folder(coco: Server) -> None:
     plan = plan_of({})
     make(plan)
     Path("downloads/photos").rename("downloads/other")
@@ -169,13 +169,13 @@ def test_of_equal_data_sets_any_folder_will_do(coco: Server) -> None:
     assert len(make(both)) == 14 and len(coco.asked) == asked
 
 
-def test_too_few_images_are_noticed(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_images_are_an_error(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "expected", lambda config: {"train": 11, "test": 4})
     with pytest.raises(MlsError, match=r"lists {'train': 10, 'test': 4} images, but the official counts are"):
         make(plan_of({}))
 
 
-def test_a_subset_fetches_its_images_alone(coco: Server) -> None:
+def test_a_subset_downloads_only_its_images(coco: Server) -> None:
     entry = {"subset": {"images": 4, "test": 2}}
     with pytest.raises(MlsError, match=r"no checksums are published.*mls data pin photos"):
         plan_of(entry)
@@ -185,7 +185,7 @@ def test_a_subset_fetches_its_images_alone(coco: Server) -> None:
     assert "/train2017.zip" not in {path for path, *_ in coco.asked}
 
 
-def test_a_subset_by_ids_is_known_by_its_ids_and_not_by_its_file(coco: Server) -> None:
+def test_a_subset_by_ids_is_identified_by_its_ids_not_by_its_file(coco: Server) -> None:
     Path("ids.txt").write_text("2\n7 # a cat\n\n52\n53\n")
     Path("same.txt").write_text("# other order\n53\n52\n7\n2\n")
     Path("other.txt").write_text("2\n7\n52\n")
@@ -214,7 +214,7 @@ def test_bad_id_files_name_the_line(tmp_path: Path, text: str, message: str) -> 
         read_ids(str(tmp_path / "none.txt"))
 
 
-def test_a_changed_image_of_a_subset_stops(coco: Server) -> None:
+def test_a_changed_image_of_a_subset_is_an_error(coco: Server) -> None:
     entry = {"subset": {"images": 4, "test": 2}}
     pin(entry)
     image = next(Path("downloads").rglob("*.jpg"))
@@ -223,7 +223,7 @@ def test_a_changed_image_of_a_subset_stops(coco: Server) -> None:
         make(plan_of(entry))
 
 
-def test_offline_nothing_is_asked(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded_offline(coco: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLS_OFFLINE", "1")
     with pytest.raises(MlsError, match="MLS_OFFLINE"):
         make(plan_of({}))

@@ -11,67 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mls.config.datasets import VocDataset
 from mls.config.load import ExperimentError, check
-from mls.data import build_store, sources
+from mls.data import sources
 from mls.data.image_store import ImageStore
 from mls.data.listing import Entry
 from mls.data.voc import CLASSES, devkit, read_listing
 from mls.download.reader import Reader
-from mls.pipeline.artifact import open_artifact
-from mls.pipeline.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
-from mls.pipeline.runner import run_stage
+from mls.pipeline.plan import DATA_LOCK, Job, Plan
 from mls.runtime.errors import MlsError
 from mls.transfer.instances import Instances
+from tests.data.support import HEIGHT, WIDTH, add_set, an_object, experiment_of, make, make_voc_tree, plan_of, xml
 
 CONFIG = VocDataset(source="voc", val_share=0.25)
-WIDTH, HEIGHT = 40, 30
 DIGEST = {"voc": {"sha256": "a" * 64}}
-
-
-def an_object(name: str = "dog", box: tuple[object, ...] = (3, 4, 12, 10), extra: str = "") -> str:
-    sides = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-    return f"<object><name>{name}</name><pose>Left</pose>{extra}<bndbox>{sides}</bndbox></object>"
-
-
-def xml(image: str, *objects: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
-    sides = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
-    head = f"<folder>VOC2007</folder><filename>{image}.jpg</filename><source><image>flickr</image></source>"
-    return f"<annotation>\n\t{head}\n\t{sides}<segmented>0</segmented>{''.join(objects)}</annotation>\n"
-
-
-def add_set(root: Path, entry: str, images: list[str]) -> None:
-    """Write one image set with its pictures, each with one dog."""
-    year, name = entry.split("/")
-    folder = root / f"VOC{year}"
-    for sub in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (folder / sub).mkdir(parents=True, exist_ok=True)
-    for image in images:
-        Image.new("RGB", (WIDTH, HEIGHT), (len(image), 80, 0)).save(folder / f"JPEGImages/{image}.jpg")
-        (folder / f"Annotations/{image}.xml").write_text(xml(image, an_object()))
-    (folder / f"ImageSets/Main/{name}.txt").write_text("".join(f"{image}\n" for image in images))
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``$MLS_DATA/voc``: VOC2007 with 8 trainval and 3 test images, VOC2012 with 2; and an empty working tree."""
-    root = tmp_path / "data" / "voc"
-    add_set(root, "2007/trainval", [f"{i:06d}" for i in range(1, 9)])
-    add_set(root, "2007/test", [f"{i:06d}" for i in range(9, 12)])
-    add_set(root, "2012/trainval", ["2008_000008", "2008_000015"])
-    (root / "VOC2007/ImageSets/Main/dog_trainval.txt").write_text("000001  1\n000002 -1\n")
-    monkeypatch.setenv("MLS_DATA", str(tmp_path / "data"))
-    (tmp_path / "tree").mkdir()
-    monkeypatch.chdir(tmp_path / "tree")
-    return root
+    return make_voc_tree(tmp_path, monkeypatch)
 
 
 def first_with(root: Path, *objects: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Entry:
-    """The first image's entry, where its file says this."""
+    """The first image's entry if its file has these objects and this size."""
     (root / "VOC2007/Annotations/000001.xml").write_text(xml("000001", *objects, size=size))
     entries = read_listing(CONFIG, Reader(root)).entries
     return next(entry for entry in entries if entry.name == "VOC2007/JPEGImages/000001.jpg")
@@ -120,8 +85,8 @@ def test_boxes_are_counted_from_one(root: Path, box: tuple[object, ...], expecte
     assert [type(value) for value in annotation["bbox"]] == [type(value) for value in expected]
 
 
-def test_difficult_is_its_own_field_and_no_label(root: Path) -> None:
-    """Cat: difficult alone, so not a label; dog: one of each, so a label."""
+def test_difficult_objects_keep_their_flag_and_are_not_labels(root: Path) -> None:
+    """The only cat is difficult, so cat is not a label; one of the dogs is not, so dog is."""
     entry = first_with(
         root,
         an_object("dog", extra="<difficult>1</difficult><truncated>1</truncated>"),
@@ -137,17 +102,17 @@ def test_difficult_is_its_own_field_and_no_label(root: Path) -> None:
         (0, 0, 0),
     ]
     ignored = {a["category_id"] - 1 for a in entry.annotations} - set(entry.classes)
-    assert [CLASSES[i] for i in ignored] == ["cat"], "the benchmark's 0 can be told from its -1"
+    assert [CLASSES[i] for i in ignored] == ["cat"], "the benchmark's 0 differs from its -1"
 
 
 def test_parts_are_left_out(root: Path) -> None:
-    """A person's head is no object, and its box is not the person's."""
+    """A person's head is not an object, and its box is not the person's."""
     part = "<part><name>head</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>6</xmax><ymax>6</ymax></bndbox></part>"
     entry = first_with(root, an_object("person", extra=part))
     assert [a["bbox"] for a in entry.annotations] == [[2, 3, 10, 7]]
 
 
-def test_an_image_without_objects(root: Path) -> None:
+def test_an_image_without_objects_has_no_classes(root: Path) -> None:
     entry = first_with(root)
     assert (entry.classes, entry.annotations, entry.size) == ([], [], (WIDTH, HEIGHT))
 
@@ -284,7 +249,7 @@ def test_val_is_drawn_from_train_by_the_seed(root: Path) -> None:
     assert val(0) == before, "the order of lines is nothing"
 
 
-def test_own_val_and_several_years(root: Path) -> None:
+def test_val_sets_and_several_years_are_read(root: Path) -> None:
     add_set(root, "2012/val", ["2009_000001"])
     sets = {"train_sets": ["2007/trainval", "2012/trainval"], "val_sets": ["2012/val"]}
     entries = read_listing(CONFIG.model_copy(update=sets), Reader(root)).entries
@@ -296,36 +261,21 @@ def test_own_val_and_several_years(root: Path) -> None:
     ]
 
 
-def raw(**voc: Any) -> dict[str, Any]:
-    return {
-        "experiment": "t",
-        "datasets": {"voc": {"source": "voc", **voc}},
-        "runs": {"random": {"method": "none"}},
-        "probe": {"linear": {"kind": "linear", "dataset": "voc"}},
-        "tables": {"t": {"columns": ["linear.mAP"]}},
-        "execution": {"threads": 1},
-    }
+def plan_voc(lock: dict[str, Any], **voc: Any) -> tuple[Plan, Job]:
+    return plan_of(lock, voc={"source": "voc", **voc})
 
 
-def plan_of(lock: dict[str, Any], **voc: Any) -> tuple[Plan, Job]:
-    plan = make_plan(check(raw(**voc), Path("t.yaml")), lock)
-    return plan, plan.find("data", "voc")[0]
-
-
-def make(**voc: Any) -> Path:
-    plan, job = plan_of(read_lock(DATA_LOCK), **voc)
-    run_stage(plan, job, build_store.run)
-    open_artifact(job.path, deep=True)
-    return job.path.absolute()
+def make_voc(**voc: Any) -> Path:
+    return make(voc={"source": "voc", **voc})
 
 
 def pin() -> dict[str, Any]:
     return sources.pin("voc", VocDataset(source="voc"), DATA_LOCK)
 
 
-def test_ids_cover_what_matters() -> None:
-    same = plan_of(DIGEST)[1]
-    assert plan_of(DIGEST, train_sets=["2007/trainval"], val_share=0.04, max_excluded=0.5)[1].id == same.id
+def test_ids_cover_only_what_changes_the_result() -> None:
+    same = plan_voc(DIGEST)[1]
+    assert plan_voc(DIGEST, train_sets=["2007/trainval"], val_share=0.04, max_excluded=0.5)[1].id == same.id
     assert same.params == {"source": "voc", "digest": "a" * 64}
     assert same.path.parts[:2] == ("artifacts", "photos"), "photos stay on the machine"
     changes: list[dict[str, Any]] = [
@@ -335,11 +285,11 @@ def test_ids_cover_what_matters() -> None:
         {"test_sets": ["2012/val"]},
         {"train_sets": ["2007/trainval", "2012/trainval"]},
     ]
-    assert len({same.id, *(plan_of(DIGEST, **change)[1].id for change in changes)}) == 6
-    published = plan_of({})[1].params["digest"]
+    assert len({same.id, *(plan_voc(DIGEST, **change)[1].id for change in changes)}) == 6
+    published = plan_voc({})[1].params["digest"]
     assert published.startswith("archives:"), "of the official archives; data.lock goes first"
     with pytest.raises(MlsError, match="mls data pin voc"):
-        plan_of({}, test_sets=["2012/mine"])
+        plan_voc({}, test_sets=["2012/mine"])
 
 
 @pytest.mark.parametrize(
@@ -355,7 +305,7 @@ def test_ids_cover_what_matters() -> None:
 )
 def test_wrong_entries_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError) as caught:
-        check(raw(**values), Path("t.yaml"))
+        check(experiment_of(voc={"source": "voc", **values}), Path("t.yaml"))
     assert message in str(caught.value)
 
 
@@ -365,16 +315,16 @@ def test_there_are_no_masks() -> None:
         ExperimentError,
         match=r"transfer\.detect\.dataset: 'voc' has boxes; kind 'instance' is trained on boxes and masks",
     ):
-        check({**raw(), "transfer": transfer}, Path("t.yaml"))
+        check({**experiment_of(voc={"source": "voc"}), "transfer": transfer}, Path("t.yaml"))
 
 
-def test_pin_and_stage_twice_in_both_layouts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official archives' ``VOCdevkit/`` makes no other data set: one digest, one id, the same bytes."""
+def test_both_layouts_give_the_same_digest_id_and_bytes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without the official archives' ``VOCdevkit/``: one digest, one id, the same bytes."""
     digest = pin()
     assert digest["files"] == 2 + 2 * 11, "the image sets, and of each image two files"
     (root / "VOC2007/JPEGImages/stray.jpg").write_bytes(b"not listed, not part of it")
     assert pin() == digest
-    first = make()
+    first = make_voc()
     moved = root.parent / "all"
     moved.mkdir()
     shutil.move(root, moved / "VOCdevkit")
@@ -384,18 +334,18 @@ def test_pin_and_stage_twice_in_both_layouts(root: Path, monkeypatch: pytest.Mon
     tree.mkdir()
     monkeypatch.chdir(tree)
     assert pin() == digest
-    second = make()
+    second = make_voc()
     assert first != second and first.name == second.name
     for file in sorted(first.iterdir()):
         if file.name != "artifact.json":
             assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
-def test_the_artifact(root: Path, tmp_path: Path) -> None:
+def test_the_artifact_holds_boxes_and_flags(root: Path, tmp_path: Path) -> None:
     difficult = an_object("cat", (1, 1, 4, 4), "<difficult>1</difficult>")
     (root / "VOC2007/Annotations/000009.xml").write_text(xml("000009", an_object(), difficult))
     pin()
-    store = ImageStore(make())
+    store = ImageStore(make_voc())
     assert [len(store.split(s)) for s in ("train", "val", "test")] == [7, 1, 3]
     row = int(store.split("test")[0])
     assert store.name(row) == "VOC2007/JPEGImages/000009.jpg" and store.size(row) == (WIDTH, HEIGHT)
@@ -417,7 +367,7 @@ def test_the_artifact(root: Path, tmp_path: Path) -> None:
     assert evaluation.stats[0] == pytest.approx(1)
 
 
-def test_classes_of_difficult_objects_alone_are_ignored(root: Path) -> None:
+def test_classes_with_only_difficult_objects_are_ignored(root: Path) -> None:
     def hard(name: str) -> str:
         return an_object(name, extra="<difficult>1</difficult>")
 
@@ -431,13 +381,13 @@ def test_classes_of_difficult_objects_alone_are_ignored(root: Path) -> None:
     for image, objects in shown.items():
         (root / f"VOC2007/Annotations/{image}.xml").write_text(xml(image, *objects))
     pin()
-    store = ImageStore(make())
+    store = ImageStore(make_voc())
     row_of = {Path(store.name(row)).stem: row for row in range(len(store))}
 
     def found(mask: Any) -> list[list[str]]:
         return [[CLASSES[c] for c in line.nonzero()[0]] for line in mask]
 
-    rows = [row_of[image] for image in [*shown, "000003"]]  # the last has an easy dog alone
+    rows = [row_of[image] for image in [*shown, "000003"]]  # the last has only an easy dog
     ignored = [[], ["cat"], ["aeroplane", "cat", "tvmonitor"], ["cat", "dog"], [], []]
     assert found(store.ignored(rows)) == ignored
     assert found(store.labels(rows)) == [["dog"], [], ["person"], [], [], ["dog"]]
@@ -446,19 +396,19 @@ def test_classes_of_difficult_objects_alone_are_ignored(root: Path) -> None:
     assert everywhere.dtype == bool and everywhere.shape == (11, 20) and everywhere.sum() == 1 + 3 + 2
 
 
-def test_a_changed_annotation_stops(root: Path) -> None:
+def test_a_changed_annotation_is_an_error(root: Path) -> None:
     pin()
     (root / "VOC2007/Annotations/000001.xml").write_text(xml("000001", an_object("cat")))
     with pytest.raises(MlsError, match=r"not those pinned in data\.lock.*mls data pin voc"):
-        make()
+        make_voc()
 
 
 def test_an_image_of_another_size_is_left_out(root: Path) -> None:
     (root / "VOC2007/Annotations/000001.xml").write_text(xml("000001", an_object(), size=(HEIGHT, WIDTH)))
     pin()
     with pytest.raises(MlsError, match=r"max_excluded = 0\.01.*000001\.jpg is 40 x 30 px, but its annotations are for"):
-        make()
-    path = make(max_excluded=0.1)
+        make_voc()
+    path = make_voc(max_excluded=0.1)
     assert json.loads((path / "excluded.json").read_text()) == [
         {"name": "VOC2007/JPEGImages/000001.jpg", "reason": "is 40 x 30 px, but its annotations are for 30 x 40"}
     ]

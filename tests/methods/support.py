@@ -29,6 +29,14 @@ def build(kind: type[Method[Any]], chosen: Pretrain | None = None, seed: int = 0
     return kind(chosen or config()).train()
 
 
+def moved(method: Any) -> Any:
+    """The same method with a key encoder that differs from the online one."""
+    for name in method.followed:
+        for p in getattr(method, f"key_{name}").parameters():
+            p.data.add_(0.05 * torch.randn_like(p))
+    return method
+
+
 def pair(size: int = 4, epoch: float = 0.0, order: torch.Tensor | None = None, seed: int = 0, side: int = 16) -> Pair:
     """Random views of images 100, 101, ...; the last map of 16 x 16 pixels has one cell, that of 48 x 48 has 9."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Losses, matching, BYOL's head and the moving average against another library's: lightly."""
+"""Losses, matching, BYOL's head and the moving average against those of lightly."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ def near(found: Tensor | None, expected: Tensor | None) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
+def same_loss_and_gradient(found: Tensor, expected: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    near(found, expected)
+    found.backward()
+    expected.backward()
+    near(ours.grad, theirs.grad)
+
+
 def twins(x: Tensor) -> tuple[Tensor, Tensor]:
     """Two leaves with the same values."""
     return x.clone().requires_grad_(), x.clone().requires_grad_()
 
 
 def nt_xent(queue_Dd: Tensor, temperature: float) -> NTXentLoss:
-    """With a memory bank of negatives lightly's loss is MoCo's: its first argument asks, its second is the positive."""
+    """With a memory bank of negatives lightly's loss is MoCo's: first argument query, second argument positive."""
     loss = NTXentLoss(temperature, memory_bank_size=tuple(queue_Dd.shape))
     loss.memory_bank.bank = queue_Dd.clone()
     return loss
@@ -44,20 +51,17 @@ def nt_xent(queue_Dd: Tensor, temperature: float) -> NTXentLoss:
 @pytest.mark.parametrize("temperature", [0.2, 0.07])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_info_nce(dtype: torch.dtype, temperature: float) -> None:
-    """lightly normalises what it is given: so the raw queries are leaves, and ours are normalised here."""
+    """lightly normalises its inputs, so the leaves are raw queries, and ours are normalised here."""
     raw, k, queue = 3 * unit(16, 32).to(dtype) + 0.1, unit(16, 32).to(dtype), unit(64, 32).to(dtype)
     ours, theirs = twins(raw)
     found = info_nce(F.normalize(ours, dim=1), k, queue, temperature)
     expected = nt_xent(queue, temperature)(theirs, k)
-    near(found, expected)
-    found.backward()
-    expected.backward()
-    near(ours.grad, theirs.grad)
+    same_loss_and_gradient(found, expected, ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dense_matching_and_its_loss(dtype: torch.dtype) -> None:
-    """lightly takes cells last but one, and gives the chosen key cells' projections instead of their places."""
+    """lightly's cells are the last axis but one, and it returns the matched projections instead of indices."""
     maps = [torch.randn(4, 16, 9, dtype=torch.float64).to(dtype) for _ in "qk"]
     raw, k = (torch.randn(4, 8, 9, dtype=torch.float64).to(dtype) for _ in "qk")
     queue, (ours, theirs) = unit(20, 8).to(dtype), twins(raw)
@@ -65,10 +69,7 @@ def test_dense_matching_and_its_loss(dtype: torch.dtype) -> None:
     found = dense_info_nce(F.normalize(ours, dim=1), k, match(maps[0], maps[1]), queue, 0.2)
     chosen = select_most_similar(maps[0].mT, maps[1].mT, k.mT)
     expected = nt_xent(queue, 0.2)(theirs.mT.flatten(0, 1), chosen.flatten(0, 1))
-    near(found, expected)
-    found.backward()
-    expected.backward()
-    near(ours.grad, theirs.grad)
+    same_loss_and_gradient(found, expected, ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,10 +78,7 @@ def test_prediction_loss(dtype: torch.dtype) -> None:
     (ours, theirs), z = twins(torch.randn(16, 32, dtype=torch.float64).to(dtype)), unit(16, 32).to(dtype)
     found = prediction_loss(F.normalize(ours, dim=1), z)
     expected = 2 + 2 * NegativeCosineSimilarity()(theirs, z)
-    near(found, expected)
-    found.backward()
-    expected.backward()
-    near(ours.grad, theirs.grad)
+    same_loss_and_gradient(found, expected, ours, theirs)
 
 
 def copied(source: nn.Module, target: nn.Module) -> None:
@@ -90,7 +88,7 @@ def copied(source: nn.Module, target: nn.Module) -> None:
 
 
 def test_byols_head() -> None:
-    """lightly's has its one bias in the last layer, ours (as its authors') in the first, where batch norm undoes it."""
+    """lightly's only bias is in the last layer; ours, like the authors', in the first, where batch norm undoes it."""
     ours, theirs = build_byol_mlp(12, 20, 6).double(), BYOLProjectionHead(12, 20, 6).double()
     torch.nn.init.zeros_(theirs.layers[3].bias)
     theirs.layers.load_state_dict({k: v for k, v in ours.state_dict().items() if k != "0.bias"}, strict=False)

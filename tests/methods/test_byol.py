@@ -1,4 +1,4 @@
-"""BYOL: the loss by hand, both directions alike, targets that stand still, a momentum that rises."""
+"""BYOL: the loss by hand, both directions alike, targets without gradient, a momentum that rises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mls.config.methods import Byol
 from mls.methods.byol import BYOL, prediction_loss
-from tests.methods.support import TRUE, build, config, doubled, gradients, pair, unit
+from tests.methods.support import TRUE, build, config, doubled, gradients, moved, pair, unit
 
 VIEWS = doubled(pair())
 exact = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
@@ -20,11 +20,7 @@ exact = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 def byol(**moco: Any) -> Any:
     """In float64, with a moving average that is not the online network."""
     chosen = config(moco).model_copy(update={"byol": Byol(hidden_dim=16, projection_dim=6), "epochs": 8})
-    method = build(BYOL, chosen).double()
-    for name in method.followed:
-        for p in getattr(method, f"key_{name}").parameters():
-            p.data.add_(0.05 * torch.randn_like(p))
-    return method
+    return moved(build(BYOL, chosen).double())
 
 
 def test_the_loss_of_a_direction_is_the_squared_distance_in_plain_python() -> None:
@@ -60,16 +56,16 @@ def test_the_whole_loss_from_the_networks() -> None:
         exact(gradient, theirs[name])
 
 
-def test_swapping_the_views_leaves_the_loss() -> None:
+def test_swapping_the_views_does_not_change_the_loss() -> None:
     method = byol()
     swapped = VIEWS._replace(query_BCHW=VIEWS.key_BCHW, key_BCHW=VIEWS.query_BCHW)
     e = method.embed(VIEWS)
     exact(method(VIEWS)["loss"], method(swapped)["loss"])
     first, second = prediction_loss(e.z_query_Bd, e.z_key_Bd), prediction_loss(e.p_key_Bd, e.z_query_target_Bd)
-    assert (first - second).abs() > 1e-4, "one direction alone would not pass"
+    assert (first - second).abs() > 1e-4, "a loss of only one direction would fail"
 
 
-def test_targets_carry_no_gradient_and_all_of_the_online_network_does() -> None:
+def test_only_the_online_network_gets_gradients() -> None:
     method = byol()
     losses = method(VIEWS)
     e = method.embedded
@@ -96,8 +92,8 @@ def test_only_the_online_network_predicts() -> None:
     assert not torch.allclose(before.p_key_Bd, after.p_key_Bd)
 
 
-def test_what_the_log_gets() -> None:
-    """z: prediction of the first view; keys: projections of the second by the moving average."""
+def test_the_log_sees_the_prediction_and_its_target() -> None:
+    """z is the prediction of the first view; keys are projections of the second by the moving average."""
     method = byol()
     e = method.embed(VIEWS)
     g_BG = method.backbone(VIEWS.query_BCHW)
@@ -123,8 +119,8 @@ def test_the_dictionary_is_filled_and_never_read() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "momentum"), [(0.0, 0.99), (4.0, 0.995), (8.0, 1.0), (2.0, 0.9914644660940673)])
-def test_the_moving_average_slows_down(epoch: float, momentum: float) -> None:
-    """By hand, of 8 epochs: 0.99, at half way the middle, 1 at the end; 1 - 0.01 (1 + sqrt(1/2)) / 2 at a quarter."""
+def test_the_momentum_rises_to_1(epoch: float, momentum: float) -> None:
+    """Over 8 epochs by hand: from 0.99 to 1; half way the middle; 1 - 0.01 (1 + sqrt(1/2)) / 2 at a quarter."""
     method = byol()
     assert method.momentum_at(epoch) == pytest.approx(momentum, abs=1e-15)
     key, online = method.key_projector[0].weight.clone(), method.projector[0].weight.clone()
@@ -134,11 +130,11 @@ def test_the_moving_average_slows_down(epoch: float, momentum: float) -> None:
 
 
 def test_each_group_has_statistics_of_its_own() -> None:
-    """With 2 groups the predictions of the first are those of its images alone."""
-    method, alone = byol(bn_splits=2), byol()
-    alone.load_state_dict(method.state_dict())
+    """With 2 groups, the first group's predictions equal those of a batch of only its images."""
+    method, single = byol(bn_splits=2), byol()
+    single.load_state_dict(method.state_dict())
     half = VIEWS._replace(query_BCHW=VIEWS.query_BCHW[:2], key_BCHW=VIEWS.key_BCHW[:2])
-    e, expected = method.embed(VIEWS), alone.embed(half)
+    e, expected = method.embed(VIEWS), single.embed(half)
     for name in ("z_query_Bd", "p_key_Bd", "z_key_Bd", "z_query_target_Bd"):
         exact(getattr(e, name)[:2], getattr(expected, name))
 

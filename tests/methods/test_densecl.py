@@ -1,4 +1,4 @@
-"""DenseCL against plain Python; which places match, what the dense dictionary holds, where gradients go."""
+"""DenseCL against plain Python: matches, losses, the dense dictionary and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mls.config.methods import Densecl
 from mls.methods.densecl import DenseCL, dense_info_nce, match
 from mls.methods.moco import MoCo
 from mls.models.backbone import last_map
-from tests.methods.support import TRUE, build, config, doubled, gradients, pair, unit
+from tests.methods.support import TRUE, build, config, doubled, gradients, moved, pair, unit
 
 VIEWS = doubled(pair(side=48))
 CELLS = 9
@@ -25,14 +25,6 @@ exact = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 def densecl(weight: float = 0.5, **moco: Any) -> Any:
     """In float64."""
     return build(DenseCL, config(moco).model_copy(update={"densecl": Densecl(weight=weight)})).double()
-
-
-def moved(method: Any) -> Any:
-    """With a key encoder that is not the online one."""
-    for name in method.followed:
-        for p in getattr(method, f"key_{name}").parameters():
-            p.data.add_(0.05 * torch.randn_like(p))
-    return method
 
 
 def cells(x_BdS: Tensor) -> list[list[list[float]]]:
@@ -71,13 +63,13 @@ def test_match_is_the_nearest_cell_in_plain_python() -> None:
     assert len({tuple(row) for row in expected}) > 1
 
 
-def test_of_equally_near_cells_the_first_is_chosen() -> None:
+def test_ties_match_the_first_cell() -> None:
     query = torch.eye(3)[None]
     key = torch.eye(3)[:, [1, 0, 0, 2, 1, 2]][None]
     assert match(query, key).tolist() == [[1, 0, 3]]
 
 
-def test_other_order_of_the_keys_cells_is_another_order_of_the_matches() -> None:
+def test_matches_follow_a_permutation_of_the_keys_cells() -> None:
     query, key = (torch.randn(3, 5, CELLS, dtype=torch.float64) for _ in "qk")
     q, k = (F.normalize(torch.randn(3, 4, CELLS, dtype=torch.float64), dim=1) for _ in "qk")
     order, queue = torch.randperm(CELLS), unit(7, 4)
@@ -102,7 +94,7 @@ def test_the_dense_loss_equals_equation_2_in_plain_python(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("weight", [0.5, 0.3])
 def test_the_total_equals_equation_3_from_maps_to_loss(weight: float) -> None:
-    """What the networks make is taken from them; all else is plain Python."""
+    """From the outputs of the networks on, everything is plain Python."""
     method = moved(densecl(weight, temperature=0.3))
     found = method(VIEWS)
     networks = {"": VIEWS.query_BCHW, "key_": VIEWS.key_BCHW}
@@ -130,7 +122,7 @@ def test_the_total_equals_equation_3_from_maps_to_loss(weight: float) -> None:
 
 
 def test_dense_negatives_are_pooled_keys_in_the_order_of_the_dictionary() -> None:
-    """Of 3 batches of 5 the last 12 images stay: the dictionary wraps."""
+    """After 3 batches of 5, the dictionary holds the last 12 images: it has wrapped."""
     method = moved(densecl())
     made: dict[int, Tensor] = {}
     begin = method.dense_Dd.clone()
@@ -151,7 +143,7 @@ def test_dense_negatives_are_pooled_keys_in_the_order_of_the_dictionary() -> Non
     assert not torch.equal(method.dense_Dd, method.dictionary.z_Dd)
 
 
-def test_a_step_that_is_not_finite_leaves_the_dense_dictionary_and_all_keys() -> None:
+def test_a_non_finite_step_changes_no_dictionary_and_no_key_encoder() -> None:
     method = moved(densecl())
     before = {name: value.clone() for name, value in method.state_dict().items() if "running" not in name}
     method(VIEWS)
@@ -182,7 +174,7 @@ def test_gradients_never_flow_into_matching_or_keys() -> None:
         assert all(p.grad.abs().sum() > 0 for p in getattr(method, name).parameters())
 
 
-def test_weight_0_is_moco_and_weight_1_leaves_the_global_projector_alone() -> None:
+def test_weight_0_is_moco_and_weight_1_does_not_train_the_global_projector() -> None:
     moco = build(MoCo).double()
     moco(VIEWS)["loss"].backward()
     expected = gradients(moco)
@@ -214,7 +206,7 @@ def test_equal_views_match_each_cell_to_itself() -> None:
 
 
 def test_shuffled_keys_maps_come_back_in_order() -> None:
-    """Each key's map is what its own group's statistics give."""
+    """Each key's map is normalised by the statistics of its own group."""
     method, plain = moved(densecl(bn_splits=2)), densecl()
     plain.load_state_dict(method.state_dict())
     order = torch.tensor([3, 0, 1, 2])

@@ -1,4 +1,4 @@
-"""The dictionaries are first in, first out, in one order, and remember where a key came from."""
+"""Both dictionaries are first in, first out, in the same order, and keep each key's origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRUE, FALSE = torch.tensor(True), torch.tensor(False)
 
 
 def keys(first: int, count: int) -> Keys:
-    """Keys that carry their number everywhere."""
+    """Keys whose features, projections, rows and boxes all hold their number."""
     number = torch.arange(first, first + count)
     as_float = number.float()[:, None]
     return Keys(as_float.repeat(1, 3), as_float.repeat(1, 2), number, number[:, None].repeat(1, 4))
@@ -25,7 +25,7 @@ def numbers(d: Dictionary) -> list[int]:
     return list(held)
 
 
-def test_it_begins_as_random_directions_of_unit_length() -> None:
+def test_entries_begin_as_random_unit_vectors() -> None:
     torch.manual_seed(0)
     d = Dictionary(500, 64, 16)
     assert torch.allclose(d.g_DG.norm(dim=1), torch.ones(500)) and torch.allclose(d.z_Dd.norm(dim=1), torch.ones(500))
@@ -48,7 +48,7 @@ def test_a_batch_larger_than_the_dictionary_leaves_its_last_keys() -> None:
     assert sorted(numbers(d)) == [5, 6, 7]
 
 
-def test_a_step_that_is_not_finite_changes_nothing() -> None:
+def test_a_non_finite_step_enqueues_nothing() -> None:
     d = Dictionary(5, 3, 2)
     d.enqueue(keys(0, 3), TRUE)
     before = {name: value.clone() for name, value in d.state_dict().items()}
@@ -67,20 +67,20 @@ def test_a_snapshot_is_what_enqueueing_gives_and_changes_nothing() -> None:
     assert torch.equal(g, d.g_DG) and torch.equal(z, d.z_Dd)
 
 
-def test_what_is_written_besides_lies_in_the_dictionarys_order() -> None:
-    """Before each enqueueing; it wraps, and of more keys than entries the last stay."""
+def test_write_follows_the_dictionarys_order() -> None:
+    """Written before each enqueueing; it wraps, and of more keys than entries the last stay."""
     d, beside = Dictionary(5, 3, 2), torch.full((5, 1), float(RANDOM))
     for first, count in ((0, 3), (3, 4), (7, 8), (15, 2)):
         new = keys(first, count)
         pointer = int(d.pointer)
         d.write(beside, new.row_N[:, None].double(), TRUE)
-        assert int(d.pointer) == pointer, "it moves with the enqueueing alone"
+        assert int(d.pointer) == pointer, "only enqueueing moves it"
         d.enqueue(new, TRUE)
         assert beside[:, 0].tolist() == numbers(d)
     assert beside.dtype == torch.float32
 
 
-def test_nothing_is_written_after_a_step_that_is_not_finite() -> None:
+def test_a_non_finite_step_writes_nothing() -> None:
     d, beside = Dictionary(5, 3, 2), torch.arange(10.0).view(5, 2)
     d.write(beside, torch.full((3, 2), torch.nan), FALSE)
     assert torch.equal(beside, torch.arange(10.0).view(5, 2))

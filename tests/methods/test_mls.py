@@ -1,4 +1,4 @@
-"""The paper's equations 7 to 10 and every switch, against plain Python on cases computed by hand."""
+"""Equations 7 to 10 of the paper and every switch, against plain Python and cases computed by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def log_sigmoid(x: float) -> float:
 
 
 def by_hand(terms: str, reduction: str, bias: float) -> float:
-    """Eq. 9 and its variants, one image and one entry at a time; a softmax has no bias."""
+    """Eq. 9 and its variants, one image and one entry at a time; ``knn`` has no bias."""
     total = 0.0
     for row, truth in zip(LOGITS, LABELS, strict=True):
         scaled = [p / T + bias * (terms != "knn") for p in row]
@@ -82,7 +82,7 @@ def test_equation_9_is_the_default() -> None:
     assert Mls().bias == "none" and build(MLS).bias == 0
 
 
-def test_no_term_is_zero() -> None:
+def test_terms_none_gives_zero() -> None:
     assert float(multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, "none")) == 0
     assert float(multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, "none", bias=-1.0)) == 0
 
@@ -103,13 +103,13 @@ def uninformed(mls: MLS) -> Embedded:
 
 
 @pytest.mark.parametrize(("k", "size"), [(3, 12), (1, 12), (6, 12), (20, 4096)])
-def test_who_knows_nothing_says_k_of_d(k: int, size: int) -> None:
+def test_the_prior_bias_predicts_k_of_d(k: int, size: int) -> None:
     mls = build(MLS, config({"queue_size": size}, topk=k, bias="prior"))
     assert 1 / (1 + math.exp(-mls.bias)) == pytest.approx(k / size, rel=1e-12)
 
 
-def test_at_cosine_0_the_loss_is_the_entropy_of_what_is_said() -> None:
-    """k / D = 1/4 of the entries are positive: said by the prior; without it, one half."""
+def test_the_loss_at_cosine_0_by_hand() -> None:
+    """k / D = 1/4 of the entries are positive. The prior predicts 1/4; without it the prediction is 1/2."""
     literal, prior = (build(MLS, config(bias=bias)) for bias in ("none", "prior"))
     assert float(literal.losses(uninformed(literal))["multi_label"]) == pytest.approx(math.log(2))
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
@@ -117,7 +117,7 @@ def test_at_cosine_0_the_loss_is_the_entropy_of_what_is_said() -> None:
 
 
 @pytest.mark.parametrize(("reduction", "divisor"), [("mean", 12), ("sum", 1), ("positives", 3)])
-def test_at_cosine_0_positives_and_negatives_pull_alike_with_the_prior_alone(reduction: Any, divisor: int) -> None:
+def test_only_the_prior_balances_positives_and_negatives_at_cosine_0(reduction: Any, divisor: int) -> None:
     labels = torch.arange(12)[None] < 3
     for bias, pulls in ((0.0, (-3 / 2, 9 / 2)), (math.log(3 / 9), (-3 * 3 / 4, 9 * 1 / 4))):
         logits = torch.zeros(1, 12, dtype=torch.float64, requires_grad=True)
@@ -132,7 +132,7 @@ def test_at_cosine_0_positives_and_negatives_pull_alike_with_the_prior_alone(red
 
 
 @pytest.mark.parametrize("logit_space", ["projection", "backbone"])
-def test_centring_takes_each_images_mean_logit_away_and_leaves_its_labels(logit_space: Any) -> None:
+def test_centring_subtracts_each_images_mean_logit_and_keeps_its_labels(logit_space: Any) -> None:
     literal, centred = (build(MLS, config(logit_space=logit_space, centre=centre)) for centre in (False, True))
     e = literal.embed(pair())
     (labels, logits), (same, less) = literal.classify(e), centred.classify(e)
@@ -141,8 +141,8 @@ def test_centring_takes_each_images_mean_logit_away_and_leaves_its_labels(logit_
     assert logits.mean(1).abs().max() > 1e-3
 
 
-def test_in_a_cone_the_literal_term_pushes_hard_and_the_centred_one_does_not() -> None:
-    """docs/method.md: at first all embeddings point the same way, and the negatives all push against that way."""
+def test_centring_removes_the_push_in_a_narrow_cone() -> None:
+    """See docs/method.md: at first all embeddings point in one direction, and all negatives push against it."""
     generator = torch.Generator().manual_seed(0)
     axis = torch.nn.functional.normalize(torch.ones(8), dim=0)
     cone = torch.nn.functional.normalize(axis + 0.05 * torch.randn(16, 8, generator=generator), dim=1)
@@ -165,7 +165,7 @@ def test_an_unknown_switch_is_an_error(terms: Any, reduction: Any) -> None:
         multi_label_loss(torch.tensor(LOGITS), torch.tensor(LABELS), T, terms, reduction)
 
 
-def test_lambda_waits_then_rises_in_a_line() -> None:
+def test_lambda_waits_then_rises_linearly() -> None:
     chosen = Mls(weight=0.5, warmup_epochs=2.0, ramp_epochs=4.0)
     found = [weight_at(chosen, epoch) for epoch in (0, 1.9, 2, 3, 5, 6, 100)]
     assert found == pytest.approx([0, 0, 0, 0.125, 0.375, 0.5, 0.5])
@@ -179,7 +179,7 @@ def test_the_total_is_info_nce_plus_lambda_times_the_term() -> None:
     assert torch.equal(losses["loss"], expected) and losses["multi_label"].item() > 0
 
 
-def test_warm_up_is_info_nce_alone() -> None:
+def test_warm_up_is_only_info_nce() -> None:
     mls = build(MLS, config(warmup_epochs=1.0))
     early, late = mls(pair(epoch=0.5)), mls(pair(epoch=1.0))
     assert torch.equal(early["loss"], early["info_nce"]) and early["multi_label"] > 0, "still logged"
@@ -205,7 +205,7 @@ def test_spaces_of_table_7(label_space: str, logit_space: str) -> None:
 
 @pytest.mark.parametrize("enqueue", ["after", "before", "split"])
 def test_which_dictionary_the_term_sees(enqueue: str) -> None:
-    """Keys of images 0 to 3 will overwrite entries 0 to 3; the own key's cosine is the greatest there can be."""
+    """Keys of images 0 to 3 will overwrite entries 0 to 3; no cosine is higher than a query's with its own key."""
     mls = build(MLS, config(enqueue=enqueue, topk=1))
     views = pair()
     views = views._replace(key_BCHW=views.query_BCHW)  # equal encoders and views: a query equals its own key
@@ -267,15 +267,15 @@ def classes(*rows: str) -> torch.Tensor:
 
 
 def test_true_neighbours_have_the_highest_intersection_over_union() -> None:
-    """Of ab: ab 1, abc 2/3, abcd 1/2, a 1/2, bc 1/3, cd 0: neither the count in common nor the share of one's own."""
+    """IoU with ab: ab 1, abc 2/3, abcd 1/2, a 1/2, bc 1/3, cd 0. Neither the common count nor the recall orders so."""
     entries = classes("cd", "a", "abcd", "bc", "abc", "ab")
-    cosines = torch.tensor([[0.9, -0.9, 0.8, 0.9, -0.5, -0.9]])  # against the order that is right, but for one tie
+    cosines = torch.tensor([[0.9, -0.9, 0.8, 0.9, -0.5, -0.9]])  # the opposite of the right order, with one tie
     known = torch.ones(6, dtype=torch.bool)
     found = [chosen(true_neighbours(classes("ab"), entries, known, cosines, k))[0] for k in range(1, 7)]
     assert found == [[5], [4, 5], [2, 4, 5], [1, 2, 4, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
 
 
-def test_equally_much_in_common_is_ordered_by_cosine() -> None:
+def test_ties_are_ordered_by_cosine() -> None:
     entries = classes("a", "a", "b", "a", "b")
     cosines = torch.tensor([[0.1, 0.3, 0.9, -0.2, 0.8], [0.3, 0.1, 0.0, 0.2, 0.1]])
     known = torch.ones(5, dtype=torch.bool)
@@ -286,13 +286,13 @@ def test_equally_much_in_common_is_ordered_by_cosine() -> None:
 
 
 def test_a_cosine_never_outweighs_a_class() -> None:
-    """The nearest two ratios of 80 classes there are: 1/79 and 1/80."""
+    """The two closest ratios with 80 classes are 1/79 and 1/80."""
     query, entries = torch.arange(80)[None] < 1, torch.arange(80) < torch.tensor([[80], [79]])
     cosines = torch.tensor([[1.0, -1.0]])
     assert chosen(true_neighbours(query, entries, torch.tensor([True, True]), cosines, 1)) == [[1]]
 
 
-def test_entries_that_are_no_keys_come_last() -> None:
+def test_random_entries_come_last() -> None:
     entries, cosines = classes("a", "a", "b", "-"), torch.tensor([[1.0, 0.9, -1.0, -0.9]])
     known = torch.tensor([False, False, True, True])
     assert chosen(true_neighbours(classes("a"), entries, known, cosines, 1)) == [[3]]
@@ -301,7 +301,7 @@ def test_entries_that_are_no_keys_come_last() -> None:
     assert unknown.dtype == torch.bool and unknown.sum(1).tolist() == [3, 3], "exactly k all the same"
 
 
-def test_an_image_without_classes_has_its_nearest() -> None:
+def test_an_image_without_classes_gets_its_nearest_entries() -> None:
     entries, cosines = classes("a", "-", "abcd", "b"), torch.tensor([[0.2, 0.1, 0.9, -0.3]])
     known = torch.tensor([True, True, True, False])
     assert chosen(true_neighbours(classes("-"), entries, known, cosines, 1)) == [[2]]
@@ -319,8 +319,8 @@ def truthful(**mls: Any) -> Any:
 
 
 @pytest.mark.parametrize("logit_space", ["backbone", "projection"])
-def test_labels_of_the_truth(logit_space: str) -> None:
-    """ab, cd, abc and d look for theirs among a, b, ab, cd; among those that are as good, the cosine decides."""
+def test_true_labels_by_hand(logit_space: str) -> None:
+    """ab, cd, abc and d find their best among a, b, ab, cd; the cosine decides ties."""
     method = truthful(logit_space=logit_space)
     views = pair()
     e = method.embed(views._replace(row_B=views.row_B + 2))
@@ -346,7 +346,7 @@ def test_each_rank_looks_up_its_own_images(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.equal(method.classify(mine)[0], labels[part]), "keys are of the global batch, queries of a rank"
 
 
-def test_the_truth_is_no_part_of_the_method() -> None:
+def test_the_ground_truth_is_not_in_the_state_dict() -> None:
     method = truthful()
     assert method.state_dict().keys() == build(MoCo).state_dict().keys()
     method.truth_RC = None

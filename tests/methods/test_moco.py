@@ -59,7 +59,7 @@ def test_keys_come_from_the_second_view_and_the_key_encoder() -> None:
 
 
 def test_groups_hide_the_statistics_of_a_pair() -> None:
-    """With 2 groups and shuffled keys a query's embedding doesn't move with an image of the other group."""
+    """With 2 groups and shuffled keys, a query's embedding does not depend on images of the other group."""
     moco = build(MoCo, config({"bn_splits": 2}))
     views = pair(order=torch.tensor([0, 2, 1, 3]))
     changed = views._replace(query_BCHW=views.query_BCHW.clone(), key_BCHW=views.key_BCHW.clone())

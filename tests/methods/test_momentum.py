@@ -1,4 +1,4 @@
-"""The key encoder's moving average, and keys that are encoded in another order."""
+"""The key encoder's moving average, and shuffled batch norm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_key_encoder_moves_by_one_minus_m() -> None:
     assert torch.equal(online.weight, target)
 
 
-def test_it_stays_where_it_is_after_a_step_that_is_not_finite() -> None:
+def test_a_non_finite_step_does_not_move_the_key_encoder() -> None:
     online, key = nn.Linear(2, 2), nn.Linear(2, 2)
     before = key.weight.clone()
     update_key_encoder(online, key, 0.9, torch.tensor(False))
@@ -45,7 +45,7 @@ def test_momentum_never_falls() -> None:
     assert course == sorted(course) and course[1] - course[0] < course[50] - course[49]
 
 
-def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_step() -> None:
+def test_the_key_order_depends_on_seed_and_step() -> None:
     orders = [key_order(seed, step, 64) for seed, step in ((0, 0), (0, 1), (1, 0))]
     assert all(sorted(order.tolist()) == list(range(64)) for order in orders)
     assert torch.equal(orders[0], key_order(0, 0, 64))
@@ -54,21 +54,21 @@ def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_step() -> None:
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_shuffled_keys_come_back_in_order(splits: int) -> None:
-    """Each key equals what its own group's statistics give, by hand."""
+    """Each key is normalised by the statistics of its own group, computed by hand."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm2d(3)).double()
     split_batch_norm(net, splits)
     images = torch.randn(6, 3, 2, 2, dtype=torch.float64)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     g, z = shuffled(lambda x: (net(x).flatten(1), x.flatten(1)), images, order)
-    assert torch.equal(z, images.flatten(1)), "what depends on the image alone is in the queries' order"
+    assert torch.equal(z, images.flatten(1)), "values that depend only on the image are in the queries' order"
     for group in order.chunk(splits):
         mean, var = images[group].mean((0, 2, 3), keepdim=True), images[group].var((0, 2, 3), False, keepdim=True)
         expected = ((images[group] - mean) / (var + 1e-5).sqrt()).flatten(1)
         assert torch.allclose(g[group], expected, atol=1e-12)
 
 
-def test_no_order_is_the_order_of_the_queries() -> None:
+def test_without_an_order_keys_stay_in_the_order_of_the_queries() -> None:
     images = torch.randn(4, 3, 2, 2)
     g, _ = shuffled(lambda x: (x.flatten(1), x.flatten(1)), images, None)
     assert torch.equal(g, images.flatten(1))

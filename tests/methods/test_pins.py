@@ -1,6 +1,6 @@
-"""The losses of 50 steps with a fixed seed, for every switch: a refactoring must give them again.
+"""The losses of 50 steps with a fixed seed, for every switch: a refactoring must not change them.
 
-Float64, so that machines and versions agree in the digits compared. To write them anew, knowingly:
+Float64, so that machines and versions agree in the digits compared. To rewrite them on purpose:
 python -m tests.methods.test_pins
 """
 
@@ -111,7 +111,7 @@ VARIANTS: dict[str, tuple[type[Method[Any]], Pretrain]] = {
 
 
 def losses_of(kind: type[Method[Any]], chosen: Pretrain) -> list[float]:
-    """The loss of each step, on images that come again every 10 steps with new noise."""
+    """The loss of each step, on images that repeat every 10 steps with new noise."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
@@ -148,7 +148,7 @@ def test_fifty_steps_repeat(name: str) -> None:
 
 
 def test_every_switch_matters() -> None:
-    """No two variants are the same numbers, but for the one that must be MoCo-v2."""
+    """No two variants give the same numbers, except the one that must equal MoCo-v2."""
     pinned: dict[str, list[float]] = json.loads(FILE.read_text(encoding="utf-8"))
     assert pinned.keys() == VARIANTS.keys()
     assert pinned["mls none"] == pinned["moco"]

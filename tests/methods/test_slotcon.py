@@ -1,4 +1,4 @@
-"""SlotCon against a slow path of its own: one image, prototype and cell at a time, and nothing is packed."""
+"""SlotCon against a slow reference: one image, prototype and cell at a time, without packing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def scores_of(x_dhw: Tensor, prototypes_Kd: Tensor) -> Tensor:
 
 
 def slot_of(x_dhw: Tensor, scores_Khw: Tensor, k: int, temperature: float) -> Tensor:
-    """The mean of the cells weighted by how much they are of prototype k."""
+    """The mean of the cells, weighted by their assignment to prototype k."""
     share_hw = (scores_Khw[k] / temperature).exp() / (scores_Khw / temperature).exp().sum(0) + 1e-6
     total = sum(x_dhw[:, r, c] * share_hw[r, c] for r in range(SIDE) for c in range(SIDE))
     assert isinstance(total, Tensor)
@@ -87,12 +87,12 @@ def best(scores_Khw: Tensor) -> set[int]:
 
 
 def common(box: list[int], other: list[int]) -> list[tuple[int, int]]:
-    """Where what both crops show begins and ends in the image, along y and x."""
+    """Where the crops' common region begins and ends in the image, along y and x."""
     return [(max(box[d], other[d]), min(box[d] + box[d + 2], other[d] + other[d + 2])) for d in (0, 1)]
 
 
 def shown(scores_Khw: Tensor, box: list[int], other: list[int], mirrored: bool) -> list[Tensor]:
-    """The scores, bilinear, at the middles of the SIDE x SIDE cells of what both crops show."""
+    """The scores, bilinear, at the centres of the SIDE x SIDE cells of the common region."""
     ends, found = common(box, other), []
     for r in range(SIDE):
         for c in range(SIDE):
@@ -111,7 +111,7 @@ def shown(scores_Khw: Tensor, box: list[int], other: list[int], mirrored: bool) 
 
 
 def predicted(method: Any, rows: list[Tensor]) -> list[Tensor]:
-    """Predictions of a group's valid slots, of which alone batch norm sees something."""
+    """Predictions of a group's valid slots, the only ones that batch norm sees."""
     x = method.predictor.linears[0](torch.stack(rows))
     for norm, linear in zip(method.predictor.norms, method.predictor.linears[1:], strict=True):
         x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() * norm.weight + norm.bias
@@ -120,7 +120,7 @@ def predicted(method: Any, rows: list[Tensor]) -> list[Tensor]:
 
 
 def slow_losses(method: Any, made: Pair, splits: int = 1) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The losses, and how many slots there were of which kind."""
+    """The losses, and the number of slots of each kind."""
     chosen, size = method.config.slotcon, len(made.row_B)
     images = (made.query_BCHW, made.key_BCHW)
     student = [method.projector(last_map(method.backbone, x)) for x in images]
@@ -166,12 +166,12 @@ def slow_losses(method: Any, made: Pair, splits: int = 1) -> tuple[dict[str, Ten
 
 @pytest.mark.parametrize(("prototypes", "splits"), [(6, 1), (20, 1), (6, 2), (20, 2)])
 def test_losses_and_gradients_equal_those_of_the_slow_path(prototypes: int, splits: int) -> None:
-    """6 prototypes are fewer than the 9 cells, 20 more: then 9 places hold all slots in use."""
+    """6 prototypes are fewer than the 9 cells; 20 are more, and then 9 places hold all slots in use."""
     method = slotcon(prototypes, {"bn_splits": splits}, weight=0.3, slot_temperature=0.25)
     made = views()
     found = method.losses(method.embed(made))
     expected, counts = slow_losses(method, made, splits)
-    assert 10 < counts["valid"] < min(counts["teacher"], counts["student"]), "some slots are in use in one view alone"
+    assert 10 < counts["valid"] < min(counts["teacher"], counts["student"]), "some slots are in use in only one view"
     assert counts["teacher"] < 2 * len(BOXES) * min(prototypes, SIDE**2), "and some in none"
     for name, value in expected.items():
         exact(found[name], value)
@@ -186,8 +186,8 @@ def test_losses_and_gradients_equal_those_of_the_slow_path(prototypes: int, spli
 
 
 @pytest.mark.parametrize("prototypes", [9, 20])
-def test_an_image_may_use_a_prototype_a_cell(prototypes: int) -> None:
-    """Then all places are taken: the first 9 prototypes are the cells of an image."""
+def test_an_image_may_use_one_prototype_per_cell(prototypes: int) -> None:
+    """All places are taken if the first 9 prototypes are the cells of an image."""
     method, made = slotcon(prototypes), views()
     with torch.no_grad():
         cells_Sd = method.key_projector(last_map(method.key_backbone, made.key_BCHW))[0].flatten(1).T
@@ -224,7 +224,7 @@ def test_pooled_slots_in_plain_python() -> None:
             assert slots[i, k].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_prototype_is_in_use_where_it_is_the_best_of_some_cell() -> None:
+def test_a_prototype_is_in_use_if_it_is_the_best_of_some_cell() -> None:
     scores = torch.randn(7, 5, 2, 2)
     expected = [[k in best(image) for k in range(5)] for image in scores]
     assert in_use(scores).tolist() == expected
@@ -272,7 +272,7 @@ def test_the_slot_loss_in_plain_python_as_a_later_rank_sees_it(dtype: torch.dtyp
 
 
 def finite_gradients(method: Any, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a backward; all losses and gradients are numbers."""
+    """Gradients of a backward; all losses and gradients must be finite."""
     method.zero_grad()
     losses["loss"].backward()
     assert all(value.isfinite() for value in losses.values())
@@ -281,7 +281,7 @@ def finite_gradients(method: Any, losses: dict[str, Tensor]) -> dict[str, Tensor
     return found
 
 
-def test_an_image_without_a_common_region_counts_for_slots_alone() -> None:
+def test_an_image_without_a_common_region_counts_only_for_slots() -> None:
     method, made = slotcon(), views()
     e = method.embed(made)
     assert e.overlaps_B.tolist() == [i != DISJOINT for i in range(len(BOXES))]
@@ -297,7 +297,7 @@ def test_an_image_without_a_common_region_counts_for_slots_alone() -> None:
     assert all(torch.equal(losses[name], others[name]) for name in losses)
 
 
-def test_a_batch_without_any_common_region_has_slots_alone() -> None:
+def test_a_batch_without_any_common_region_has_only_the_slot_loss() -> None:
     method, made = slotcon(), views()
     boxes = torch.tensor(BOXES[DISJOINT])[:, None].repeat(1, len(BOXES), 1)
     losses = method(made._replace(boxes_VB4=boxes))
@@ -317,7 +317,7 @@ def without_common_slots(splits: int) -> Any:
 
 
 @pytest.mark.parametrize("splits", [1, 2])
-def test_a_batch_without_common_slots_has_grouping_alone(splits: int) -> None:
+def test_a_batch_without_common_slots_has_only_the_grouping_loss(splits: int) -> None:
     method = without_common_slots(splits)
     losses = method(views())
     assert not any(direction.valid_BM.any() for direction in method.embedded.directions)
@@ -327,8 +327,8 @@ def test_a_batch_without_common_slots_has_grouping_alone(splits: int) -> None:
     assert all(torch.count_nonzero(g) == 0 for name, g in found.items() if name.startswith("predictor"))
 
 
-def test_a_fresh_predictor_bears_slots_that_do_not_count() -> None:
-    """Its biases are 0, so that what is not valid predicts exactly 0, which has no direction."""
+def test_a_fresh_predictor_copes_with_invalid_slots() -> None:
+    """Its biases are 0, so an invalid slot predicts exactly 0, which has no direction."""
     method = slotcon(20)
     with torch.no_grad():
         for name, p in method.predictor.named_parameters():
@@ -342,7 +342,7 @@ def test_a_fresh_predictor_bears_slots_that_do_not_count() -> None:
 # ------------------------------------------------------------------------------- teacher and centre
 
 
-def test_gradients_reach_the_student_alone() -> None:
+def test_only_the_student_gets_gradients() -> None:
     method = slotcon()
     losses = method(views())
     e = method.embedded
@@ -365,7 +365,7 @@ def test_each_term_trains_what_it_reads() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "momentum"), [(0.0, 0.99), (4.0, 0.995), (8.0, 1.0)])
-def test_the_teacher_follows_ever_slower(epoch: float, momentum: float) -> None:
+def test_the_teachers_momentum_rises_to_1(epoch: float, momentum: float) -> None:
     method = slotcon()
     names = ("backbone.conv1.weight", "projector.6.weight", "prototypes.weight")
     before = {name: method.get_parameter(f"key_{name}").clone() for name in names}
@@ -398,12 +398,12 @@ def test_the_centre_follows_the_teachers_scores_after_the_loss(keep: float) -> N
     assert not torch.allclose(expected, before, atol=1e-3)
 
 
-def test_it_begins_without_a_centre() -> None:
+def test_the_centre_begins_at_0() -> None:
     chosen = config().model_copy(update={"slotcon": Slotcon(prototypes=6, hidden_dim=12, projection_dim=8)})
     assert torch.equal(build(SlotCon, chosen).centre_K, torch.zeros(6))
 
 
-def test_a_step_that_is_not_finite_moves_nothing() -> None:
+def test_a_non_finite_step_moves_nothing() -> None:
     method = slotcon()
     kept = ("key_", "centre_K", "dictionary")
     before = {n: v.clone() for n, v in method.state_dict().items() if n.startswith(kept) and "running" not in n}
@@ -418,7 +418,7 @@ def test_a_step_that_is_not_finite_moves_nothing() -> None:
 # ------------------------------------------------------------------------------------------ the log
 
 
-def test_what_the_log_gets() -> None:
+def test_the_log_sees_means_over_the_cells() -> None:
     """Means over the cells: of the first view by the student, of the second by the teacher."""
     method, made = slotcon(), views()
     e = method.embed(made)

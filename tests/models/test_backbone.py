@@ -26,7 +26,7 @@ def test_full_width_equals_torchvisions_network(name: str) -> None:
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_width_and_stem(name: str, stem: str) -> None:
+def test_width_and_stem_decide_the_dimensions(name: str, stem: str) -> None:
     config = Backbone(name=name, width=0.25, stem=stem)  # type: ignore[arg-type]
     net = build_backbone(config)
     images = torch.randn(2, 3, 64, 64)
@@ -37,7 +37,7 @@ def test_width_and_stem(name: str, stem: str) -> None:
     assert net(images).shape == (2, feature_dims(config)[-1])
 
 
-def test_saved_and_loaded_again(tmp_path: Path) -> None:
+def test_a_saved_backbone_loads_again(tmp_path: Path) -> None:
     config = Backbone(name="resnet18", width=0.125)
     net = build_backbone(config)
     save_backbone(net, tmp_path / "backbone.safetensors")

@@ -1,4 +1,4 @@
-"""Split batch norm is plain batch norm on each group, the masked one on what counts; running statistics are one vector.
+"""Split batch norm is plain batch norm of each group, masked batch norm that of the valid vectors.
 
 python -m tests.models.test_batchnorm FOLDER RANK        # one of two ranks of the test of synced statistics
 """
@@ -145,7 +145,7 @@ def test_evaluation_is_plain_batch_norm_for_any_batch() -> None:
     assert all(torch.equal(split.state_dict()[name], value) for name, value in before.items())
 
 
-def test_same_objects_and_state_dict_names() -> None:
+def test_splitting_keeps_objects_and_state_dict_names() -> None:
     net = network()
     names, parameters, modules = list(net.state_dict()), list(net.parameters()), list(net.modules())
     split_batch_norm(net, 4)
@@ -158,7 +158,7 @@ def test_same_objects_and_state_dict_names() -> None:
     assert [m.splits for m in net.modules() if isinstance(m, SplitBatchNorm2d)] == [2, 2, 2]
 
 
-def test_a_batch_that_the_groups_do_not_divide() -> None:
+def test_a_batch_that_the_groups_do_not_divide_is_an_error() -> None:
     net = network()
     split_batch_norm(net, 4)
     before = copy.deepcopy(net.state_dict())
@@ -170,14 +170,14 @@ def test_a_batch_that_the_groups_do_not_divide() -> None:
 
 
 @pytest.mark.parametrize("change", [{"momentum": None}, {"track_running_stats": False}])
-def test_what_has_no_moving_average_is_refused(change: dict[str, bool | None]) -> None:
+def test_norms_without_running_statistics_are_rejected(change: dict[str, bool | None]) -> None:
     norm = nn.BatchNorm2d(8, **change)  # type: ignore[arg-type]
     split_batch_norm(norm, 2)
     with pytest.raises(ValueError, match="needs running statistics and a momentum"):
         norm(torch.randn(6, 8, 2, 2))
 
 
-def test_channels_last_stays() -> None:
+def test_the_memory_format_stays() -> None:
     net = network(torch.float32)
     split_batch_norm(net, 3)
     x_BCHW = torch.randn(6, 8, 5, 5)
@@ -229,30 +229,22 @@ def test_running_statistics_are_read_and_written_in_order() -> None:
         running.write(torch.cat([kept, kept[:1]]))
 
 
-def test_running_statistics_survive_a_move() -> None:
+def test_running_statistics_survive_loading_and_splitting() -> None:
     net = network(torch.float32)
     running = RunningStatistics(net)
-    net.to(torch.float64)
-    assert running.read().dtype == torch.float64
-    running.write(torch.arange(32, dtype=torch.float64))
-    assert torch.equal(net.state_dict()["1.running_var"], torch.arange(8, 16, dtype=torch.float64))
+    net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+    split_batch_norm(net, 2)
+    running.write(torch.arange(32, dtype=torch.float32))
+    assert torch.equal(net.state_dict()["1.running_var"], torch.arange(8, 16, dtype=torch.float32))
 
 
-def test_a_module_without_batch_norm() -> None:
-    running = RunningStatistics(nn.Linear(2, 2))
-    assert running.read().shape == (0,)
-    running.write(running.read())
-    with pytest.raises(RuntimeError):
-        running.write(torch.zeros(1))
-
-
-def test_batches_that_do_not_count_are_taken_out_of_the_count() -> None:
-    """However often a step runs a norm."""
+def test_skipped_batches_are_not_counted() -> None:
+    """A step may run a norm any number of times."""
     net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(3))
     running = RunningStatistics(net)
     before = running.counts()
-    for norm, seen in zip(running.norms, (1, 2), strict=True):
-        norm.num_batches_tracked.add_(seen)  # type: ignore[union-attr]
+    for norm, seen in zip(net, (1, 2), strict=True):
+        norm.get_buffer("num_batches_tracked").add_(seen)
     running.uncount(torch.tensor(True), before)
     assert running.counts().tolist() == [1, 2]
     running.uncount(torch.tensor(False), before)
@@ -263,7 +255,7 @@ def test_batches_that_do_not_count_are_taken_out_of_the_count() -> None:
 
 IMAGES, PLACES, CHANNELS = 6, 5, 3
 VALID_BM = torch.tensor([[c == "x" for c in row] for row in ("x..x.", ".....", "xxxxx", ".x.x.", "..x.x", "x....")])
-"""Of any third or half of the images two vectors at least count."""
+"""At least two vectors of any third or half of the images are valid."""
 
 
 def masked(splits: int = 1) -> MaskedBatchNorm:
@@ -278,7 +270,7 @@ def masked(splits: int = 1) -> MaskedBatchNorm:
 
 
 def vectors() -> tuple[Tensor, Tensor]:
-    """Of each image with a mean and scale of its own, and as many weights of a loss."""
+    """Vectors with a different mean and scale for each image, and as many weights of a loss."""
     generator = torch.Generator().manual_seed(4)
     x_BMC, weight_BMC = torch.randn(2, IMAGES, PLACES, CHANNELS, generator=generator, dtype=torch.float64)
     return x_BMC * torch.arange(1, 7).view(-1, 1, 1) + torch.arange(6).view(-1, 1, 1), weight_BMC
@@ -286,7 +278,7 @@ def vectors() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("splits", [1, 2, 3])
 @pytest.mark.parametrize("everything", [False, True])
-def test_masked_is_plain_batch_norm_of_what_counts(splits: int, everything: bool) -> None:
+def test_masked_batch_norm_is_plain_batch_norm_of_the_valid_vectors(splits: int, everything: bool) -> None:
     (x_BMC, weight_BMC), norm = vectors(), masked(splits)
     valid_BM = torch.ones_like(VALID_BM) if everything else VALID_BM
     leaf, expected_leaf = x_BMC.clone().requires_grad_(), x_BMC.clone().requires_grad_()
@@ -333,7 +325,7 @@ def test_masked_keeps_the_dtype_and_computes_in_float32() -> None:
 
 
 def synced(folder: Path, rank: int) -> None:
-    """One of two ranks, with half of the images each: outputs and gradients into a file."""
+    """Run one of two ranks on its half of the images; write outputs and gradients to a file."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     (x_BMC, weight_BMC), norm = vectors(), masked()
     half = slice(3 * rank, 3 * rank + 3)
@@ -344,7 +336,7 @@ def synced(folder: Path, rank: int) -> None:
     dist.destroy_process_group()
 
 
-def test_on_two_ranks_the_statistics_are_those_of_all(tmp_path: Path) -> None:
+def test_masked_statistics_are_those_of_both_ranks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.models.test_batchnorm", str(tmp_path)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Other people's checkpoints: each layout loads in full, or says what is wrong."""
+"""Checkpoints from elsewhere: each layout loads in full; damaged ones are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mls.config.experiment import Backbone, Pretrain
 from mls.config.methods import Weights
 from mls.models.backbone import build_backbone
 from mls.models.foreign import load_weights, read_state, translate
-from mls.models.names import from_detectron2, to_detectron2
+from mls.models.names import to_detectron2
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import sha256
 
@@ -90,7 +90,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "text", "cut short", "bad safetensors"])
-def test_hostile_and_broken_files_are_refused(
+def test_hostile_and_broken_files_are_rejected(
     kind: str, state: dict[str, Tensor], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = in_tmp / ("w.safetensors" if kind == "bad safetensors" else "w.pth")
@@ -106,7 +106,7 @@ def test_hostile_and_broken_files_are_refused(
     assert not (in_tmp / "executed").exists()
 
 
-def test_another_file_or_none_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_different_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLS_WEIGHTS", str(tmp_path))
     config = Pretrain(method="weights", backbone=SHAPE, weights=Weights(file="w.pth", sha256="0" * 64))
     with pytest.raises(MlsError, match="MLS_WEIGHTS"):
@@ -117,13 +117,14 @@ def test_another_file_or_none_is_one_clear_error(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.bottom_up."])
-def test_detectron2s_names(tmp_path: Path, prefix: str) -> None:
-    """C5 may be in the heads; what is no part of the ResNet is not used."""
+def test_detectron2_checkpoints_load_under_any_prefix(tmp_path: Path, prefix: str) -> None:
+    """C5 may be in the heads; tensors outside the ResNet are not used."""
     net = build_backbone(SHAPE)
-    state = {f"{prefix}{to_detectron2(name)}": tensor for name, tensor in net.state_dict().items()}
-    if prefix == "backbone.":
-        moved = {name: f"roi_heads.{to_detectron2(name)}" for name in net.state_dict() if name.startswith("layer4")}
-        state = {moved.get(from_detectron2(name) or "", name): tensor for name, tensor in state.items()}
+    place = {"layer4": "roi_heads."} if prefix == "backbone." else {}
+    state = {
+        f"{place.get(name.split('.')[0], prefix)}{to_detectron2(name)}": tensor
+        for name, tensor in net.state_dict().items()
+    }
     torch.save({"model": {**state, "roi_heads.box_head.fc1.weight": torch.zeros(2)}}, tmp_path / "d2.pth")
     wanted = build_backbone(SHAPE).state_dict()
     found, named, unused = translate(read_state(tmp_path / "d2.pth"), wanted, tmp_path / "d2.pth")
@@ -131,7 +132,7 @@ def test_detectron2s_names(tmp_path: Path, prefix: str) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
 
 
-def test_another_methods_network_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+def test_a_different_network_is_rejected_with_what_it_holds(tmp_path: Path) -> None:
     torch.save(
         {"model": {"patch_embed.proj.weight": torch.zeros(2), "blocks.0.norm1.bias": torch.zeros(2)}},
         tmp_path / "vit.pth",

@@ -1,4 +1,4 @@
-"""Projectors and predictors: which layers they have, and what they begin as."""
+"""Projectors and predictors: their layers and their initialisation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def normalised(x_RC: Tensor) -> Tensor:
 
 
 def with_biases(module: nn.Module) -> None:
-    """Which begin as 0."""
+    """Biases, which begin as 0."""
     for layer in layers(module):
         assert layer.bias is not None
         nn.init.normal_(layer.bias)
@@ -81,7 +81,7 @@ def test_the_pixel_projector_by_hand() -> None:
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_the_slot_predictor_by_hand(splits: int) -> None:
-    """Each group's valid slots as one batch of vectors; the others are not seen."""
+    """The valid slots of each group are one batch of vectors; the others have no influence."""
     head, slots_BMd = SlotPredictor(4, 10).double(), torch.randn(4, 5, 4, dtype=torch.float64)
     split_batch_norm(head, splits)
     first, second, third = layers(head)

@@ -1,4 +1,4 @@
-"""A small plan whose data is there, and torch's global settings given back."""
+"""A small plan whose data artifact exists; torch's global settings are restored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def restore_torch() -> Iterator[None]:
 
 @pytest.fixture
 def plan(in_tmp: Path) -> Plan:
-    """9 steps of 8 images, 3 an epoch; the data is there."""
+    """9 steps of 8 images, 3 per epoch; the data artifact exists."""
     plan = plan_of(small())
     run_stage(plan, plan.stage("data")[0], mls.data.build_store.run)
     return plan

@@ -1,4 +1,4 @@
-"""How hard the terms pull, against differences on the sphere and by hand; looking changes nothing."""
+"""Gradients of the terms, against finite differences on the sphere and by hand; diagnosing changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mls.methods.method import Embedded
 from mls.methods.mls import MLS, multi_label_loss
 from mls.methods.moco import MoCo, info_nce
 from mls.methods.pseudo_labels import pseudo_labels
-from mls.train.diagnose import diagnose, gradients
+from mls.train.diagnostics import diagnose, gradients
 from tests.methods.support import TRUE, build, config, pair
 
 T, STEP = 0.2, 1e-5
@@ -76,7 +76,7 @@ def uninformed(method: MoCo, size: int = 4) -> Embedded:
     return replace(e, z_query_Bd=axes[1].expand(size, 8), z_key_Bd=axes[2].expand(size, 8))
 
 
-def test_at_cosine_0_by_hand() -> None:
+def test_gradients_at_cosine_0_by_hand() -> None:
     """InfoNCE: 12/13 of the softmax is on the entries. The literal: 9 halves push, 3 halves pull, over D."""
     mls = build(MLS)
     found = {name: float(value) for name, value in gradients(mls, uninformed(mls)).items()}
@@ -90,12 +90,12 @@ def test_at_cosine_0_by_hand() -> None:
     )
     prior = build(MLS, config(bias="prior", reduction="positives"))
     assert float(gradients(prior, uninformed(prior))["grad_ml"]) == pytest.approx(0, abs=1e-5), "in balance"
-    alone = {name: float(value) for name, value in gradients(mls, uninformed(mls, size=2)).items()}
-    assert alone == pytest.approx(found, rel=1e-5), "of an image, whatever the size of its batch"
+    smaller = {name: float(value) for name, value in gradients(mls, uninformed(mls, size=2)).items()}
+    assert smaller == pytest.approx(found, rel=1e-5), "an image's gradient does not depend on the batch size"
 
 
-def test_along_the_embedding_nothing_pulls() -> None:
-    """All entries are the query itself: the loss has a slope there, but only outwards."""
+def test_the_part_of_a_gradient_along_the_embedding_is_removed() -> None:
+    """All entries equal the query: the loss has a slope there, but only along the query."""
     mls = build(MLS)
     e = uninformed(mls)
     e = replace(e, z_query_Bd=torch.eye(8)[0].expand(4, 8), z_key_Bd=torch.eye(8)[0].expand(4, 8))
@@ -105,7 +105,7 @@ def test_along_the_embedding_nothing_pulls() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_under_no_grad_and_autocast_it_is_the_same_and_detached(autocast: bool) -> None:
+def test_gradients_are_the_same_under_no_grad_and_autocast(autocast: bool) -> None:
     mls = build(MLS)
     e = mls.embed(pair())
     expected = gradients(mls, e)
@@ -122,7 +122,7 @@ def test_under_no_grad_and_autocast_it_is_the_same_and_detached(autocast: bool) 
     [(MoCo, {}), (MLS, {"terms": "none"}), (MLS, {"logit_space": "backbone"})],
     ids=["moco", "no term", "g by Q_g"],
 )
-def test_a_term_that_does_not_read_z_has_no_pull(kind: type[MoCo], chosen: dict[str, Any]) -> None:
+def test_a_term_that_does_not_read_z_has_no_gradient(kind: type[MoCo], chosen: dict[str, Any]) -> None:
     method = build(kind, config(**chosen))
     e = method.embed(pair())
     assert list(gradients(method, e)) == ["grad_nce"]
@@ -130,11 +130,12 @@ def test_a_term_that_does_not_read_z_has_no_pull(kind: type[MoCo], chosen: dict[
     assert torch.equal(gradients(method, e)["grad_nce"], gradients(mls, mls.embed(pair()))["grad_nce"])
 
 
-def test_looking_changes_nothing() -> None:
+def test_diagnosing_changes_nothing() -> None:
     looked, undisturbed = build(MLS), build(MLS)
     losses, expected = looked(pair()), undisturbed(pair())
     state = {name: value.clone() for name, value in looked.state_dict().items()}
-    diagnose(looked, pair().row_B, None)
+    values = diagnose(looked, pair().row_B, None)
+    assert not any(value.requires_grad for value in values.values())
     assert all(parameter.grad is None for parameter in looked.parameters())
     assert all(torch.equal(state[name], value) for name, value in looked.state_dict().items())
     again = looked.losses(looked.embedded)
@@ -145,8 +146,8 @@ def test_looking_changes_nothing() -> None:
         assert (one.grad is None) == (other.grad is None) and (one.grad is None or torch.equal(one.grad, other.grad))
 
 
-def test_after_the_backward_too() -> None:
-    """The loop looks when the step's graph is gone."""
+def test_diagnosing_works_after_the_backward() -> None:
+    """The loop diagnoses after the backward, when the step's graph is freed."""
     mls = build(MLS)
     before = gradients(mls, mls.embed(pair()))
     mls(pair())["loss"].backward()
@@ -158,7 +159,7 @@ def test_after_the_backward_too() -> None:
     assert grads and all(torch.equal(a, b) for a, b in zip(grads, after, strict=True))
 
 
-def test_the_mean_of_the_queue_is_of_keys_alone() -> None:
+def test_queue_mean_counts_only_keys() -> None:
     moco = build(MoCo)
     moco(pair())
     assert diagnose(moco, pair().row_B, None)["queue_mean"].isnan(), "no key yet"
@@ -169,8 +170,8 @@ def test_the_mean_of_the_queue_is_of_keys_alone() -> None:
     assert float(diagnose(moco, pair().row_B, None)["queue_mean"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_agreement_of_the_truth_is_that_of_its_own_labels() -> None:
-    """Every image finds its own key of the step before, and that key's class twin; neighbours by g need not."""
+def test_agreement_is_1_with_true_labels() -> None:
+    """With true labels each query's positives share its class; its neighbours by g need not."""
     labels_RC = torch.zeros(108, 2, dtype=torch.bool)
     labels_RC[[100, 102, 104, 106], 0] = labels_RC[[101, 103, 105, 107], 1] = True
     found = {}

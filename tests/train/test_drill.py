@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "M
 
 
 @pytest.mark.parametrize(("run", "kills"), [("mls", 6), ("slotcon", 2)])
-def test_kills_change_nothing(in_tmp: Path, run: str, kills: int) -> None:
+def test_killed_runs_end_with_the_same_bytes(in_tmp: Path, run: str, kills: int) -> None:
     execution = {**SMALL["execution"], "checkpoint_every": 7}
     with Path("small.yaml").open("w") as file:
         YAML().dump(with_peers(pretrain={**SMALL["pretrain"], "epochs": 15 * kills}, execution=execution), file)

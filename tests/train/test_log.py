@@ -1,4 +1,4 @@
-"""Curves hold each row once and in order, wherever they are shown, and whenever the process was killed."""
+"""Curves and trackers show each row once and in order, even if the process was killed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def shown(tracker: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def assert_shows(tracker: str, folder: Path, rows: list[Row]) -> None:
     found = shown(tracker, folder)
-    assert set(found) == {"loss", "lr", "knn"}, "the step is no curve"
+    assert set(found) == {"loss", "lr", "knn"}, "the step is not a curve"
     for name, points in found.items():
         steps, values = zip(*points, strict=True)
         wanted_steps, wanted = zip(*expected(rows, name), strict=True)
@@ -66,7 +66,7 @@ def assert_shows(tracker: str, folder: Path, rows: list[Row]) -> None:
 # ------------------------------------------------------------------------------------------ the file
 
 
-def test_csv(tmp_path: Path) -> None:
+def test_curves_are_csv_with_six_digits(tmp_path: Path) -> None:
     rows = [
         {"step": 1234567, "loss": 1 / 3, "knn": NAN},
         {"step": 1234587, "loss": 12345678.0, "late": 1e-9},
@@ -79,7 +79,7 @@ def test_csv(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["curves.csv"]
 
 
-def test_the_live_file_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_file_is_updated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     file = tmp_path / "curves.csv"
@@ -98,7 +98,7 @@ def test_the_live_file_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert curves.rows == [first, second, third, fourth]
 
 
-def test_other_ranks_only_gather(tmp_path: Path) -> None:
+def test_other_ranks_only_collect_rows(tmp_path: Path) -> None:
     with Curves(tmp_path, ["tensorboard", "dvclive"], write=False) as curves:
         for row in rows_until(30):
             curves.add(row)
@@ -163,7 +163,7 @@ def test_no_row_comes_twice_after_a_kill(tracker: str, resumed_at: int, tmp_path
 
 
 def test_tensorboard_itself_reads_it_after_a_kill(tmp_path: Path) -> None:
-    """Also one that watched while the process was killed and resumed."""
+    """Also a TensorBoard that was watching while the process was killed and resumed."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with Curves(tmp_path, ["tensorboard"]) as curves:
         for row in rows_until(90):
@@ -190,7 +190,7 @@ def test_a_tracker_may_be_added_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_writer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_writers_thread_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard writes in a thread of its own."""
     writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
 
@@ -203,12 +203,12 @@ def test_a_writer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("place", ["no repository", "git", "git and dvc", "dvc exp run"])
-def test_dvclive_leaves_everything_else_alone(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvclive_touches_neither_git_nor_dvc(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No commit, nothing staged, no dvc.yaml, no .dvc, no network, even where a token for DVC Studio is set."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -269,7 +269,7 @@ def test_tensorboard_must_be_installed_before_the_training(tmp_path: Path, monke
         pass
 
 
-def test_nothing_is_imported_unasked() -> None:
+def test_trackers_are_imported_only_if_chosen() -> None:
     code = (
         "import sys, mls.train.log as m; m.Curves(m.Path(), []); print({'dvclive', 'tensorboard'} & set(sys.modules))"
     )

@@ -1,4 +1,4 @@
-"""Resume equals an undisturbed run, byte for byte; interruptions save; bad losses stop."""
+"""Resuming gives the same bytes as an undisturbed run; signals save; non-finite steps change nothing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, how: signal.Signals = si
     ("run", "step"),  # in mid-epoch, and at an epoch's end
     [*((run, step) for run in ("mls", "moco-v2") for step in (1, 4, 6)), *((run, 4) for run in PEERS)],
 )
-def test_resume_equals_an_undisturbed_run(plan: Plan, run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_gives_the_same_bytes(plan: Plan, run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(with_peers())
     job = job_of(plan, run)
     run_stage(plan, job, mls.train.pretrain.run)
@@ -75,7 +75,7 @@ def test_resume_equals_an_undisturbed_run(plan: Plan, run: str, step: int, monke
     assert not list(job.work.glob("checkpoint*")), "the artifact has the final state"
 
 
-def test_workers_change_nothing(plan: Plan) -> None:
+def test_the_number_of_workers_changes_nothing(plan: Plan) -> None:
     job = job_of(plan, "mls")
     run_stage(plan, job, mls.train.pretrain.run)
     expected = contents(job)
@@ -87,7 +87,7 @@ def test_workers_change_nothing(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGUSR1])
-def test_other_signals_save_too(plan: Plan, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stop_signal_saves(plan: Plan, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(3, monkeypatch, how)
     with pytest.raises(Interrupted, match=how.name):
         run_stage(plan, job_of(plan, "mls"), mls.train.pretrain.run)
@@ -95,7 +95,7 @@ def test_other_signals_save_too(plan: Plan, how: signal.Signals, monkeypatch: py
     assert state["step"] == 3
 
 
-def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = job_of(plan, "mls")
@@ -120,7 +120,7 @@ def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize(("run", "part"), [("mls", "backbone"), ("byol", "backbone"), ("slotcon", "key_backbone")])
-def test_the_result_is_the_network_that_its_authors_transfer(plan: Plan, run: str, part: str) -> None:
+def test_the_artifact_holds_the_network_that_its_authors_transfer(plan: Plan, run: str, part: str) -> None:
     job = job_of(plan_of(with_peers()), run)
     run_stage(plan_of(with_peers()), job, mls.train.pretrain.run)
     state = torch.load(job.path / "checkpoint.pt", weights_only=True)["method"]
@@ -134,7 +134,7 @@ OWN = {
     "byol": ("predictor.0.weight", "key_projector.1.running_mean"),
     "slotcon": ("centre_K", "key_prototypes.weight", "predictor.norms.0.weight"),
 }
-"""What a method keeps that the others do not: it must be in the state, and change."""
+"""State that only this method has: it must be in the checkpoint, and change."""
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> None:
@@ -165,10 +165,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> N
         ("slotcon", "gradient", 0),
     ],
 )
-def test_a_step_that_is_not_finite_changes_nothing(
+def test_a_non_finite_step_changes_nothing(
     plan: Plan, run: str, how: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights, optimiser, key encoder, all that the method keeps and running statistics after it are those before."""
+    """Weights, optimiser state, key encoder, dictionaries and running statistics stay the same."""
     poison(monkeypatch, step, how=how)
     states: list[dict[str, torch.Tensor]] = []
     original = loop.Trainer._train_step
@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
         assert "nan" not in line and "inf," not in line
 
 
-def test_too_many_of_them_fail_the_run_and_keep_the_last_checkpoint(
+def test_too_many_non_finite_steps_fail_the_run_and_keep_the_last_checkpoint(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, 3, 5, 6)
@@ -252,7 +252,7 @@ def test_curves_average_their_window(plan: Plan, monkeypatch: pytest.MonkeyPatch
     job = job_of(plan, "moco-v2")
     run_stage(plan, job, mls.train.pretrain.run)
     rows = [line.split(",") for line in (job.path / "curves.csv").read_text().splitlines()[1:]]
-    assert [int(row[0]) for row in rows] == [2, 3, 4, 6, 8, 9], "every 2 steps, and where the kNN judges"
+    assert [int(row[0]) for row in rows] == [2, 3, 4, 6, 8, 9], "every 2 steps, and at each online kNN"
     windows = (seen[:2], seen[2:3], seen[3:4], seen[4:6], seen[6:8], seen[8:])
     for row, window in zip(rows, windows, strict=True):
         assert float(row[3]) == pytest.approx(sum(window) / len(window), rel=1e-5)
@@ -262,7 +262,7 @@ def with_truth() -> Plan:
     return plan_of(small(runs={"mls": {}, "truth": {"mls": {"label_space": "truth"}}}))
 
 
-def test_labels_of_the_truth_agree_more_often(plan: Plan) -> None:
+def test_true_labels_agree_more_often(plan: Plan) -> None:
     found = {}
     plan = with_truth()
     for run in ("mls", "truth"):
@@ -274,7 +274,7 @@ def test_labels_of_the_truth_agree_more_often(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["all labels", "some labels"])
-def test_labels_of_the_truth_need_labels(plan: Plan, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_space_truth_needs_labels(plan: Plan, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     labels, split = ImageStore.labels, ImageStore.split
     if lacking == "all labels":
         monkeypatch.setattr(ImageStore, "labels", lambda self, rows: np.zeros_like(labels(self, rows)))
@@ -286,7 +286,7 @@ def test_labels_of_the_truth_need_labels(plan: Plan, lacking: str, monkeypatch: 
     run_stage(plan, job_of(plan, "mls"), mls.train.pretrain.run)
 
 
-def test_random_weights_are_those_of_their_seed(plan: Plan) -> None:
+def test_random_weights_depend_on_the_seed_only(plan: Plan) -> None:
     job = job_of(plan, "random")
     run_stage(plan, job, mls.train.pretrain.run)
     first = contents(job)
@@ -298,7 +298,7 @@ def test_random_weights_are_those_of_their_seed(plan: Plan) -> None:
     assert contents(job_of(other, "random"))["backbone.safetensors"] != first["backbone.safetensors"]
 
 
-def test_a_batch_larger_than_the_dataset_is_a_clear_error(plan: Plan) -> None:
+def test_a_batch_larger_than_the_dataset_is_an_error(plan: Plan) -> None:
     big = plan_of(small(pretrain={**SMALL["pretrain"], "batch_size": 26}))
     with pytest.raises(MlsError, match=r"pretrain\.batch_size 26 is more than the 24 train images"):
         run_stage(big, job_of(big, "mls"), mls.train.pretrain.run)

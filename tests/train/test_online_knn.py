@@ -1,4 +1,4 @@
-"""The online kNN against loops and hand-made neighbours; it leaves no trace in what it evaluates."""
+"""The online kNN against loops and hand-made neighbours; scoring changes nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make(
 
 
 class MeanColour(nn.Module):
-    """Features are the picture's mean colour, 0 to 1, after taking normalisation back."""
+    """Features are the picture's mean colour, 0 to 1, with the normalisation undone."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         assert not self.training
@@ -128,7 +128,7 @@ def test_the_nearest_entry_decides_by_its_images_labels(tmp_path: Path, multi_la
     assert wrong == (pytest.approx(1 / 3) if multi_label else 0)
 
 
-def test_random_entries_have_no_vote(tmp_path: Path) -> None:
+def test_random_entries_do_not_vote(tmp_path: Path) -> None:
     knn = OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU)
     g = torch.eye(3).repeat(30, 1)
     row = torch.full((90,), -1)
@@ -170,7 +170,7 @@ def real_backbone() -> ResNet:
     return net
 
 
-def test_no_trace_is_left(tmp_path: Path) -> None:
+def test_scoring_changes_nothing(tmp_path: Path) -> None:
     store = noisy(tmp_path / "store", multi_label=True)
     net = real_backbone()
     g, row = F.normalize(torch.randn(50, 64), dim=1), torch.arange(-10, 40)
@@ -192,7 +192,7 @@ def test_no_trace_is_left(tmp_path: Path) -> None:
     net(torch.rand(4, 3, SIDE, SIDE)).sum().backward()  # and it still trains
 
 
-def test_flags_come_back_after_an_error(tmp_path: Path) -> None:
+def test_training_mode_is_restored_after_an_error(tmp_path: Path) -> None:
     knn = OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU)
     net = real_backbone()
     flags = [part.training for part in net.modules()]
@@ -215,7 +215,7 @@ def test_it_works_under_autocast_and_deterministic_algorithms(tmp_path: Path) ->
         torch.use_deterministic_algorithms(False)
 
 
-def test_features_that_are_not_finite_have_no_score(tmp_path: Path) -> None:
+def test_non_finite_features_have_no_score(tmp_path: Path) -> None:
     knn = OnlineKnn(hand_made(tmp_path / "store"), SIDE, CPU)
     net = real_backbone()
     for parameter in net.parameters():
@@ -249,7 +249,7 @@ UNAVAILABLE: dict[str, tuple[list[Picture], int]] = {
 
 @pytest.mark.parametrize("why", UNAVAILABLE)
 @pytest.mark.parametrize("multi_label", [True, False])
-def test_unavailable_is_nan_and_never_an_error(tmp_path: Path, why: str, multi_label: bool) -> None:
+def test_without_labels_the_score_is_nan(tmp_path: Path, why: str, multi_label: bool) -> None:
     images, classes = UNAVAILABLE[why]
     knn = OnlineKnn(make(tmp_path / "store", images, classes=classes, multi_label=multi_label), SIDE, CPU)
     assert knn.available is False

@@ -25,7 +25,7 @@ GOOD = torch.tensor(True)
 
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What torch leaves uninitialised must not matter; zeros by luck would hide it."""
+    """Fill memory that torch leaves uninitialised: it must not matter, and zeros by luck would hide that."""
     before = torch.are_deterministic_algorithms_enabled()
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
@@ -52,7 +52,7 @@ def set_gradients(params: list[nn.Parameter], step: int) -> None:
 
 
 def train(params: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: list[int]) -> None:
-    """One step per number; the gradients are a function of it, the learning rate falls with it."""
+    """Take one step per number; it decides the gradients and the learning rate."""
     for step in steps:
         set_gradients(params, step)
         for group in optimizer.param_groups:
@@ -73,7 +73,7 @@ def assert_same(a: list[nn.Parameter], b: list[nn.Parameter]) -> None:
 @pytest.mark.parametrize("bad_at", [0, 2])
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_masked_step_never_happened(name: Name, momentum: float, bad_at: int, poison: float) -> None:
+def test_a_masked_step_changes_nothing(name: Name, momentum: float, bad_at: int, poison: float) -> None:
     params, expected = parameters(), parameters()
     optimizer = build_optimizer(params, config(name, momentum=momentum))
     undisturbed = build_optimizer(expected, config(name, momentum=momentum))
@@ -124,7 +124,7 @@ def test_sgds_zeroed_buffers_change_no_bit() -> None:
     assert_same(params, expected)
 
 
-def test_adamw_is_torchs_and_decays_weights_alone() -> None:
+def test_adamw_is_torchs_and_decays_only_weights() -> None:
     params, expected = parameters(torch.float64), parameters(torch.float64)
     groups: list[dict[str, Any]] = [{"params": expected[:2]}, {"params": expected[2:], "weight_decay": 0.0}]
     plain = torch.optim.AdamW(groups, 0.1, (0.8, 0.999), weight_decay=0.05, foreach=False, fused=False)
@@ -135,7 +135,7 @@ def test_adamw_is_torchs_and_decays_weights_alone() -> None:
 
 
 @pytest.mark.parametrize("weight_decay", [0.05, 0.0])
-def test_lars_is_its_formula(weight_decay: float) -> None:
+def test_lars_equals_its_formula(weight_decay: float) -> None:
     weight = nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64))
     bias = nn.Parameter(torch.tensor([0.3, -0.7], dtype=torch.float64))
     optimizer = build_optimizer([weight, bias], config("lars", weight_decay=weight_decay))
@@ -158,7 +158,7 @@ def test_lars_is_its_formula(weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_state_goes_on_bit_for_bit(name: Name) -> None:
+def test_a_loaded_state_continues_bit_for_bit(name: Name) -> None:
     expected = parameters()
     train(expected, build_optimizer(expected, config(name)), list(range(5)))
 

@@ -19,7 +19,7 @@ def test_without_warmup_it_is_half_a_cosine_from_lr_to_zero() -> None:
     assert rates[100] == pytest.approx(0, abs=1e-12)
 
 
-def test_warmup_rises_evenly_and_the_cosine_takes_the_rest() -> None:
+def test_warmup_rises_linearly_and_the_cosine_follows() -> None:
     config = Optimizer(lr=0.5, warmup_epochs=1.6)  # of 5 steps: 8 steps
     rates = [warmup_cosine(step, 40, 5, config) for step in range(41)]
     assert rates[:8] == pytest.approx([0.5 * n / 9 for n in range(1, 9)])
@@ -27,7 +27,7 @@ def test_warmup_rises_evenly_and_the_cosine_takes_the_rest() -> None:
     assert rates[8:] == [warmup_cosine(step, 32, 5, Optimizer(lr=0.5)) for step in range(33)]
 
 
-def test_part_of_a_step_is_rounded() -> None:
+def test_warmup_is_rounded_to_whole_steps() -> None:
     for epochs, peak in ((0.24, 0), (0.26, 1), (0.29, 1), (0.76, 2)):
         config = Optimizer(lr=1.0, warmup_epochs=epochs)
         assert [warmup_cosine(step, 20, 2, config) for step in range(20)].index(1.0) == peak

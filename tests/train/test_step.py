@@ -1,4 +1,4 @@
-"""What one step does and does not do, and what the log says of it."""
+"""One training step never waits for the device; memory formats and compilation agree; what is logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READS = (
 
 
 class HostReads(TorchDispatchMode):
-    """Names what reads a tensor's value, or the size of a result, on the host: on a GPU each would wait for it."""
+    """Record each read of a tensor's value, or of a result's size, on the host: on a GPU each would wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_no_step_waits_for_the_gpu(plan: Plan, run: str) -> None:
 
 @pytest.mark.parametrize("run", ["mls", *PEERS])
 def test_compiled_encoders_train_as_eager_ones(plan: Plan, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the backend that only captures: the same losses, and the same names in the state."""
+    """With a backend that only captures the graph: the same losses, and the same names in the state."""
     captured: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -89,7 +89,7 @@ def test_compiled_encoders_train_as_eager_ones(plan: Plan, run: str, monkeypatch
     assert trainers[0].method.state_dict().keys() == trainers[1].method.state_dict().keys()
 
 
-def test_layouts_agree(plan: Plan) -> None:
+def test_both_memory_formats_give_the_same_loss(plan: Plan) -> None:
     trainers = [
         trainer_of(plan_of(small(pretrain={**SMALL["pretrain"], "channels_last": chosen}))) for chosen in (False, True)
     ]

@@ -15,13 +15,15 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
 from mls.transfer.evaluate import coco_metrics
 from mls.transfer.instances import Instances
-from tests.data.test_build_store import make
-from tests.data.test_coco import make_coco
-from tests.data.test_voc import an_object, xml
-from tests.data.test_voc import root as voc_root  # noqa: F401 (a fixture)
+from tests.data.support import an_object, make, make_coco, make_voc_tree, xml
 from tests.transfer.conftest import make_record, write_records
 
 BOTH = ("box", "mask")
+
+
+@pytest.fixture
+def voc_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_voc_tree(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_crowds_are_not_trained_on(coco: ImageStore) -> None:
     assert len(Instances(coco, "train", masks=True)) < 9
 
 
-def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: Path) -> None:  # noqa: F811
+def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: Path) -> None:
     difficult = an_object("cat", (1, 1, 14, 14), "<difficult>1</difficult>")
     (voc_root / "VOC2007/Annotations/000009.xml").write_text(xml("000009", an_object(), difficult))
     sources.pin("voc", VocDataset(source="voc"), DATA_LOCK)

@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Clone:
-    """A working tree with a repository of its own; its params.yaml is a part of the micro experiment, see `new_clone`."""
+    """A working tree with a repository of its own; its params.yaml is a part of micro, see `new_clone`."""
 
     path: Path
 
@@ -141,8 +141,8 @@ class Clone:
 def new_clone(to: Path) -> Clone:
     """A new repository with the files that git tracks or would add here, as they are in the working tree.
 
-    Its params.yaml is micro with two runs and one probe: a stage costs seconds, mostly its start. `make micro` makes the
-    rest.
+    Its params.yaml is micro with two runs and one probe: each stage costs seconds, mostly its start. `make micro` makes
+    the rest.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True

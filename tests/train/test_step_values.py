@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mls.runtime.errors import MlsError
-from mls.train.window import Window
+from mls.train.step_values import Window
 
 CPU, TRUE = torch.device("cpu"), torch.tensor(True)
 
@@ -15,7 +15,7 @@ def scalars(**values: float) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in values.items()}
 
 
-def test_a_resumed_window_only_accepts_its_own_names() -> None:
+def test_a_resumed_window_rejects_other_names() -> None:
     saved = Window()
     saved.add(scalars(loss=1.0), TRUE)
     resumed, other = Window(), Window()

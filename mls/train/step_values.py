@@ -1,8 +1,8 @@
-"""Non-finite steps are skipped on the device; the host learns of them one step later, so it never blocks.
+"""What the host learns of the steps without waiting for the device: each step one step late, and means over steps.
 
 Whether a step's loss and gradient are finite is a flag on the device. The optimiser, the key encoder, the dictionary
-and the running statistics are masked by it there. The host reads the flag while the next step runs, counts it, and
-saves what is needed to reproduce the step.
+and the running statistics are masked by it there, so a non-finite step changes nothing. The host reads the flag while
+the next step runs, counts it, and saves what is needed to reproduce the step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mls.data.loader import ViewBatch
 from mls.runtime.checkpoint import save_checkpoint
+from mls.runtime.errors import MlsError
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,48 @@ def dump(late: LateStep, folder: Path, **facts: Any) -> Path:
     batch = {"rows": late.batch.rows_B, "boxes": late.batch.boxes_VB4, "draws": late.batch.draws_VBU}
     save_checkpoint({**facts, **batch, "step": late.step, "values": late.values, "rng": late.rng}, file)
     return file
+
+
+class Window:
+    """Means over the steps since the last row of the curves, kept on the device.
+
+    Values that are not finite and skipped steps do not count.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total_V: Tensor | None = None
+        self.count_V: Tensor | None = None
+
+    def add(self, values: dict[str, Tensor], finite: Tensor) -> None:
+        """Add one step's values, scalars on the device, without waiting for it.
+
+        Raises:
+            MlsError: the code that saved the checkpoint began the window with other names.
+        """
+        values_V = torch.stack([*values.values()])
+        if self.total_V is None or self.count_V is None:
+            self.names = [*values]
+            self.total_V, self.count_V = torch.zeros_like(values_V), torch.zeros_like(values_V)
+        elif [*values] != self.names:
+            raise MlsError("the checkpoint was saved by code that logs other values; remove the run's folder in work/")
+        counts_V = torch.isfinite(values_V) & finite
+        self.total_V += torch.where(counts_V, values_V, 0)
+        self.count_V += counts_V
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each value, NaN where no step counts, and start again. Waits for the device."""
+        if self.total_V is None or self.count_V is None:
+            return {}
+        means = (self.total_V / self.count_V).tolist()
+        self.total_V = self.count_V = None
+        return dict(zip(self.names, means, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return {"names": self.names, "total": self.total_V, "count": self.count_V}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what `state` returned."""
+        self.names = state["names"]
+        self.total_V, self.count_V = (None if v is None else v.to(device) for v in (state["total"], state["count"]))
