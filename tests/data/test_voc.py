@@ -26,7 +26,7 @@ from mls.pipeline.artifact import open_artifact
 from mls.pipeline.plan import DATA_LOCK, Job, Plan, make_plan, read_lock
 from mls.pipeline.runner import run_stage
 from mls.runtime.errors import MlsError
-from mls.transfer.instances import Instances
+from mls.transfer.instances import training_instances
 
 CONFIG = VocDataset(source="voc", val_share=0.25)
 WIDTH, HEIGHT = 40, 30
@@ -404,7 +404,7 @@ def test_the_artifact(root: Path, tmp_path: Path) -> None:
     truth = store.ground_truth("test")
     assert [(a["difficult"], a["iscrowd"]) for a in truth["annotations"]] == [(0, 0), (1, 0), (0, 0), (0, 0)]
     with pytest.raises(MlsError, match=r"holds no instances with masks; the task .instance. needs boxes"):
-        Instances(store, "train", masks=True)
+        training_instances(store, "train", masks=True)
     (tmp_path / "test.json").write_text(json.dumps(truth))
     coco = COCO(str(tmp_path / "test.json"))
     found = coco.loadRes(

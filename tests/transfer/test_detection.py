@@ -15,11 +15,10 @@ from mls.config.transfers import TorchvisionDetector
 from mls.data.image_store import ImageStore
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.train.finetune import finetune
-from mls.transfer.detection import TorchvisionDetection
-from mls.transfer.instances import Instances
+from mls.transfer.instances import training_instances
 from mls.transfer.interface import Given
-from mls.transfer.torchvision import build_detector
-from tests.transfer.conftest import make_record, write_records
+from mls.transfer.torchvision import TorchvisionDetection
+from tests.transfer.support import make_record, write_records
 
 
 def test_weights_are_loaded_and_counted(given: Given, task: TorchvisionDetector, log: list[str]) -> None:
@@ -49,12 +48,14 @@ def test_diverged_weights_are_refused(given: Given, task: TorchvisionDetector) -
 
 
 def test_blue_before_red_is_seen(given: Given, task: TorchvisionDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TorchvisionDetection.build
+
     def build(*args: Any) -> Any:
-        detector = build_detector(*args)
+        detector = original(*args)
         detector.transform.image_mean.reverse()
         return detector
 
-    monkeypatch.setattr("mls.transfer.detection.build_detector", build)
+    monkeypatch.setattr(TorchvisionDetection, "build", staticmethod(build))
     with pytest.raises(DeterministicError, match="the converted backbone gives different features: C2"):
         TorchvisionDetection(task, given)
 
@@ -88,8 +89,7 @@ def test_the_detectors_random_numbers_do_not_depend_on_the_comparison(given: Giv
 
 
 def test_instances_leave_out_crowds_and_empty_images(store: ImageStore) -> None:
-    instances = Instances(store, "train", masks=True)
-    assert instances.rows == list(range(7))
+    assert list(training_instances(store, "train", masks=True)) == list(range(7))
     assert len(store.split("train")) == 9
 
 

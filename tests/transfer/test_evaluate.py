@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,24 +19,11 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.runtime.errors import MlsError
 from mls.transfer import run_transfer
-from mls.transfer.detection import detections_to_coco
 from mls.transfer.evaluate import coco_metrics
-from mls.transfer.rescore import print_transfer_score
+from mls.transfer.torchvision import detections_to_coco
+from tests.transfer.support import perfect
 
 BOTH = ("box", "mask")
-
-
-def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations as predictions."""
-    results = []
-    for annotation in truth["annotations"]:
-        code = annotation["segmentation"]
-        if isinstance(code, list):
-            code = coco_mask.merge(coco_mask.frPyObjects(code, 40, 40))
-            code = {"size": code["size"], "counts": code["counts"].decode()}
-        kept = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        results.append({**kept, "score": 0.9, "segmentation": code})
-    return results
 
 
 def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +143,7 @@ def test_stage_repeats_byte_for_byte(
     assert header[0] == "step" and header[-1] == "lr" and "loss_mask" in header
 
 
-def test_scores_are_computed_anew_and_compared(
+def test_scores_are_computed_again_and_compared(
     store: ImageStore,
     config: Backbone,
     weights: Path,
@@ -170,7 +156,7 @@ def test_scores_are_computed_anew_and_compared(
     run_stage(store, config, weights, task.model_copy(update={"epochs": 10.0, "lr": 0.05}), execution, tmp_path / "a")
     out = tmp_path / "a" / "out"
     artifact = Artifact(out, {"files": {file.name: {} for file in out.iterdir()}})
-    print_transfer_score(task, store, artifact)
+    run_transfer.print_transfer_score(task, store, artifact)
     metrics = json.loads((out / "metrics.json").read_text())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{metrics['n_predictions']} predictions in 5 images of test, percent."
@@ -178,4 +164,4 @@ def test_scores_are_computed_anew_and_compared(
     assert lines[-1] == f"Agrees with {out / 'metrics.json'}."
     (out / "metrics.json").write_text(json.dumps(metrics | {"mask_AP": metrics["mask_AP"] + 0.1}))
     with pytest.raises(MlsError, match=r"says mask_AP = .*its predictions say"):
-        print_transfer_score(task, store, artifact)
+        run_transfer.print_transfer_score(task, store, artifact)

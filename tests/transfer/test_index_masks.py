@@ -15,9 +15,9 @@ from mls.data.image_store import IGNORE, ImageStore
 from mls.data.writer import Record, encode_mask
 from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
-from tests.transfer.conftest import CLASSES, make_record, write_records
 from tests.transfer.semantic_support import CLASSES as MASKED
 from tests.transfer.semantic_support import masked_record, painted, write_masked
+from tests.transfer.support import CLASSES, make_record, write_records
 
 BACKGROUND = len(CLASSES)
 

@@ -21,11 +21,11 @@ from tests.transfer.semantic_support import COLOURS, masked_store, tiny_task
 @pytest.fixture
 def samples(tmp_path: Path) -> Samples:
     store = masked_store(tmp_path / "masked")
-    return Samples(store, IndexMasks(store, "train"), tiny_task(), seed=1000)
+    return Samples(IndexMasks(store, "train"), tiny_task(), seed=1000)
 
 
 def with_task(samples: Samples, seed: int = 1000, **changes: Any) -> Samples:
-    return Samples(samples.store, samples.masks, tiny_task(**changes), seed)
+    return Samples(samples.masks, tiny_task(**changes), seed)
 
 
 def test_samples_repeat(samples: Samples) -> None:
@@ -40,8 +40,8 @@ def test_samples_repeat(samples: Samples) -> None:
 
 
 def test_samples_differ_between_epochs_rows_and_seeds(samples: Samples) -> None:
-    same_content = masked_store(samples.store.path.parent / "same", train=1, test=1, same=True)
-    rows = Samples(same_content, IndexMasks(same_content, "train+test"), samples.task, 1000)
+    same_content = masked_store(samples.masks.store.path.parent / "same", train=1, test=1, same=True)
+    rows = Samples(IndexMasks(same_content, "train+test"), samples.task, 1000)
     pairs = [
         [samples.load((0, False, epoch)) for epoch in range(8)],
         [with_task(samples, seed=seed).load((0, False, 0)) for seed in range(8)],
@@ -94,7 +94,7 @@ def test_scales_reach_from_least_to_greatest(samples: Samples) -> None:
         sides.append(width / 48)
     assert 0.75 <= min(sides) < 0.8 and 1.45 < max(sides) <= 1.51
     fixed, _ = with_task(samples, **task, scale=[1.0, 1.0]).load((0, False, 0))
-    assert torch.equal(fixed, samples.store.decode(0))
+    assert torch.equal(fixed, samples.masks.store.decode(0))
 
 
 def test_resize_rounds_as_mmcv() -> None:
@@ -192,6 +192,6 @@ def test_photometric_can_be_switched_off(samples: Samples) -> None:
     task: dict[str, Any] = {"scale": [1.0, 1.0], "crop": [32, 48]}
     assert isinstance(samples.task, SemanticTransfer) and samples.task.photometric
     plain, coloured = with_task(samples, photometric=False, **task), with_task(samples, **task)
-    assert all(torch.equal(plain.load((0, False, e))[0], samples.store.decode(0)) for e in range(8))
-    assert not all(torch.equal(coloured.load((0, False, e))[0], samples.store.decode(0)) for e in range(8))
+    assert all(torch.equal(plain.load((0, False, e))[0], samples.masks.store.decode(0)) for e in range(8))
+    assert not all(torch.equal(coloured.load((0, False, e))[0], samples.masks.store.decode(0)) for e in range(8))
     assert torch.equal(plain.load((0, False, 3))[1], coloured.load((0, False, 3))[1])

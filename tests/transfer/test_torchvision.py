@@ -7,12 +7,12 @@ import torch
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import TorchvisionDetector
-from mls.models.backbone import feature_maps
-from mls.transfer.torchvision import anchor_sizes, build_detector
+from mls.models.backbone import build_backbone, feature_maps
+from mls.transfer.torchvision import FIRST_STRIDE, TorchvisionDetection, anchor_sizes
 
 
 def test_everything_is_trained(config: Backbone, task: TorchvisionDetector) -> None:
-    detector = build_detector(config, task, num_classes=3)
+    detector = TorchvisionDetection.build(task, config, classes=3)
     assert all(parameter.requires_grad for parameter in detector.parameters())
     before = detector.backbone.body.bn1.running_mean.clone()
     target = {
@@ -36,17 +36,14 @@ def test_anchors_follow_the_image_size() -> None:
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 def test_strides_are_those_of_the_stem(stem: str) -> None:
-    from mls.models.backbone import build_backbone
-    from mls.transfer.torchvision import FIRST_STRIDE
-
     net = build_backbone(Backbone(name="resnet18", width=0.125, stem=stem))  # type: ignore[arg-type]
     sides = [m.shape[-1] for m in feature_maps(net.eval(), torch.zeros(1, 3, 64, 64)).values()]
     assert sides == [64 // (FIRST_STRIDE[stem] * 2**level) for level in range(4)]
 
 
 def test_bf16_is_for_the_pyramid_alone(config: Backbone, task: TorchvisionDetector) -> None:
-    bf16 = build_detector(config, task.model_copy(update={"precision": "bf16"}), num_classes=3).backbone.eval()
-    fp32 = build_detector(config, task, num_classes=3).backbone.eval()
+    bf16 = TorchvisionDetection.build(task.model_copy(update={"precision": "bf16"}), config, classes=3).backbone.eval()
+    fp32 = TorchvisionDetection.build(task, config, classes=3).backbone.eval()
     fp32.load_state_dict(bf16.state_dict())
     images = torch.rand(1, 3, 40, 40)
     half, full = bf16(images), fp32(images)
@@ -57,7 +54,7 @@ def test_bf16_is_for_the_pyramid_alone(config: Backbone, task: TorchvisionDetect
 
 
 def test_boxes_alone(config: Backbone, task: TorchvisionDetector) -> None:
-    detector = build_detector(config, task.model_copy(update={"kind": "detection"}), num_classes=3)
+    detector = TorchvisionDetection.build(task.model_copy(update={"kind": "detection"}), config, classes=3)
     target = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": torch.tensor([1])}
     losses = detector.train()([torch.rand(3, 40, 40)] * 2, [target] * 2)
     assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
