@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from mls.config.transfers import Detectron2Detector
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.transfer.detector import DetectorTask
-from mls.transfer.detectron2_model import NEW_PARTS, make_config, place
+from mls.transfer.detectron2_model import make_config, place
 from mls.transfer.evaluate import as_result, in_batches
 from mls.transfer.instances import polygons, run_lengths
 from mls.transfer.interface import Given
@@ -42,7 +42,13 @@ from mls.transfer.order import Planned, order_and_flips
 class Detectron2Detection(DetectorTask):
     """Mask R-CNN or Faster R-CNN of Detectron2."""
 
-    NEW = NEW_PARTS
+    NEW: ClassVar = {
+        "backbone.fpn_": "FPN",
+        "proposal_generator.": "RPN",
+        "roi_heads.res5.norm.": "extra norm",
+        "roi_heads.res5.": "",  # the ResNet's own last stage
+        "roi_heads.": "heads",
+    }
     model: Any
 
     def __init__(self, task: Detectron2Detector, given: Given) -> None:

@@ -30,15 +30,6 @@ ZOO = {
     ("detection", "c4"): "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
 }
 """Kind and architecture -> the file of the model zoo that a model starts from."""
-DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
-NEW_PARTS = {
-    "backbone.fpn_": "FPN",
-    "proposal_generator.": "RPN",
-    "roi_heads.res5.norm.": "extra norm",
-    "roi_heads.res5.": "",  # the ResNet's own last stage
-    "roi_heads.": "heads",
-}
-"""Name prefix -> the part of the detector that it belongs to."""
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -66,7 +57,7 @@ def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) 
     model.PIXEL_MEAN = [255 * value for value in MEAN]
     model.PIXEL_STD = [255 * value for value in STD]
     model.BACKBONE.FREEZE_AT = task.freeze_at
-    model.RESNETS.DEPTH = DEPTHS[backbone.name]
+    model.RESNETS.DEPTH = int(backbone.name.removeprefix("resnet"))
     model.RESNETS.NORM = norm
     model.RESNETS.STRIDE_IN_1X1 = False
     if backbone.name in ("resnet18", "resnet34"):

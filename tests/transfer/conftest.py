@@ -62,7 +62,7 @@ def execution() -> Execution:
 
 @pytest.fixture
 def log() -> list[str]:
-    """What was said to people."""
+    """Lines of the log."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""What the tests of Detectron2's detectors share; it must be installed."""
+"""Shared by the tests of Detectron2's detectors; it must be installed."""
 
 from __future__ import annotations
 

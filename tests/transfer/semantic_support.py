@@ -33,7 +33,7 @@ def painted(seed: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.u
 
 
 def masked_record(split: str, mask_HW: NDArray[np.uint8], with_mask: bool = True) -> Record:
-    """An image that shows each class in its colour (what is ignored looks like ground), without loss."""
+    """An image that shows each class in its colour (ignored pixels look like ground), lossless."""
     height, width = mask_HW.shape
     buffer = io.BytesIO()
     Image.fromarray(COLOURS[np.where(mask_HW == IGNORE, 0, mask_HW)]).save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""What the tests of transfer tasks share: a tiny store of coloured rectangles, perfect results, whole trainings."""
+"""Shared by the tests of transfer tasks: a tiny store of coloured rectangles, perfect results, whole trainings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_record(split: str, number: int, instances: int = 2, crowd: bool = False
 
 
 def make_store(out: Path, train: int = 7, test: int = 5) -> ImageStore:
-    """Write and open a store; train also has an image without instances and one with a crowd alone."""
+    """Write and open a store; train also has an image without instances and one with only a crowd."""
     records = [make_record("train", i) for i in range(train)]
     records += [make_record("train", 100, instances=0), make_record("train", 101, crowd=True)]
     records += [make_record("test", i) for i in range(test)]

@@ -1,4 +1,4 @@
-"""Names go there and back; nothing is lost in silence; another network is told from the same one."""
+"""Names convert both ways; no tensor is lost silently; a different network is detected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mls.transfer.export import export_backbone, maps_like_ours
 NAMES = list(build_backbone(Backbone(name="resnet50", width=0.125)).state_dict())
 
 
-def test_names_go_there_and_back() -> None:
+def test_names_convert_both_ways() -> None:
     converted = [to_detectron2(name) for name in NAMES]
     assert len(set(converted)) == len(NAMES) == 318
     assert [from_detectron2(name) for name in converted] == NAMES
@@ -41,18 +41,18 @@ def test_names_go_there_and_back() -> None:
         ("layer4.0.downsample.1.bias", "res5.0.shortcut.norm.bias"),
     ],
 )
-def test_names(ours: str, theirs: str) -> None:
+def test_names_in_detectron2(ours: str, theirs: str) -> None:
     assert to_detectron2(ours) == theirs
 
 
 @pytest.mark.parametrize("name", ["fc.weight", "layer1.0.conv1", "blocks.0.attn.qkv.weight"])
-def test_other_names(name: str) -> None:
+def test_names_of_other_networks_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="ResNets have no tensor"):
         to_detectron2(name)
 
 
 @pytest.mark.parametrize("name", ["roi_heads.box_head.fc1.weight", "backbone.fpn_output2.weight", "pixel_mean"])
-def test_what_is_not_of_the_resnet(name: str) -> None:
+def test_tensors_outside_the_resnet_have_no_name(name: str) -> None:
     assert from_detectron2(name) is None
 
 
@@ -94,9 +94,7 @@ def test_counters_need_no_place(log: list[str]) -> None:
         ({"body.0.weight": torch.zeros(3, 5)}, "6 of 7 tensors match; .* different shape: body.0.weight"),
     ],
 )
-def test_nothing_is_loaded_where_anything_is_wrong(
-    change: dict[str, Tensor | None], message: str, log: list[str]
-) -> None:
+def test_nothing_is_loaded_if_anything_is_wrong(change: dict[str, Tensor | None], message: str, log: list[str]) -> None:
     model = Larger()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {n: t for n, t in (state_of(model) | change).items() if t is not None}
@@ -105,13 +103,13 @@ def test_nothing_is_loaded_where_anything_is_wrong(
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_new_part_that_was_not_announced(log: list[str]) -> None:
+def test_an_undeclared_new_part_is_refused(log: list[str]) -> None:
     model = Larger()
     with pytest.raises(DeterministicError, match=r"missing: head.weight, head.bias"):
         load(model, state_of(model), {}, log.append)
 
 
-def test_a_part_of_the_backbone_among_new_ones(log: list[str]) -> None:
+def test_a_missing_part_of_the_backbone_is_not_taken_for_a_new_one(log: list[str]) -> None:
     model = Larger()
     state = {name: tensor for name, tensor in state_of(model).items() if not name.startswith("body.1")}
     with pytest.raises(DeterministicError, match=r"missing: body.1.weight"):
@@ -136,7 +134,7 @@ def test_equal_backbones_are_equal(net: nn.Module, store: ImageStore, log: list[
 
 
 @pytest.mark.parametrize("tensor", ["layer3.1.conv1.weight", "layer3.0.bn1.running_mean", "layer3.0.bn2.running_var"])
-def test_one_other_tensor_is_seen(net: nn.Module, store: ImageStore, log: list[str], tensor: str) -> None:
+def test_a_changed_tensor_is_detected(net: nn.Module, store: ImageStore, log: list[str], tensor: str) -> None:
     """Batch norms' statistics too, which a training would overwrite and an evaluation would not."""
     image = as_pretrained(first_pixels(store, 0))
     before = maps(net, image)
@@ -145,13 +143,13 @@ def test_one_other_tensor_is_seen(net: nn.Module, store: ImageStore, log: list[s
         prove(before, maps(net, image), log.append)
 
 
-def test_another_order_of_colours_is_seen(net: nn.Module, store: ImageStore, log: list[str]) -> None:
+def test_swapped_channels_are_detected(net: nn.Module, store: ImageStore, log: list[str]) -> None:
     image = as_pretrained(first_pixels(store, 0))
     with pytest.raises(DeterministicError, match=r"different features: C2"):
         prove(maps(net, image), maps(net, image.flip(1)), log.append)
 
 
-def test_the_tolerance_is_what_it_says(log: list[str]) -> None:
+def test_the_tolerance_is_exact(log: list[str]) -> None:
     one = torch.tensor([[1.0, -4.0]])
     prove([one], [one + 3.9 * TOLERANCE], log.append)
     with pytest.raises(DeterministicError, match="differs by"):
@@ -203,7 +201,7 @@ def test_export(form: str, name: str, resnet18: Path, tmp_path: Path, log: list[
         (Backbone(name="resnet34"), "timm", "a.pth", "does not fit resnet34"),
     ],
 )
-def test_what_can_not_be_exported(
+def test_impossible_exports_are_refused(
     config: Backbone, form: str, name: str, message: str, resnet18: Path, tmp_path: Path, log: list[str]
 ) -> None:
     with pytest.raises(MlsError, match=message):

@@ -36,7 +36,7 @@ def test_resumed_equals_uninterrupted(
     whole, history = live(TorchvisionDetection, task, given, execution, tmp_path / "whole")
 
     def interrupt() -> None:
-        raise KeyboardInterrupt  # nothing is saved any more: step 3's checkpoint is what is left
+        raise KeyboardInterrupt  # nothing more is saved: only step 3's checkpoint is left
 
     # a step that gets the signal is finished, then the state is saved
     step, stop, error = (2, terminate, Interrupted) if how == "signal" else (4, interrupt, KeyboardInterrupt)

@@ -1,4 +1,4 @@
-"""Detectron2's models start from the pretrained weights, train, and go on bit for bit.
+"""Detectron2's models start from the pretrained weights, train, and resume bit for bit.
 
 Skipped where Detectron2 is not installed; ``mls doctor`` says how to.
 """
@@ -72,7 +72,7 @@ def test_weights_are_loaded_and_counted(architecture: str, start: Given, log: li
 
 @pytest.mark.parametrize("tensor", ["layer4.1.bn2.running_mean", "layer3.0.conv1.weight", "bn1.weight"])
 @pytest.mark.parametrize("architecture", ["fpn", "c4"])
-def test_a_conversion_that_mixes_tensors_up_is_seen(
+def test_a_wrong_tensor_is_detected(
     architecture: str, tensor: str, start: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(file: Path) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def test_a_conversion_that_mixes_tensors_up_is_seen(
         Detectron2Detection(task_of(architecture=architecture), start)
 
 
-def test_blue_before_red_is_seen(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_channels_are_detected(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detectron2_model, "MEAN", MEAN[::-1])
     with pytest.raises(DeterministicError, match="different features: C2"):
         Detectron2Detection(task_of(), start)
@@ -155,9 +155,7 @@ def test_parts_beside_a_frozen_backbone_get_precise_statistics(
     assert moved and not any("bottom_up" in name for name in moved)
 
 
-def test_precise_statistics_are_of_as_many_images_by_the_linear_rule(
-    start: Given, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precise_statistics_use_as_many_images_at_any_batch_size(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     transfer = Detectron2Detection(task_of(batch_size=2, reference_batch=8, precise_bn=3), start)
     counted: list[int] = []
     monkeypatch.setattr(detectron2, "update_bn_stats", lambda model, batches, num_iters: counted.append(num_iters))
@@ -189,7 +187,7 @@ def test_batches_hold_wide_images_or_tall_ones(start: Given, tmp_path: Path) -> 
     assert all(epoch == list(range(6)) for epoch in epochs)
 
 
-def test_samples_follow_from_the_seed_alone(start: Given) -> None:
+def test_samples_depend_only_on_the_seed(start: Given) -> None:
     transfer = Detectron2Detection(task_of(), start)
     np.random.seed(1)
     first = transfer.load_sample((2, True, 5))

@@ -1,4 +1,4 @@
-"""Detections are scored as Detectron2 would, on VOC by its own rule; its checkpoints come and go.
+"""Scores equal those of Detectron2's evaluators, on VOC by its own rule; its checkpoints can be read and written.
 
 Skipped where Detectron2 is not installed; ``mls doctor`` says how to.
 """
@@ -97,7 +97,7 @@ def boxes(truth: dict[str, Any], difficult: bool) -> list[dict[str, Any]]:
     ]
 
 
-def test_voc_truth_scores_100_and_nothing_0(voc: ImageStore) -> None:
+def test_voc_truth_scores_100_and_no_results_0(voc: ImageStore) -> None:
     truth = voc.ground_truth("test")
     for difficult in (True, False):  # neither to be found nor a mistake to find
         results = boxes(truth, difficult)
@@ -145,7 +145,7 @@ def test_voc_boxes_keep_their_pixels(voc: ImageStore) -> None:
     assert (metrics["voc_AP"] < 100) == (lowest < 0.95)
 
 
-def test_voc_metrics_are_there(voc: ImageStore, start: Given, execution: Execution, tmp_path: Path) -> None:
+def test_voc_tasks_report_vocs_metrics(voc: ImageStore, start: Given, execution: Execution, tmp_path: Path) -> None:
     transfer = run(replace(start, store=voc), task_of(**PAPER["table 4"]), execution, tmp_path / "work")
     assert transfer.train_images == 8, "difficult objects are trained on"
     assert set(transfer.score([])) == {f"box_{n}" for n in ("AP", "AP50", "AP75", "APs", "APm", "APl")} | {

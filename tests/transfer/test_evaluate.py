@@ -43,7 +43,7 @@ def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str])
     assert json.dumps(truth, sort_keys=True) == before
 
 
-def test_nothing_scores_0(store: ImageStore) -> None:
+def test_no_results_score_0(store: ImageStore) -> None:
     metrics = coco_metrics(store.ground_truth("test"), [], BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == metrics["box_AP50"] == metrics["mask_APs"] == 0
     assert metrics["box_APm"] is None
@@ -59,7 +59,7 @@ def test_boxes_and_masks_are_scored_apart(store: ImageStore) -> None:
     assert metrics["mask_AP"] == pytest.approx(100)
 
 
-def test_same_as_pycocotools_own_way(store: ImageStore, tmp_path: Path) -> None:
+def test_scores_equal_those_of_pycocotools(store: ImageStore, tmp_path: Path) -> None:
     from pycocotools.cocoeval import COCOeval
 
     truth = store.ground_truth("test")
@@ -80,7 +80,7 @@ def test_same_as_pycocotools_own_way(store: ImageStore, tmp_path: Path) -> None:
     assert metrics["box_AP75"] == pytest.approx(100 * evaluation.stats[2])
 
 
-def test_to_coco() -> None:
+def test_detections_become_coco_results() -> None:
     masks = torch.zeros(1, 1, 8, 10)
     masks[0, 0, 2:5, 1:7] = 0.8
     found = {

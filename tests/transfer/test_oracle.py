@@ -1,4 +1,4 @@
-"""From a source's files through the data stage: its truth as predictions scores 100, class ids and crowds survive."""
+"""From a source's files to scores: its truth as predictions scores 100; class ids and crowds are kept."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_coco_truth_scores_100_and_class_ids_survive(coco: ImageStore) -> None:
     assert metrics["box_AP"] == metrics["mask_AP"] == pytest.approx(100)
     assert metrics["per_class"]["cat"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
     nothing = {"box_AP": None, "mask_AP": None}
-    assert metrics["per_class"]["car"] == metrics["per_class"]["toothbrush"] == nothing, "crowds alone, and nothing"
+    assert metrics["per_class"]["car"] == metrics["per_class"]["toothbrush"] == nothing, "only crowds; no annotation"
     moved = [{**result, "category_id": result["category_id"] % 3 + 1} for result in perfect(truth)]
     assert coco_metrics(truth, moved, BOTH)["box_AP"] == 0
     assert coco_metrics(truth, [], BOTH)["mask_AP"] == 0
 
 
-def test_what_lies_in_a_crowd_counts_neither_way(coco: ImageStore) -> None:
+def test_detections_in_a_crowd_count_neither_way(coco: ImageStore) -> None:
     truth = coco.ground_truth("test")
     crowd = next(annotation for annotation in truth["annotations"] if annotation["iscrowd"])
     own = next(a for a in truth["annotations"] if not a["iscrowd"] and a["image_id"] == crowd["image_id"])
@@ -101,7 +101,7 @@ def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: 
     assert json.dumps(truth) == json.dumps(store.ground_truth("test")), "nothing is written into it"
 
 
-def test_a_class_that_test_lacks_and_one_that_train_lacks(tmp_path: Path) -> None:
+def test_classes_that_occur_only_in_train_or_only_in_test(tmp_path: Path) -> None:
     """The first has no score and no part in the mean; the second is scored, and not found."""
     records = [make_record(split, number) for split in ("train", "test") for number in range(4)]
     for record in records:

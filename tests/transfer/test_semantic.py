@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from mls.config.experiment import Backbone, Execution
 from mls.data.image_store import IGNORE
 from mls.models.backbone import build_backbone, save_backbone
-from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
-from mls.train.finetune import finetune
 from mls.transfer.instances import decode_mask
 from mls.transfer.interface import Given
 from mls.transfer.semantic import SemanticTraining, pixels_to_coco
@@ -53,7 +51,7 @@ def test_a_backbone_that_was_dilated_wrongly_is_refused(masked: Given, monkeypat
         SemanticTraining(tiny_task(output_stride=8), masked)
 
 
-def test_what_cannot_be_trained_is_refused(masked: Given, tmp_path: Path) -> None:
+def test_impossible_trainings_are_refused(masked: Given, tmp_path: Path) -> None:
     with pytest.raises(MlsError, match="does not fit resnet18"):
         SemanticTraining(tiny_task(), replace(masked, config=Backbone(name="resnet18", width=0.25, stem="small")))
     with pytest.raises(MlsError, match=r"output_stride 32: .* 2, 4, 8, 16 pixels"):
@@ -91,7 +89,7 @@ def test_everything_is_trained_and_decayed(masked: Given, name: Any) -> None:
     assert (group["weight_decay"], group["momentum"]) == (5e-4, 0.9)
 
 
-def test_the_auxiliary_loss_reaches_the_third_stage_alone(masked: Given) -> None:
+def test_the_auxiliary_loss_trains_only_up_to_the_third_stage(masked: Given) -> None:
     training = SemanticTraining(tiny_task(), masked)
     training.model.train()
     training.losses(next(training.batches(range(1), 1)))["loss_aux"].backward()
@@ -206,12 +204,8 @@ def test_eight_images_are_learned_by_heart(given: Given, execution: Execution, t
     """mIoU above 50 on the images that it was trained on, after a few hundred steps."""
     task = tiny_task(iterations=240, batch_size=4, lr=0.03, crop=[32, 48], scale=[1.0, 1.25], head_channels=16)
     learner = replace(given, store=masked_store(tmp_path / "eight", train=8, test=8, same=True))
-    set_up(execution.device, execution.threads, given.seed)
     training = SemanticTraining(task, learner)
-    untrained = training.score(training.predict(1, "test"))
-    assert untrained["mIoU"] < 30
-    work = tmp_path / "work"
-    work.mkdir()
-    finetune(training, execution=execution, work=work, log=given.log, name="test")
+    assert training.score(training.predict(1, "test"))["mIoU"] < 30
+    training, _ = live(SemanticTraining, task, learner, execution, tmp_path / "work")
     metrics = training.score(training.predict(1, "test"))
     assert metrics["mIoU"] > 50 and metrics["aAcc"] > 70, metrics

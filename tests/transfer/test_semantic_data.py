@@ -61,7 +61,7 @@ def pure(image_CHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_image_and_mask_are_transformed_alike(samples: Samples, flip: bool) -> None:
-    """Where a pixel shows a class alone, all pixels that it was made of are that class's: so is its mask."""
+    """A pixel in a class's pure colour was made of pixels of that class, so its mask must say that class."""
     plain = with_task(samples, photometric=False)
     sizes, shares = set(), []
     for index in range(len(plain.masks)):
@@ -85,7 +85,7 @@ def test_flip_mirrors(samples: Samples) -> None:
     assert not torch.equal(there[1], back[1])
 
 
-def test_scales_reach_from_least_to_greatest(samples: Samples) -> None:
+def test_scales_cover_their_range(samples: Samples) -> None:
     task: dict[str, Any] = {"photometric": False, "crop": [200, 200]}  # larger than any image: all of it is taken
     sides = []
     for epoch in range(60):
@@ -109,7 +109,7 @@ def test_shrinking_is_not_antialiased() -> None:
     assert shrunk_CHW[0].tolist() == [[0, 100, 0, 0]]  # of two pixels; neighbours do not see it
 
 
-def test_crops_that_one_class_fills_are_drawn_anew() -> None:
+def test_crops_that_one_class_fills_are_drawn_again() -> None:
     mask_HW = torch.zeros(40, 400, dtype=torch.uint8)
     mask_HW[:, :60] = 1
 
@@ -124,7 +124,7 @@ def test_crops_that_one_class_fills_are_drawn_anew() -> None:
 
 
 def test_ignored_pixels_are_not_counted_in_crops() -> None:
-    """Half of every crop is ignored and one class fills the rest: ten are drawn anew, and the last is taken."""
+    """Half of every crop is ignored and one class fills the rest: ten are drawn again, and the last is kept."""
     mask_HW = torch.ones(40, 400, dtype=torch.uint8)
     mask_HW[::2] = IGNORE
     top, left = draw_crop(mask_HW, [20, 40], 0.75, np.random.default_rng(0))
@@ -133,7 +133,7 @@ def test_ignored_pixels_are_not_counted_in_crops() -> None:
 
 
 class Scripted:
-    """A generator that says what it is told to."""
+    """A generator that returns given draws."""
 
     def __init__(self, chosen: list[bool], brightness: float, hue: float, contrast: float, saturation: float) -> None:
         self.chosen = np.where(chosen, 0.2, 0.8)
@@ -149,7 +149,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_distortion_is_ssds(first: bool) -> None:
+def test_distortion_equals_pythons_colour_conversion(first: bool) -> None:
     """Against Python's own colour conversion, pixel by pixel."""
     image_CHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8))
     image_CHW[:, 0] = 200  # grey has no hue
@@ -176,7 +176,7 @@ def test_distortion_is_ssds(first: bool) -> None:
 
 
 def test_half_of_the_images_are_changed_by_each_operation() -> None:
-    grey_CHW = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # which saturation and hue leave alone
+    grey_CHW = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # saturation and hue do not change grey
     values = [int(distorted(grey_CHW, np.random.default_rng(i))[0, 0, 0]) for i in range(400)]
     assert 0.17 < np.mean([value == 100 for value in values]) < 0.33  # neither brightness nor contrast
     assert 30 < min(values) <= 60 and 175 <= max(values) < 200  # (100 +- 32) times 0.5 to 1.5

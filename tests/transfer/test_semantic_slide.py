@@ -26,7 +26,7 @@ def test_sliding_averages_windows() -> None:
     shown: list[Tensor] = []
 
     def local(x: Tensor) -> Tensor:
-        """Logits of a pixel alone, and the window's mean, which differs between windows."""
+        """Logits that depend only on the pixel, and the window's mean, which differs between windows."""
         shown.append(x)
         return torch.cat([2 * x[:, :1], torch.ones_like(x[:, :1]) * x.mean()], dim=1)
 
