@@ -175,7 +175,7 @@ def score(args: argparse.Namespace) -> None:
             print_probe_score(artifact.file("predictions.parquet"))
             continue
         from mls.data.image_store import ImageStore
-        from mls.transfer.rescore import print_transfer_score
+        from mls.transfer.run_transfer import print_transfer_score
 
         print_transfer_score(job.config, ImageStore(open_artifact(plan.jobs[job.inputs["data"]].path).path), artifact)
     return None

@@ -57,7 +57,7 @@ class TorchvisionDetector(TransferSection):
 
     kind: Literal["instance", "detection"]
     backend: Literal["torchvision"] = "torchvision"
-    made_by = "mls.transfer.detection:TorchvisionDetection"
+    made_by = "mls.transfer.torchvision:TorchvisionDetection"
     image_size: Annotated[int, Field(ge=32)] = 800
     """Shorter side in training and testing, pixels; the longer side is at most 5/3 of it."""
     epochs: Positive = 12.0
@@ -257,16 +257,16 @@ class Kind:
     trained_on: tuple[Annotations, ...]
     """Annotations that it can be trained on."""
     scored_by: str
-    """``module:function`` that computes the metrics, see `mls.transfer.rescore.scored`."""
+    """``module:function`` that computes the metrics, see `mls.transfer.interface.scored`."""
     per_class: str = ""
     """Metric of a single class that figures compare; empty if there is none."""
 
 
 KINDS: dict[str, Kind] = {
-    "instance": Kind((*_BOX, *_MASK), ("boxes and masks",), "mls.transfer.rescore:score_objects", "box_AP"),
-    "detection": Kind(_BOX, ("boxes", "boxes and masks"), "mls.transfer.rescore:score_objects", "box_AP"),
+    "instance": Kind((*_BOX, *_MASK), ("boxes and masks",), "mls.transfer.evaluate:score_objects", "box_AP"),
+    "detection": Kind(_BOX, ("boxes", "boxes and masks"), "mls.transfer.evaluate:score_objects", "box_AP"),
     "semantic": Kind(
-        ("mIoU", "mAcc", "aAcc"), ("boxes and masks", "index masks"), "mls.transfer.rescore:score_pixels", "IoU"
+        ("mIoU", "mAcc", "aAcc"), ("boxes and masks", "index masks"), "mls.transfer.semantic_score:score_pixels", "IoU"
     ),
 }
 """Value of ``kind`` -> its entry."""

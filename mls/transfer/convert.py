@@ -11,59 +11,22 @@ tensors does not reveal this; comparing the feature maps of one image does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mls.data.eval_view import normalise
 from mls.data.image_store import ImageStore
-from mls.models.backbone import feature_maps, load_backbone
 from mls.models.names import COUNTER, few
 from mls.runtime.errors import DeterministicError
-from mls.transfer.interface import Given
 
 TOLERANCE = 1e-4
 """Largest allowed difference between two maps, as a share of the largest absolute value. Both maps are computed in
 float64: in float32, a different order of summation changed C5 of a briefly trained ResNet-50 by 2.5e-5 of it."""
 STAGES = ("C2", "C3", "C4", "C5")
 """Maps of a ResNet's four stages."""
-
-
-def load_and_prove(
-    model: nn.Module,
-    name_of: Callable[[str], str],
-    new: Mapping[str, str],
-    maps_of: Callable[[Tensor], list[Tensor]],
-    given: Given,
-    row: int,
-) -> None:
-    """Load the pretrained weights into a model on the CPU, and compare both backbones' features of one image.
-
-    Args:
-        model: is changed in place.
-        name_of: returns the model's name for a tensor of the backbone.
-        new: see `load`.
-        maps_of: returns the model's last maps, up to C5, of an image, uint8 (3, H, W).
-        given: the pretrained backbone.
-        row: the image to compare with.
-
-    Raises:
-        MlsError: the weights do not fit, or the features differ.
-    """
-    load(model, {name_of(name): tensor for name, tensor in load_file(given.weights).items()}, new, given.log)
-    with torch.random.fork_rng(devices=[]):  # building the copy to compare with must not advance the generator
-        source = load_backbone(given.config, given.weights).eval().double()
-    pixels_CHW = first_pixels(given.store, row)
-    # eval: batch norm uses the loaded statistics, so these are compared too, and the image does not change them
-    model.eval().double()
-    with torch.inference_mode():
-        expected = list(feature_maps(source, as_pretrained(pixels_CHW)).values())
-        found = maps_of(pixels_CHW)
-    model.float()  # restores every bit: float32 -> float64 -> float32 is exact
-    # Some detectors return only C4 and C5. That suffices: these are computed from C2 and C3.
-    prove(expected[-len(found) :], found, given.log)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], log: Callable[[str], None]) -> None:
@@ -85,15 +48,9 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
     given = {name: tensor for name, tensor in state.items() if name in own or not name.endswith(COUNTER)}
     unexpected = [name for name in given if name not in own]
     misshapen = [n for n, t in given.items() if n in own and own[n].shape != t.shape]
-    parts: dict[str, int] = {}
-    missing = []
-    for name in own:
-        if name not in given:
-            part = next((part for start, part in new.items() if name.startswith(start)), None)
-            if not part:
-                missing.append(name)
-            else:
-                parts[part] = parts.get(part, 0) + 1
+    absent = [name for name in own if name not in given]
+    part_of = {name: next((part for start, part in new.items() if name.startswith(start)), "") for name in absent}
+    missing = [name for name, part in part_of.items() if not part]
     counted = f"{len(given) - len(unexpected) - len(misshapen)} of {len(given)} tensors match"
     if unexpected or misshapen or missing:
         raise DeterministicError(
@@ -101,7 +58,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], new: Mapping[str, str], 
             f"no place for: {few(unexpected)}; different shape: {few(misshapen)}; missing: {few(missing)}"
         )
     model.load_state_dict(dict(given), strict=False)
-    fresh = ", ".join(f"{part} {count}" for part, count in parts.items()) or "none"
+    fresh = ", ".join(f"{part} {count}" for part, count in Counter(part_of.values()).items()) or "none"
     log(f"backbone loaded: {counted}, 0 missing, 0 unexpected; new, as expected: {fresh}")
 
 

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mls.config.transfers import Detectron2Detector, TorchvisionDetector
-from mls.transfer.convert import load_and_prove
+from mls.models.backbone import feature_maps, load_backbone
+from mls.transfer.convert import as_pretrained, first_pixels, load, prove
 from mls.transfer.evaluate import ground_truth
-from mls.transfer.instances import Instances
+from mls.transfer.instances import training_instances
 from mls.transfer.interface import Given, TransferTask
 
 WARMUP_FACTOR = 0.001
@@ -38,19 +40,16 @@ class DetectorTask(TransferTask):
         """
         self.task, self.given, self.store = task, given, given.store
         ground_truth(given.store, task.kind)  # a test split without instances stops here, not after the training
-        self.instances = Instances(given.store, task.train_on, masks=task.kind == "instance")
-        self.train_images, self.rows_N = len(self.instances), given.store.split("test")
+        self.instances = training_instances(given.store, task.train_on, masks=task.kind == "instance")
+        self.rows = list(self.instances)
+        self.train_images, self.rows_N = len(self.rows), given.store.split("test")
         self.batch_size, self.total = task.batch_size, cast(int, task.steps_on(self.train_images))
+        self.scale = task.scale if isinstance(task, Detectron2Detector) else 1.0  # the linear rule's factor
         self.model = self.build(task, given.config, len(given.store.classes))
-        load_and_prove(self.model, self.name_of, self.NEW, self.maps_of, given, self.instances.rows[0])
+        self.load_and_prove()
         self.model.to(given.device)
         groups = undecayed_norms(self.model, task.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=task.lr * self.scale, momentum=task.momentum)
-
-    @property
-    def scale(self) -> float:
-        """Factor by which the learning rate is multiplied and the warm-up steps are divided."""
-        return 1.0
 
     @abstractmethod
     def name_of(self, name: str) -> str:
@@ -62,6 +61,27 @@ class DetectorTask(TransferTask):
 
         The image goes through the detector's own normalisation, so the comparison also finds swapped channels.
         """
+
+    def load_and_prove(self) -> None:
+        """Load the pretrained weights into the model, and compare both backbones' features of one image.
+
+        Raises:
+            MlsError: the weights do not fit, or the features differ.
+        """
+        given = self.given
+        state = {self.name_of(name): tensor for name, tensor in load_file(given.weights).items()}
+        load(self.model, state, self.NEW, given.log)
+        with torch.random.fork_rng(devices=[]):  # building the copy to compare with must not advance the generator
+            source = load_backbone(given.config, given.weights).eval().double()
+        pixels_CHW = first_pixels(given.store, self.rows[0])
+        # eval: batch norm uses the loaded statistics, so these are compared too, and the image does not change them
+        self.model.eval().double()
+        with torch.inference_mode():
+            expected = list(feature_maps(source, as_pretrained(pixels_CHW)).values())
+            found = self.maps_of(pixels_CHW)
+        self.model.float()  # restores every bit: float32 -> float64 -> float32 is exact
+        # Some detectors return only C4 and C5. That suffices: these are computed from C2 and C3.
+        prove(expected[-len(found) :], found, given.log)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then drops."""

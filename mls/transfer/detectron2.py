@@ -12,41 +12,44 @@ Shape legend: C channels, H x W pixels.
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
-from mls.train.finetune import read_ahead
 from mls.transfer.detector import DetectorTask
-from mls.transfer.detectron2_model import NEW_PARTS, build_model, maps_of, place
+from mls.transfer.detectron2_model import make_config, place
 from mls.transfer.evaluate import as_result, in_batches
+from mls.transfer.instances import polygons, run_lengths
 from mls.transfer.interface import Given
-from mls.transfer.order import order_and_flips
-
-Planned = tuple[int, bool, int]
-"""Index of a sample, whether it is flipped, and the epoch."""
+from mls.transfer.order import Planned, order_and_flips
 
 
 class Detectron2Detection(DetectorTask):
     """Mask R-CNN or Faster R-CNN of Detectron2."""
 
-    NEW = NEW_PARTS
+    NEW: ClassVar = {
+        "backbone.fpn_": "FPN",
+        "proposal_generator.": "RPN",
+        "roi_heads.res5.norm.": "extra norm",
+        "roi_heads.res5.": "",  # the ResNet's own last stage
+        "roi_heads.": "heads",
+    }
+    model: Any
 
     def __init__(self, task: Detectron2Detector, given: Given) -> None:
         """Build and load the detector; index the images.
@@ -55,44 +58,45 @@ class Detectron2Detection(DetectorTask):
             MlsError: no instances to train on or to test on; weights of another backbone.
         """
         super().__init__(task, given)
-        polygons = all(isinstance(a["segmentation"], list) for r in self.instances.rows for a in self.instances.of(r))
-        self.mask_format = "polygon" if polygons else "bitmask"
+        codes = (a["segmentation"] for annotations in self.instances.values() for a in annotations)
+        self.mask_format = "polygon" if all(isinstance(code, list) for code in codes) else "bitmask"
         scaled = (
             f" instead of {task.reference_batch}: by the linear rule the learning rate is {task.lr * task.scale:g} "
             f"instead of {task.lr:g}, and steps are {self.total:,} instead of {task.iterations:,}"
         )
         given.log(f"batches of {task.batch_size} images" + (scaled if task.scale != 1 else ""))
 
-    @property
-    def scale(self) -> float:
-        """Factor of the linear rule, for a batch size that differs from the reference."""
-        return self.task.scale
-
     def name_of(self, name: str) -> str:
         """Return Detectron2's name, see `mls.transfer.detectron2_model.place`."""
         return place(name, self.task.architecture)
 
     def maps_of(self, pixels_CHW: Tensor) -> list[Tensor]:
-        """Return C2 to C5, or C4 and C5, see `mls.transfer.detectron2_model.maps_of`."""
-        return maps_of(self.model, self.task, pixels_CHW)
+        """Return C2 to C5, or C4 and C5 if the last stage is in the heads."""
+        images_BCHW = self.model.preprocess_image([{"image": pixels_CHW}]).tensor
+        if self.task.architecture == "fpn":
+            return list(self.model.backbone.bottom_up(images_BCHW).values())
+        c4_BCHW = self.model.backbone(images_BCHW)["res4"]
+        stage = self.model.roi_heads.res5  # the extra norm at its end is new, so it is left out of the comparison
+        return [c4_BCHW, (stage[:-1] if self.task.extra_norm else stage)(c4_BCHW)]
 
     @staticmethod
     def build(task: Detectron2Detector, layout: Backbone, classes: int) -> nn.Module:
-        """Build Detectron2's detector."""
-        return build_model(task, layout, classes)
+        """Return Detectron2's detector on the CPU with new weights, drawn from torch's generator."""
+        cfg = make_config(task, layout, classes)
+        return cast(nn.Module, META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
 
-    def batches(self, steps: range, workers: int) -> Generator[list[dict[str, Any]]]:
-        """Yield batches as Detectron2's models take them."""
-        return read_ahead(itertools.islice(self.plan(), steps.start, steps.stop), self.load_sample, workers)
-
-    def plan(self) -> Iterator[list[Planned]]:
-        """Yield batches without end, each of wide images or of tall ones, in the order in which they fill up.
+    def plan(self, steps: range) -> Iterator[list[Planned]]:
+        """Yield batches of wide images or of tall ones, in the order in which they fill up.
 
         A batch is the next ``batch_size`` images of its kind, so step n follows only from all steps before it. A
         resumed run therefore plans from step 0; planning is cheap, since it reads no image.
         """
+        return itertools.islice(self.plan_all(), steps.start, steps.stop)
+
+    def plan_all(self) -> Iterator[list[Planned]]:
+        """Yield the batches of all steps, without end."""
         waiting: dict[bool, list[Planned]] = {True: [], False: []}
-        sizes = [self.store.size(row) for row in self.instances.rows]
+        sizes = [self.store.size(row) for row in self.rows]
         for epoch in itertools.count():
             for index, flip in zip(*order_and_flips(self.train_images, self.given.seed, epoch), strict=True):
                 width, height = sizes[index]
@@ -105,42 +109,37 @@ class Detectron2Detection(DetectorTask):
     def load_sample(self, planned: Planned) -> dict[str, Any]:
         """Return an image, uint8 (3, H, W), RGB, resized, and its ``Instances``."""
         index, flip, epoch = planned
-        row = self.instances.rows[index]
+        row = self.rows[index]
         # One generator per sample: the side does not depend on which thread loads the sample, or when.
         rng = np.random.default_rng((self.given.seed, epoch, row))
         side = self.task.train_sizes[rng.integers(len(self.task.train_sizes))]
-        pixels_HWC = self.pixels(row)
-        shape = pixels_HWC.shape[:2]
-        resize = self.resize(shape, side)
+        pixels_HWC, resize = self.load_pixels(row, side)
         chain = T.TransformList([resize, T.HFlipTransform(resize.new_w)] if flip else [resize])
         image_HWC = chain.apply_image(pixels_HWC)
         annotations = [
-            detection_utils.transform_instance_annotations(self.as_detectron2(a, shape), chain, image_HWC.shape[:2])
-            for a in self.instances.of(row)
+            detection_utils.transform_instance_annotations(
+                self.as_detectron2(annotation, pixels_HWC.shape[:2]), chain, image_HWC.shape[:2]
+            )
+            for annotation in self.instances[row]
         ]
         found = detection_utils.annotations_to_instances(annotations, image_HWC.shape[:2], self.mask_format)
         return {"image": to_tensor(image_HWC), "instances": detection_utils.filter_empty_instances(found)}
 
-    def pixels(self, row: int) -> np.ndarray:
-        """Return an image, uint8 (H, W, 3), RGB, as a copy: transforms may write to it."""
-        return np.array(self.store.decode(row).permute(1, 2, 0))
+    def load_pixels(self, row: int, side: int) -> tuple[np.ndarray, Any]:
+        """Return an image, uint8 (H, W, 3), RGB, and the transform that resizes its shorter side to ``side``.
 
-    def resize(self, shape: tuple[int, ...], side: int) -> Any:
-        """Return the transform that resizes to a shorter side, with the longer one at most ``max_size``."""
-        height, width = T.ResizeShortestEdge.get_output_shape(shape[0], shape[1], side, self.task.max_size)
-        return T.ResizeTransform(shape[0], shape[1], height, width)
+        The longer side becomes at most ``max_size``. The image is a copy: transforms may write to it.
+        """
+        pixels_HWC = np.array(self.store.decode(row).permute(1, 2, 0))
+        return pixels_HWC, T.ResizeShortestEdge(side, self.task.max_size).get_transform(pixels_HWC)
 
     def as_detectron2(self, annotation: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
         """Return an annotation for Detectron2: classes from 0, run-length codes compressed, masks only if used."""
         box, mode = list(annotation["bbox"]), BoxMode.XYWH_ABS
         own = {"bbox": box, "bbox_mode": mode, "category_id": annotation["category_id"] - 1}
         if self.task.kind == "instance":
-            code = copy.deepcopy(annotation["segmentation"])
-            if isinstance(code, list):
-                code = [polygon for polygon in code if len(polygon) >= 6]
-            elif isinstance(code["counts"], list):
-                code = coco_mask.frPyObjects(code, shape[0], shape[1])
-            own["segmentation"] = code
+            code = annotation["segmentation"]
+            own["segmentation"] = polygons(code) if isinstance(code, list) else run_lengths(code, *shape)
         return own
 
     def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -175,18 +174,17 @@ class Detectron2Detection(DetectorTask):
         results: list[dict[str, Any]] = []
         for (row,), images in in_batches(self.rows_N, 1, self.load_test, workers, name):
             (found,) = self.model(images)
-            for entry in instances_to_coco_json(found["instances"].to("cpu"), row):
-                x, y, w, h = entry["bbox"]
-                box, code = (x, y, x + w, y + h), entry.get("segmentation")
-                results.append(as_result(row, entry["category_id"] + 1, box, entry["score"], code))
+            results += [
+                as_result(row, entry["category_id"] + 1, entry["bbox"], entry["score"], entry.get("segmentation"))
+                for entry in instances_to_coco_json(found["instances"].to("cpu"), row)
+            ]
         return results
 
     def load_test(self, row: int) -> dict[str, Any]:
         """Return an image, resized, and its original size, at which boxes and masks are predicted."""
-        pixels_HWC = self.pixels(row)
+        pixels_HWC, resize = self.load_pixels(row, self.task.test_size)
         height, width = pixels_HWC.shape[:2]
-        image_HWC = self.resize((height, width), self.task.test_size).apply_image(pixels_HWC)
-        return {"image": to_tensor(image_HWC), "height": height, "width": width}
+        return {"image": to_tensor(resize.apply_image(pixels_HWC)), "height": height, "width": width}
 
     def derived(self) -> dict[str, Any]:
         """Add the learning rate by the linear rule."""

@@ -59,17 +59,13 @@ def detectron2_finding() -> tuple[str, str] | None:
                 importlib.import_module(part)
             sys.modules[part].get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
         except Exception as error:
+            reason = next(filter(None, str(error).splitlines()), type(error).__name__)
             absent = error.name if isinstance(error, ModuleNotFoundError) else None
             if absent == "detectron2":
                 return "Detectron2 is not installed", INSTALL
             if absent == "pkg_resources":
                 return "Detectron2's model zoo needs pkg_resources, of older setuptools", "pip install 'setuptools<81'"
             if part == "detectron2._C":
-                return f"Detectron2's operators were not compiled for this torch ({_reason(error)})", REBUILD
-            return f"Detectron2 is incomplete: {part} fails ({_reason(error)})", INSTALL
+                return f"Detectron2's operators were not compiled for this torch ({reason})", REBUILD
+            return f"Detectron2 is incomplete: {part} fails ({reason})", INSTALL
     return None
-
-
-def _reason(error: Exception) -> str:
-    """Return an error in one line."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

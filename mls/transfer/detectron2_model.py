@@ -1,7 +1,6 @@
-"""Detectron2's Mask R-CNN and Faster R-CNN as the paper's lineage fine-tunes them, built on its model zoo.
+"""Detectron2's configuration of the detectors that the paper's lineage fine-tunes, made from its model zoo.
 
-    model = build_model(task, config, num_classes=80)
-    maps = maps_of(model, task, pixels_CHW)
+    cfg = make_config(task, backbone, num_classes=80)
 
 It differs from the zoo's files as MoCo's, InfoMin's and DenseCL's detection configs do: every stage is trained with
 batch norm over the whole batch, new parts have it too, pixels are RGB in pretraining's normalisation, and the stride is
@@ -11,16 +10,13 @@ importing this module.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from typing import Any, cast
+from typing import Any
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import META_ARCH_REGISTRY, build_resnet_backbone
+from detectron2.layers import get_norm
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
-from torch import Tensor, nn
+from torch import nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
@@ -34,15 +30,6 @@ ZOO = {
     ("detection", "c4"): "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
 }
 """Kind and architecture -> the file of the model zoo that a model starts from."""
-DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
-NEW_PARTS = {
-    "backbone.fpn_": "FPN",
-    "proposal_generator.": "RPN",
-    "roi_heads.res5.norm.": "extra norm",
-    "roi_heads.res5.": "",  # the ResNet's own last stage
-    "roi_heads.": "heads",
-}
-"""Name prefix -> the part of the detector that it belongs to."""
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -70,7 +57,7 @@ def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) 
     model.PIXEL_MEAN = [255 * value for value in MEAN]
     model.PIXEL_STD = [255 * value for value in STD]
     model.BACKBONE.FREEZE_AT = task.freeze_at
-    model.RESNETS.DEPTH = DEPTHS[backbone.name]
+    model.RESNETS.DEPTH = int(backbone.name.removeprefix("resnet"))
     model.RESNETS.NORM = norm
     model.RESNETS.STRIDE_IN_1X1 = False
     if backbone.name in ("resnet18", "resnet34"):
@@ -89,45 +76,9 @@ def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) 
     return cfg
 
 
-def build_model(task: Detectron2Detector, backbone: Backbone, num_classes: int) -> nn.Module:
-    """Return the model on the CPU with new weights, drawn from torch's generator."""
-    cfg = make_config(task, backbone, num_classes)
-    with quiet():
-        return cast(nn.Module, META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
-
-
-def bare_resnet(backbone: Backbone) -> nn.Module:
-    """Return the ResNet of Detectron2's detectors without a detector: normalised images to C2 to C5, by name."""
-    task = Detectron2Detector(kind="detection", backend="detectron2", dataset="none")
-    cfg = make_config(task, backbone, num_classes=1)
-    return cast(nn.Module, build_resnet_backbone(cfg, ShapeSpec(channels=3)))
-
-
-@contextlib.contextmanager
-def quiet() -> Any:
-    """Silence Detectron2's log (each layer's initialisation), except warnings."""
-    logger = logging.getLogger("detectron2")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def place(name: str, architecture: str) -> str:
     """Return the model's name for a tensor that torchvision calls ``name``."""
     inside = to_detectron2(name)
     if architecture == "fpn":
         return f"backbone.bottom_up.{inside}"
     return f"roi_heads.{inside}" if inside.startswith("res5.") else f"backbone.{inside}"
-
-
-def maps_of(model: Any, task: Detectron2Detector, pixels_CHW: Tensor) -> list[Tensor]:
-    """Return C2 to C5 of the model's own ResNet, or C4 and C5 if the last stage is in the heads."""
-    images_BCHW = model.preprocess_image([{"image": pixels_CHW}]).tensor
-    if task.architecture == "fpn":
-        return list(model.backbone.bottom_up(images_BCHW).values())
-    c4_BCHW = model.backbone(images_BCHW)["res4"]
-    stage = model.roi_heads.res5  # the extra norm at its end is new, so it is left out of the comparison
-    return [c4_BCHW, (stage[:-1] if task.extra_norm else stage)(c4_BCHW)]

@@ -19,18 +19,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mls.config.transfers import Detectron2Detector, TorchvisionDetector
 from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.train.finetune import read_ahead
+from mls.transfer.detectron2_install import require_detectron2
 
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The first six numbers of `COCOeval.stats`, in its order."""
 TARGETS = {"box": "bbox", "mask": "segm"}
 """Scored target -> pycocotools' word for it."""
-TARGETS_OF = {"instance": ("box", "mask"), "detection": ("box",)}
-"""Kind of task -> scored targets."""
 
 Loaded = TypeVar("Loaded")
 
@@ -89,33 +89,34 @@ def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
     return truth
 
 
-def is_voc(truth: dict[str, Any]) -> bool:
-    """Return whether annotations are VOC's: only these say whether an object is difficult."""
-    return any("difficult" in annotation for annotation in truth["annotations"])
-
-
-def as_result(row: int, label: int, xyxy: Sequence[float], score: float, mask: dict[str, Any] | None) -> dict[str, Any]:
+def as_result(row: int, label: int, xywh: Sequence[float], score: float, code: dict[str, Any] | None) -> dict[str, Any]:
     """Return an entry of COCO's results: boxes rounded to 2 decimals (pixels), scores to 5.
 
     Args:
         row: the image.
         label: category id, 1 for the first class.
-        xyxy: x1, y1, x2, y2.
+        xywh: left, top, width, height.
         score: 0 to 1.
-        mask: run-length code, its counts str or bytes; None without.
+        code: the mask, see `mls.transfer.instances.as_json`; None without.
     """
-    x1, y1, x2, y2 = xyxy
-    entry: dict[str, Any] = {
-        "image_id": row,
-        "category_id": label,
-        "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-        "score": round(score, 5),
-    }
-    if mask is not None:
-        counts = mask["counts"]
-        counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        entry["segmentation"] = {"size": [int(side) for side in mask["size"]], "counts": counts}
-    return entry
+    box = [round(value, 2) for value in xywh]
+    entry = {"image_id": row, "category_id": label, "bbox": box, "score": round(score, 5)}
+    return entry | ({"segmentation": code} if code else {})
+
+
+def score_objects(
+    task: TorchvisionDetector | Detectron2Detector, store: ImageStore, results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return COCO's average precision of boxes and masks; with Detectron2 on VOC also VOC's own."""
+    truth = ground_truth(store, task.kind)
+    metrics = coco_metrics(truth, results, ("box", "mask") if task.kind == "instance" else ("box",))
+    # Only VOC's annotations say whether an object is difficult.
+    if isinstance(task, Detectron2Detector) and any("difficult" in item for item in truth["annotations"]):
+        require_detectron2("VOC's average precision")
+        from mls.transfer.voc_eval import voc_score
+
+        metrics |= voc_score(store, truth, results)
+    return metrics
 
 
 def coco_metrics(truth: dict[str, Any], results: list[dict[str, Any]], targets: Sequence[str]) -> dict[str, Any]:
@@ -174,7 +175,6 @@ def make_coco(like: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     Annotations are copied: COCOeval writes into them.
     """
     coco = COCO()
-    shared = {key: like[key] for key in ("images", "categories")}
-    coco.dataset = {**shared, "annotations": [dict(annotation) for annotation in annotations]}
+    coco.dataset = like | {"annotations": [dict(annotation) for annotation in annotations]}
     coco.createIndex()
     return coco

@@ -9,6 +9,7 @@ images in pretraining's normalisation and ``RESNETS.STRIDE_IN_1X1: False``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Backbone
+from mls.config.transfers import Detectron2Detector
 from mls.models.backbone import feature_maps, load_backbone
-from mls.models.names import COUNTER, to_detectron2
+from mls.models.names import COUNTER, few, to_detectron2
 from mls.runtime.errors import MlsError
 from mls.runtime.files import atomic_file
 from mls.transfer.convert import prove
-from mls.transfer.detectron2_install import detectron2_problem, require_detectron2
+from mls.transfer.detectron2_install import require_detectron2
 
 FORMATS = {"torchvision": (".safetensors", ".pth"), "timm": (".safetensors", ".pth"), "detectron2": (".pth",)}
 """Format -> file endings that it allows, the usual one first."""
@@ -74,13 +76,15 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
     # Random pixels will do: both networks get the same ones, and an export then needs no data artifact.
     image_BCHW = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).double()
     if form == "detectron2":
-        if problem := detectron2_problem():
-            log(f"not compared with Detectron2's own network: {problem}")
+        try:
+            require_detectron2("not compared with Detectron2's own network")
+        except MlsError as error:
+            log(str(error))
             return
-        require_detectron2(form)
-        from mls.transfer.detectron2_model import bare_resnet
+        from mls.transfer.detectron2 import Detectron2Detection
 
-        net = bare_resnet(config)
+        task = Detectron2Detector(kind="detection", backend="detectron2", dataset="none")
+        net = Detectron2Detection.build(task, config, classes=1).get_submodule("backbone.bottom_up")
     elif form == "timm":
         net = timm.create_model(config.name, num_classes=0)
     elif config.width == 1.0 and config.stem == "imagenet":
@@ -90,13 +94,11 @@ def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], 
         log(f"torchvision has no {config.name} of width {config.width:g} with stem {config.stem}: nothing to compare")
         return
     try:
-        own = {name for name in net.state_dict() if not name.endswith(COUNTER)}
-        given = {name for name in state if not name.endswith(COUNTER)}
-        if own != given:
-            raise MlsError(f"{form}'s {config.name} has different tensors: {sorted(own ^ given)[:5]}")
-        net.load_state_dict(state, strict=False)
+        differ = itertools.chain(*net.load_state_dict(state, strict=False))
     except RuntimeError as error:
         raise MlsError(f"{form}'s {config.name} does not take the tensors: {error}") from error
+    if wrong := sorted(name for name in differ if not name.endswith(COUNTER)):
+        raise MlsError(f"{form}'s {config.name} has different tensors: {few(wrong)}")
     net.eval().double()
     with torch.inference_mode():
         expected = list(feature_maps(source, image_BCHW).values())

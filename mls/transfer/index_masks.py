@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -53,7 +52,7 @@ class IndexMasks:
             raise MlsError(f"{len(self.classes)} classes do not fit into index masks, which hold at most {IGNORE}")
         self._of: dict[int, list[dict[str, Any]]] = {}
         if store.has_masks:
-            masked = set(pq.read_table(store.path / "masks.parquet", columns=["image"])["image"].to_pylist())
+            masked = set(store.mask_rows)
             self.rows = [row for row in self.rows if row in masked]
         else:
             for annotation in store.ground_truth(*splits.split("+"))["annotations"]:

@@ -1,7 +1,7 @@
-"""The instances that detectors are trained on, by image.
+"""The instances that detectors are trained on, and the masks of instances.
 
-instances = Instances(store, "train", masks=True)
-instances.rows, instances.of(row)       # annotations in COCO's format
+instances = training_instances(store, "train", masks=True)      # row -> annotations in COCO's format
+mask_HW = decode_mask(instances[row][0]["segmentation"], height, width)
 """
 
 from __future__ import annotations
@@ -15,53 +15,60 @@ from mls.config.transfers import TrainOn
 from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 
+Segmentation = list[list[float]] | dict[str, Any]
+"""COCO's polygons, or a run-length code whose counts are a list or compressed."""
 
-class Instances:
-    """Annotations by image.
+
+def training_instances(store: ImageStore, splits: TrainOn, masks: bool) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations of each image with instances, by row, ascending.
 
     As in Detectron2's default, crowd regions are left out (evaluation ignores detections in them), and so are
     instances without a mask if masks are needed, and images in which no instance remains. VOC's difficult objects
     are trained on.
+
+    Raises:
+        MlsError: no instance is left.
     """
-
-    def __init__(self, store: ImageStore, splits: TrainOn, masks: bool) -> None:
-        """Index some splits; no image is read yet.
-
-        Raises:
-            MlsError: no instance is left.
-        """
-        self._of: dict[int, list[dict[str, Any]]] = {}
-        for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
-            if annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0:
-                continue
-            if not masks or has_mask(annotation["segmentation"]):
-                self._of.setdefault(annotation["image_id"], []).append(annotation)
-        self.rows = sorted(self._of)
-        if not self.rows:
-            raise MlsError(
-                f"split {splits!r} of this dataset holds no instances{' with masks' if masks else ''}; "
-                f"the task {'instance' if masks else 'detection'!r} needs boxes{' and masks' if masks else ''}"
-            )
-
-    def __len__(self) -> int:
-        """Number of images with instances."""
-        return len(self.rows)
-
-    def of(self, row: int) -> list[dict[str, Any]]:
-        """Return the annotations of an image, one of `rows`."""
-        return self._of[row]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
+        if annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0:
+            continue
+        if not masks or has_mask(annotation["segmentation"]):
+            found.setdefault(annotation["image_id"], []).append(annotation)
+    if not found:
+        raise MlsError(
+            f"split {splits!r} of this dataset holds no instances{' with masks' if masks else ''}; "
+            f"the task {'instance' if masks else 'detection'!r} needs boxes{' and masks' if masks else ''}"
+        )
+    return dict(sorted(found.items()))
 
 
-def has_mask(segmentation: list[list[float]] | dict[str, Any]) -> bool:
-    """Return whether there is a mask to decode: a polygon needs three points (others are dropped, as in Detectron2)."""
-    return isinstance(segmentation, dict) or any(len(polygon) >= 6 for polygon in segmentation)
+def has_mask(segmentation: Segmentation) -> bool:
+    """Return whether there is a mask to decode."""
+    return isinstance(segmentation, dict) or bool(polygons(segmentation))
 
 
-def decode_mask(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Turn COCO's polygons or run-length code (counts as a list or compressed) into uint8 (H, W) of 0 and 1."""
+def polygons(segmentation: list[list[float]]) -> list[list[float]]:
+    """Return the polygons with at least three points; Detectron2 drops the others too."""
+    return [polygon for polygon in segmentation if len(polygon) >= 6]
+
+
+def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed run-length code of a segmentation."""
+    code: dict[str, Any]
     if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, height, width)
-    return coco_mask.decode(segmentation)
+        code = coco_mask.merge(coco_mask.frPyObjects(polygons(segmentation), height, width))
+    else:
+        compressed = not isinstance(segmentation["counts"], list)
+        code = segmentation if compressed else coco_mask.frPyObjects(segmentation, height, width)
+    return code
+
+
+def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """Return the mask of a segmentation, uint8 (H, W) of 0 and 1."""
+    return coco_mask.decode(run_lengths(segmentation, height, width))
+
+
+def as_json(code: dict[str, Any]) -> dict[str, Any]:
+    """Return pycocotools' run-length code as JSON holds it: counts are text."""
+    return {"size": code["size"], "counts": code["counts"].decode("ascii")}

@@ -6,15 +6,14 @@
     results = transfer.predict(workers, name)
     metrics = transfer.score(results)
 
-Three modules implement it: `mls.transfer.detection` (torchvision), `mls.transfer.detectron2` and
-`mls.transfer.semantic`.
+Three modules implement it: `mls.transfer.torchvision`, `mls.transfer.detectron2` and `mls.transfer.semantic`.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mls.config.experiment import Backbone
-from mls.config.transfers import TransferConfig
+from mls.config.transfers import KINDS, TransferConfig
 from mls.data.image_store import ImageStore
-from mls.train.finetune import FineTuning
+from mls.train.finetune import FineTuning, read_ahead
 from mls.transfer.detectron2_install import require_detectron2
-from mls.transfer.rescore import scored
+from mls.transfer.order import Planned, plan_batch
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class TransferTask(FineTuning):
 
     task: Any
     """Its section of the experiment file."""
+    given: Given
     store: ImageStore
     train_images: int
     """Number of images to train on; images with nothing to learn are left out."""
@@ -76,6 +76,18 @@ class TransferTask(FineTuning):
     def build(task: Any, layout: Backbone, classes: int) -> nn.Module:
         """Return the network of a task with new weights, on a backbone of this layout; ``mls plan`` shows its size."""
 
+    def batches(self, steps: range, workers: int) -> Generator[list[Any]]:
+        """Yield the samples of each batch, as `load_sample` makes them."""
+        return read_ahead(self.plan(steps), self.load_sample, workers)
+
+    def plan(self, steps: range) -> Iterator[list[Planned]]:
+        """Yield what the batches of some steps hold: by default all images once per epoch, in random order."""
+        return (plan_batch(step, self.batch_size, self.train_images, self.given.seed) for step in steps)
+
+    @abstractmethod
+    def load_sample(self, planned: Planned) -> Any:
+        """Return a planned sample; threads call this."""
+
     def finish(self, workers: int, name: str) -> None:
         """Do the work that follows the last step once, before the model is evaluated; by default nothing."""
 
@@ -88,7 +100,7 @@ class TransferTask(FineTuning):
         """
 
     def score(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the metrics of results, percent; see `mls.transfer.rescore`."""
+        """Return the metrics of results, percent; see `scored`."""
         return scored(self.task, self.store, results)
 
     def derived(self) -> dict[str, Any]:
@@ -106,3 +118,12 @@ def made_by(task: TransferConfig) -> type[TransferTask]:
         require_detectron2("backend 'detectron2'")
     found: type[TransferTask] = pkgutil.resolve_name(task.made_by)
     return found
+
+
+def scored(task: TransferConfig, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of a task's results on test, percent: those of its kind in `mls.config.transfers.KINDS`.
+
+    ``per_class`` may be one of them: class -> metric -> percent.
+    """
+    metrics: dict[str, Any] = pkgutil.resolve_name(KINDS[task.kind].scored_by)(task, store, results)
+    return metrics

@@ -14,6 +14,9 @@ import numpy as np
 
 from mls.train.finetune import places
 
+Planned = tuple[int, bool, int]
+"""Index of a sample, whether it is flipped, and the epoch."""
+
 
 @lru_cache(maxsize=2)  # a batch spans at most two epochs, unless it is larger than an epoch
 def order_and_flips(images: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,8 +26,8 @@ def order_and_flips(images: int, seed: int, epoch: int) -> tuple[np.ndarray, np.
     return rng.permutation(images), rng.random(images) < 0.5
 
 
-def plan_batch(step: int, batch_size: int, images: int, seed: int) -> list[tuple[int, bool, int]]:
-    """Return sample index, flip and epoch of each image of a batch; see `mls.train.finetune.places`."""
+def plan_batch(step: int, batch_size: int, images: int, seed: int) -> list[Planned]:
+    """Return the samples of a batch; see `mls.train.finetune.places`."""
     planned = []
     for epoch, place in places(step, batch_size, images):
         order_N, flips_N = order_and_flips(images, seed, epoch)

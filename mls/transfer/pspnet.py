@@ -96,15 +96,12 @@ class PSPNet(nn.Module):
         size = images_BCHW.shape[-2:]
         with autocast(images_BCHW.device, self.precision):
             maps = feature_maps(self.backbone, images_BCHW)
-            heads = {"out": self.head(self._pyramid(maps["3"]))}
+            # the pyramid: C5 and its pooled versions, enlarged to its size, as channels
+            pooled = [_enlarged(pool(maps["3"]), maps["3"].shape[-2:]) for pool in self.pooled]
+            heads = {"out": self.head(torch.cat([maps["3"], *pooled], dim=1))}
             if self.training:
                 heads["aux"] = self.aux(maps["2"])
         return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
-
-    def _pyramid(self, map_BChw: Tensor) -> Tensor:
-        """Return the map with its pooled versions, enlarged to its size, as further channels."""
-        pooled = [_enlarged(pool(map_BChw), map_BChw.shape[-2:]) for pool in self.pooled]
-        return torch.cat([map_BChw, *pooled], dim=1)
 
 
 def _enlarged(map_BChw: Tensor, size: torch.Size) -> Tensor:

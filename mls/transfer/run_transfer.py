@@ -1,6 +1,7 @@
-"""The transfer stage: fine-tune on train, predict test once, score.
+"""The transfer stage: fine-tune on train, predict test once, score. ``mls score`` scores the predictions again.
 
     python -m mls transfer detect/mls:0
+    python -m mls score detect/mls:0
 
 Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id`` is the row of the data artifact),
 ``curves.csv`` and ``timing.csv``. The last state of the training is evaluated; no checkpoint is chosen by its score.
@@ -11,14 +12,16 @@ from __future__ import annotations
 import torch
 
 from mls.config.experiment import Backbone
-from mls.config.transfers import Detector
+from mls.config.transfers import Detector, TransferConfig
 from mls.data.image_store import ImageStore
+from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
+from mls.probe.score import compare
 from mls.runtime.device import set_up, workers_of
 from mls.runtime.files import write_csv, write_json
 from mls.train.finetune import finetune
-from mls.transfer.interface import Given, made_by
+from mls.transfer.interface import Given, made_by, scored
 
 
 def run(context: Context) -> None:
@@ -49,3 +52,19 @@ def run(context: Context) -> None:
     write_json(results, context.out / "predictions.json")
     write_json(transfer.score(results) | counts, context.out / "metrics.json", indent=1)
     write_json({"seed": seed, **transfer.derived()}, context.out / "derived.json")
+
+
+def print_transfer_score(task: TransferConfig, store: ImageStore, artifact: Artifact) -> None:
+    """Print the metrics of an artifact's ``predictions.json``.
+
+    Raises:
+        MlsError: its ``metrics.json`` differs: names the first metric that differs, and both values.
+    """
+    results = artifact.read_json("predictions.json")
+    metrics = scored(task, store, results)
+    print(f"{len(results):,} predictions in {len(store.split('test')):,} images of test, percent.\n")
+    for name, value in metrics.items():
+        if name != "per_class":
+            print(f"{name:10}{'-' if value is None else f'{value:.2f}':>7}")
+    compare(metrics, artifact.file("metrics.json"))
+    print(f"\nAgrees with {artifact.file('metrics.json')}.")

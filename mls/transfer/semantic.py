@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,12 @@ from mls.config.transfers import SemanticTransfer
 from mls.data.eval_view import normalise
 from mls.data.image_store import IGNORE
 from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_dims, feature_maps, load_backbone
-from mls.train.finetune import read_ahead
 from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
 from mls.transfer.index_masks import IndexMasks
+from mls.transfer.instances import as_json
 from mls.transfer.interface import Given, TransferTask
-from mls.transfer.order import plan_batch
+from mls.transfer.order import Planned
 from mls.transfer.pspnet import PSPNet, dilate
 from mls.transfer.semantic_data import Sample, Samples
 from mls.transfer.torchvision import FIRST_STRIDE
@@ -56,7 +56,7 @@ class SemanticTraining(TransferTask):
         self.given, self.store = given, given.store
         self.masks = IndexMasks(given.store, task.train_on)
         self.truth = IndexMasks(given.store, "test")
-        self.samples = Samples(given.store, self.masks, task, given.seed)
+        self.samples = Samples(self.masks, task, given.seed)
         self.train_images = len(self.masks)
         self.rows_N = np.array(self.truth.rows, dtype=np.int64)
         self.batch_size, self.total = task.batch_size, task.iterations
@@ -77,10 +77,9 @@ class SemanticTraining(TransferTask):
         task = self.task
         return (task.lr - task.min_lr) * (1 - step / self.total) ** task.power + task.min_lr
 
-    def batches(self, steps: range, workers: int) -> Generator[list[Sample]]:
-        """Yield crops and masks, as `Samples.load` makes them."""
-        planned = (plan_batch(step, self.batch_size, self.train_images, self.given.seed) for step in steps)
-        return read_ahead(planned, self.samples.load, workers)
+    def load_sample(self, planned: Planned) -> Sample:
+        """Return a crop and its mask."""
+        return self.samples.load(planned)
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         """Return the cross-entropy of both heads.
@@ -121,14 +120,11 @@ class SemanticTraining(TransferTask):
 
     def logits(self, image_1CHW: Tensor) -> Tensor:
         """Return logits (1, K, H, W) of a normalised image, whole or by windows, as the task's ``inference`` says."""
-
-        def at_once(x_1CHW: Tensor) -> Tensor:
-            logits_1KHW: Tensor = self.model(x_1CHW)["out"]
-            return logits_1KHW
-
-        if self.task.inference == "whole":
-            return at_once(image_1CHW)
-        return slide(at_once, image_1CHW, self.task.crop, self.task.stride)
+        if self.task.inference == "slide":
+            crop, stride, classes = self.task.crop, self.task.stride, len(self.masks.classes)
+            return slide(lambda x_1CHW: self.model(x_1CHW)["out"], image_1CHW, crop, stride, classes)
+        logits_1KHW: Tensor = self.model(image_1CHW)["out"]
+        return logits_1KHW
 
     def derived(self) -> dict[str, Any]:
         """Add the number of classes, including ``background`` if there is one."""
@@ -160,7 +156,9 @@ def load_dilated(given: Given, output_stride: int, row: int) -> ResNet:
     return backbone
 
 
-def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], stride: list[int]) -> Tensor:
+def slide(
+    net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], stride: list[int], classes: int
+) -> Tensor:
     """Average the logits of overlapping windows.
 
     A network that was trained on crops sees windows of the crops' size, and the memory of a pass does not grow with the
@@ -171,6 +169,7 @@ def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], 
         image_1CHW: normalised; if smaller than a window it is padded with zeros, as in training.
         crop: height and width of a window, pixels.
         stride: between windows, down and across, pixels; at most the window's size, so that no pixel is left out.
+        classes: K.
 
     Returns:
         Logits (1, K, H, W), float32.
@@ -181,13 +180,11 @@ def slide(net: Callable[[Tensor], Tensor], image_1CHW: Tensor, crop: list[int], 
         window_starts(side, window, step)
         for side, window, step in zip(image_1CHW.shape[-2:], crop, stride, strict=True)
     )
-    total_1KHW, count_HW = torch.zeros(1), image_1CHW.new_zeros(image_1CHW.shape[-2:])
-    for window, (top, left) in enumerate(itertools.product(tops, lefts)):
+    count_HW = image_1CHW.new_zeros(image_1CHW.shape[-2:])
+    total_1KHW = count_HW.repeat(1, classes, 1, 1)
+    for top, left in itertools.product(tops, lefts):
         box = slice(top, top + crop[0]), slice(left, left + crop[1])
-        logits_1Khw = net(image_1CHW[:, :, *box])
-        if window == 0:  # only now is the number of classes known
-            total_1KHW = logits_1Khw.new_zeros(1, logits_1Khw.shape[1], *count_HW.shape)
-        total_1KHW[:, :, *box] += logits_1Khw
+        total_1KHW[:, :, *box] += net(image_1CHW[:, :, *box])
         count_HW[box] += 1
     return (total_1KHW / count_HW)[..., :height, :width]  # without the padding of a small image
 
@@ -206,7 +203,6 @@ def pixels_to_coco(row: int, prediction_HW: np.ndarray) -> list[dict[str, Any]]:
     """Turn class indices, uint8 (H, W), into one result per class that occurs, ascending."""
     results = []
     for label in np.unique(prediction_HW):
-        code = coco_mask.encode(np.asfortranarray(prediction_HW == label, dtype=np.uint8))
-        segmentation = {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-        results.append({"image_id": row, "category_id": int(label) + 1, "segmentation": segmentation})
+        code = as_json(coco_mask.encode(np.asfortranarray(prediction_HW == label, dtype=np.uint8)))
+        results.append({"image_id": row, "category_id": int(label) + 1, "segmentation": code})
     return results

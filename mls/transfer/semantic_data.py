@@ -1,6 +1,6 @@
 """Training samples of a segmenter: images and index masks, resized, cropped and flipped alike; images recoloured.
 
-    samples = Samples(store, IndexMasks(store, "train"), task, seed=1000)
+    samples = Samples(IndexMasks(store, "train"), task, seed=1000)
     image_CHW, mask_HW = samples.load((0, False, 0))    # index, flip and epoch, as `plan_batch` gives them
 
 The steps and their order are those of mmsegmentation's training pipeline for Cityscapes
@@ -18,8 +18,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mls.config.transfers import SemanticTransfer
-from mls.data.image_store import IGNORE, ImageStore
+from mls.data.image_store import IGNORE
 from mls.transfer.index_masks import IndexMasks
+from mls.transfer.order import Planned
 
 STREAM = 3
 """Fourth word of the seeds, which keeps these draws apart from those of orders and views."""
@@ -40,28 +41,23 @@ Sample = tuple[Tensor, Tensor]
 class Samples:
     """The images to train on, with their masks."""
 
-    def __init__(self, store: ImageStore, masks: IndexMasks, task: SemanticTransfer, seed: int) -> None:
+    def __init__(self, masks: IndexMasks, task: SemanticTransfer, seed: int) -> None:
         """Keep what is needed to load samples; no image is read yet.
 
         Args:
-            store: holds the images.
             masks: of the images to train on.
             task: ``scale``, ``crop``, ``class_share`` and ``photometric`` are read.
             seed: of all draws.
         """
-        self.store, self.masks, self.task, self.seed = store, masks, task, seed
+        self.masks, self.task, self.seed = masks, task, seed
 
-    def load(self, planned: tuple[int, bool, int]) -> Sample:
-        """Return the sample of an image in an epoch.
-
-        Args:
-            planned: its index, whether it is flipped, and the epoch.
-        """
+    def load(self, planned: Planned) -> Sample:
+        """Return the sample of an image in an epoch."""
         index, flip, epoch = planned
         row = self.masks.rows[index]
         rng = np.random.default_rng((self.seed, epoch, row, STREAM))
         low, high = self.task.scale
-        image_CHW, mask_HW = resized(self.store.decode(row), self.masks.of(row), float(rng.uniform(low, high)))
+        image_CHW, mask_HW = resized(self.masks.store.decode(row), self.masks.of(row), float(rng.uniform(low, high)))
         down, across = draw_crop(mask_HW, self.task.crop, self.task.class_share, rng)
         image_CHW, mask_HW = image_CHW[:, down, across], mask_HW[down, across]
         if flip:

@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mls.data.image_store import IGNORE
+from mls.config.transfers import SemanticTransfer
+from mls.data.image_store import IGNORE, ImageStore
 from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.instances import decode_mask
+
+
+def score_pixels(task: SemanticTransfer, store: ImageStore, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of results on test, see `pixel_metrics`."""
+    return pixel_metrics(IndexMasks(store, "test"), results)
 
 
 def pixel_metrics(truth: IndexMasks, results: list[dict[str, Any]]) -> dict[str, Any]:

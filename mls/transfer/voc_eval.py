@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ElementTree, SubElement
@@ -21,11 +21,12 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
+from torchvision.ops import box_convert
 
 from mls.data.image_store import ImageStore
 
-SET = "test"
-"""Name of the view's one image set."""
+VIEW, SET = "mls-voc-view", "test"
+"""Names of the view and of its one image set."""
 
 
 def year_of(store: ImageStore, truth: dict[str, Any]) -> int:
@@ -44,18 +45,19 @@ def write_view(truth: dict[str, Any], folder: Path) -> None:
     roots = {image["id"]: Element("annotation") for image in truth["images"]}
     for annotation in truth["annotations"]:
         item = SubElement(roots[annotation["image_id"]], "object")
-        x, y, w, h = annotation["bbox"]
-        fields = {
-            "name": names[annotation["category_id"]],
-            "pose": "Unspecified",
-            "truncated": annotation.get("truncated", 0),
-            "difficult": annotation["difficult"],
-        }
-        for tag, value in fields.items():
-            SubElement(item, tag).text = str(value)
         box = SubElement(item, "bndbox")
-        for tag, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
-            SubElement(box, tag).text = str(round(value))  # the evaluator reads integers
+        x, y, w, h = annotation["bbox"]
+        for parent, tag, value in (
+            (item, "name", names[annotation["category_id"]]),
+            (item, "pose", "Unspecified"),
+            (item, "truncated", annotation.get("truncated", 0)),
+            (item, "difficult", annotation["difficult"]),
+            (box, "xmin", round(x + 1)),  # the evaluator reads integers
+            (box, "ymin", round(y + 1)),
+            (box, "xmax", round(x + w)),
+            (box, "ymax", round(y + h)),
+        ):
+            SubElement(parent, tag).text = str(value)
     annotations, sets = folder / "Annotations", folder / "ImageSets" / "Main"
     annotations.mkdir()
     sets.mkdir(parents=True)
@@ -77,23 +79,19 @@ def voc_score(store: ImageStore, truth: dict[str, Any], results: list[dict[str, 
     """
     present = sorted({a["category_id"] for a in truth["annotations"] if not a["difficult"]})
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    by_row: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
-    for result in results:
-        if result["category_id"] in present:
-            by_row[result["image_id"]].append(result)
-    dataset = f"voc-{uuid.uuid4().hex}"
+    scored = [result for result in results if result["category_id"] in present]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         write_view(truth, Path(folder))
         classes = [names[one] for one in present]
-        MetadataCatalog.get(dataset).set(dirname=folder, split=SET, year=year_of(store, truth), thing_classes=classes)
+        MetadataCatalog.get(VIEW).set(dirname=folder, split=SET, year=year_of(store, truth), thing_classes=classes)
         try:
-            evaluator = PascalVOCDetectionEvaluator(dataset)
+            evaluator = PascalVOCDetectionEvaluator(VIEW)
             evaluator.reset()
-            for row, found in by_row.items():
-                evaluator.process([{"image_id": str(row)}], [{"instances": as_instances(found, present)}])
+            for row, found in itertools.groupby(scored, key=lambda result: result["image_id"]):
+                evaluator.process([{"image_id": str(row)}], [{"instances": as_instances([*found], present)}])
             metrics = evaluator.evaluate()["bbox"]
         finally:
-            MetadataCatalog.remove(dataset)
+            MetadataCatalog.remove(VIEW)  # a name can be set only once
     return {f"voc_{name}": float(metrics[name]) for name in ("AP", "AP50", "AP75")}
 
 
@@ -101,7 +99,7 @@ def as_instances(results: list[dict[str, Any]], present: list[int]) -> Instances
     """Turn results of one image into a detector's output; a class's number is its place in ``present``."""
     found = Instances((0, 0))  # the evaluator does not ask for the image's size
     xywh_N4 = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).view(-1, 4)
-    found.pred_boxes = Boxes(torch.cat([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], dim=1))
+    found.pred_boxes = Boxes(box_convert(xywh_N4, "xywh", "xyxy"))
     found.scores = torch.tensor([result["score"] for result in results], dtype=torch.float64)
     found.pred_classes = torch.tensor([present.index(result["category_id"]) for result in results], dtype=torch.int64)
     return found

@@ -1,4 +1,4 @@
-"""What the tests of Detectron2's detectors share; it must be installed."""
+"""Shared by the tests of Detectron2's detectors; it must be installed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 from mls.config.experiment import Execution
 from mls.config.transfers import Detectron2Detector
-from mls.runtime.device import set_up
-from mls.train.finetune import finetune
 from mls.transfer.detectron2 import Detectron2Detection
 from mls.transfer.interface import Given
+from tests.transfer.support import live
 
 PAPER: dict[str, dict[str, Any]] = {
     "table 1": {"kind": "instance", "architecture": "fpn"},
@@ -29,9 +28,6 @@ def task_of(**changes: Any) -> Detectron2Detector:
 
 def run(given: Given, task: Detectron2Detector, execution: Execution, work: Path) -> Detectron2Detection:
     """One process's life: set up, build, train, finish."""
-    work.mkdir(exist_ok=True)
-    set_up(execution.device, execution.threads, given.seed)
-    transfer = Detectron2Detection(task, given)
-    finetune(transfer, execution=execution, work=work, log=given.log, name="test")
+    transfer, _ = live(Detectron2Detection, task, given, execution, work)
     transfer.finish(1, "test")
     return transfer

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mls.config.transfers import SemanticTransfer
 from mls.data.image_store import IGNORE, ImageStore
-from mls.data.writer import Record, encode_mask, write_store
+from mls.data.writer import Record, encode_mask
+from tests.transfer.support import write_records
 
 CLASSES = ["ground", "red", "green", "blue"]
 COLOURS = np.array([(90, 90, 90), (255, 0, 0), (0, 255, 0), (0, 0, 255)], dtype=np.uint8)
@@ -32,7 +33,7 @@ def painted(seed: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.u
 
 
 def masked_record(split: str, mask_HW: NDArray[np.uint8], with_mask: bool = True) -> Record:
-    """An image that shows each class in its colour (what is ignored looks like ground), without loss."""
+    """An image that shows each class in its colour (ignored pixels look like ground), lossless."""
     height, width = mask_HW.shape
     buffer = io.BytesIO()
     Image.fromarray(COLOURS[np.where(mask_HW == IGNORE, 0, mask_HW)]).save(buffer, "PNG")
@@ -42,12 +43,8 @@ def masked_record(split: str, mask_HW: NDArray[np.uint8], with_mask: bool = True
 
 
 def write_masked(out: Path, records: list[Record]) -> ImageStore:
-    """Name some records, whose splits are in order; write and open a store of them."""
-    for number, record in enumerate(records):
-        record.name = f"{number:04d}.png"
-    out.mkdir(parents=True)
-    write_store(out, records, CLASSES, True, [])
-    return ImageStore(out)
+    """Write and open a store of some records, whose splits are in order."""
+    return write_records(out, records, CLASSES, "png")
 
 
 def masked_store(out: Path, train: int = 7, test: int = 3, same: bool = False) -> ImageStore:

@@ -58,9 +58,7 @@ def test_counters_need_no_place(log: list[str]) -> None:
         ({"body.0.weight": torch.zeros(3, 5)}, "6 of 7 tensors match; .* different shape: body.0.weight"),
     ],
 )
-def test_nothing_is_loaded_where_anything_is_wrong(
-    change: dict[str, Tensor | None], message: str, log: list[str]
-) -> None:
+def test_nothing_is_loaded_if_anything_is_wrong(change: dict[str, Tensor | None], message: str, log: list[str]) -> None:
     model = Larger()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {n: t for n, t in (state_of(model) | change).items() if t is not None}
@@ -69,13 +67,13 @@ def test_nothing_is_loaded_where_anything_is_wrong(
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_new_part_that_was_not_announced(log: list[str]) -> None:
+def test_an_undeclared_new_part_is_refused(log: list[str]) -> None:
     model = Larger()
     with pytest.raises(DeterministicError, match=r"missing: head.weight, head.bias"):
         load(model, state_of(model), {}, log.append)
 
 
-def test_a_part_of_the_backbone_among_new_ones(log: list[str]) -> None:
+def test_a_missing_part_of_the_backbone_is_not_taken_for_a_new_one(log: list[str]) -> None:
     model = Larger()
     state = {name: tensor for name, tensor in state_of(model).items() if not name.startswith("body.1")}
     with pytest.raises(DeterministicError, match=r"missing: body.1.weight"):
@@ -100,7 +98,7 @@ def test_equal_backbones_are_equal(net: nn.Module, store: ImageStore, log: list[
 
 
 @pytest.mark.parametrize("tensor", ["layer3.1.conv1.weight", "layer3.0.bn1.running_mean", "layer3.0.bn2.running_var"])
-def test_one_other_tensor_is_seen(net: nn.Module, store: ImageStore, log: list[str], tensor: str) -> None:
+def test_a_changed_tensor_is_detected(net: nn.Module, store: ImageStore, log: list[str], tensor: str) -> None:
     """Batch norms' statistics too, which a training would overwrite and an evaluation would not."""
     image = as_pretrained(first_pixels(store, 0))
     before = maps(net, image)
@@ -109,13 +107,13 @@ def test_one_other_tensor_is_seen(net: nn.Module, store: ImageStore, log: list[s
         prove(before, maps(net, image), log.append)
 
 
-def test_another_order_of_colours_is_seen(net: nn.Module, store: ImageStore, log: list[str]) -> None:
+def test_swapped_channels_are_detected(net: nn.Module, store: ImageStore, log: list[str]) -> None:
     image = as_pretrained(first_pixels(store, 0))
     with pytest.raises(DeterministicError, match=r"different features: C2"):
         prove(maps(net, image), maps(net, image.flip(1)), log.append)
 
 
-def test_the_tolerance_is_what_it_says(log: list[str]) -> None:
+def test_the_tolerance_is_exact(log: list[str]) -> None:
     one = torch.tensor([[1.0, -4.0]])
     prove([one], [one + 3.9 * TOLERANCE], log.append)
     with pytest.raises(DeterministicError, match="differs by"):
@@ -167,7 +165,7 @@ def test_export(form: str, name: str, resnet18: Path, tmp_path: Path, log: list[
         (Backbone(name="resnet34"), "timm", "a.pth", "does not fit resnet34"),
     ],
 )
-def test_what_can_not_be_exported(
+def test_impossible_exports_are_refused(
     config: Backbone, form: str, name: str, message: str, resnet18: Path, tmp_path: Path, log: list[str]
 ) -> None:
     with pytest.raises(MlsError, match=message):

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mls.config.experiment import Execution
 from mls.config.transfers import TorchvisionDetector
 from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted
-from mls.train.finetune import History, finetune
-from mls.transfer.detection import TorchvisionDetection
+from mls.train.finetune import finetune
 from mls.transfer.detector import warm_up_and_drops
 from mls.transfer.interface import Given
 from mls.transfer.order import plan_batch
-
-
-def life(
-    given: Given, task: TorchvisionDetector, execution: Execution, work: Path
-) -> tuple[dict[str, Tensor], History]:
-    """One process's life: set up, build, train."""
-    work.mkdir(exist_ok=True)
-    set_up(execution.device, execution.threads, given.seed)
-    transfer = TorchvisionDetection(task, given)
-    history = finetune(transfer, execution=execution, work=work, log=given.log, name="test")
-    return transfer.model.state_dict(), history
+from mls.transfer.torchvision import TorchvisionDetection
+from tests.transfer.support import assert_equal, live, stopped, terminate
 
 
 @pytest.mark.parametrize("kind", ["instance", "detection"])
@@ -46,35 +33,26 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     task = task.model_copy(update={"kind": kind})
     monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
-    whole, history = life(given, task, execution, tmp_path / "whole")
+    whole, history = live(TorchvisionDetection, task, given, execution, tmp_path / "whole")
 
-    calls = 0
-    original = TorchvisionDetection.learning_rate
+    def interrupt() -> None:
+        raise KeyboardInterrupt  # nothing more is saved: only step 3's checkpoint is left
 
-    def stop_in_step_3(self: TorchvisionDetection, step: int) -> float:
-        nonlocal calls
-        calls += 1
-        if how == "signal" and calls == 3:
-            os.kill(os.getpid(), signal.SIGTERM)  # the step is finished, then the state is saved
-        if how == "kill" and calls == 5:
-            raise KeyboardInterrupt  # nothing is saved any more: step 3's checkpoint is what is left
-        return original(self, step)
-
+    # a step that gets the signal is finished, then the state is saved
+    step, stop, error = (2, terminate, Interrupted) if how == "signal" else (4, interrupt, KeyboardInterrupt)
     every = execution if how == "signal" else execution.model_copy(update={"checkpoint_every": 3})
-    monkeypatch.setattr(TorchvisionDetection, "learning_rate", stop_in_step_3)
-    with pytest.raises(Interrupted if how == "signal" else KeyboardInterrupt):
-        life(given, task, every, tmp_path / "parts")
+    with stopped(TorchvisionDetection, step, stop), pytest.raises(error):
+        live(TorchvisionDetection, task, given, every, tmp_path / "parts")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-000000003.pt"]
-    monkeypatch.setattr(TorchvisionDetection, "learning_rate", original)
-    resumed, resumed_history = life(given, task, execution, tmp_path / "parts")
+    resumed, resumed_history = live(TorchvisionDetection, task, given, execution, tmp_path / "parts")
 
     assert [row["step"] for row in history.curves] == [0, 2, 4, 5]
     assert resumed_history.curves == history.curves
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert_equal(resumed, whole)
     kept = [path.name for path in sorted((tmp_path / "parts").iterdir())]
     assert kept == ["checkpoint-000000003.pt", "checkpoint-000000006.pt"]
-    again, _ = life(given, task, execution, tmp_path / "parts")  # finished: trains no more
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    again, _ = live(TorchvisionDetection, task, given, execution, tmp_path / "parts")  # finished: trains no more
+    assert_equal(again, whole)
 
 
 def test_bad_loss_stops_before_the_update(

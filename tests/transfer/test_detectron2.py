@@ -1,12 +1,10 @@
-"""Detectron2's models start from the pretrained weights, train, and go on bit for bit.
+"""Detectron2's models start from the pretrained weights, train, and resume bit for bit.
 
 Skipped where Detectron2 is not installed; ``mls doctor`` says how to.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from mls.data.augment import MEAN
 from mls.models.backbone import build_backbone, save_backbone
 from mls.runtime.errors import DeterministicError, Interrupted
 from mls.transfer.interface import Given
-from tests.transfer.conftest import R50, make_record, write_records
+from tests.transfer.support import R50, make_record, stopped, terminate, write_records
 
 pytest.importorskip("detectron2", reason="needs detectron2 (README: Detectron2)")
 
@@ -74,7 +72,7 @@ def test_weights_are_loaded_and_counted(architecture: str, start: Given, log: li
 
 @pytest.mark.parametrize("tensor", ["layer4.1.bn2.running_mean", "layer3.0.conv1.weight", "bn1.weight"])
 @pytest.mark.parametrize("architecture", ["fpn", "c4"])
-def test_a_conversion_that_mixes_tensors_up_is_seen(
+def test_a_wrong_tensor_is_detected(
     architecture: str, tensor: str, start: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(file: Path) -> dict[str, Tensor]:
@@ -82,12 +80,12 @@ def test_a_conversion_that_mixes_tensors_up_is_seen(
         state[tensor] = state[tensor] + 0.1
         return state
 
-    monkeypatch.setattr("mls.transfer.convert.load_file", wrong)
+    monkeypatch.setattr("mls.transfer.detector.load_file", wrong)
     with pytest.raises(DeterministicError, match="the converted backbone gives different features"):
         Detectron2Detection(task_of(architecture=architecture), start)
 
 
-def test_blue_before_red_is_seen(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_channels_are_detected(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detectron2_model, "MEAN", MEAN[::-1])
     with pytest.raises(DeterministicError, match="different features: C2"):
         Detectron2Detection(task_of(), start)
@@ -121,26 +119,12 @@ def test_the_papers_models_train_and_are_scored(which: str, start: Given, execut
 
 
 @pytest.mark.parametrize("which", ["table 1", "table 2"])
-def test_resumed_equals_uninterrupted(
-    which: str, start: Given, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_equals_uninterrupted(which: str, start: Given, execution: Execution, tmp_path: Path) -> None:
     task = task_of(**PAPER[which])
     whole = run(start, task, execution, tmp_path / "whole")
-    original = Detectron2Detection.learning_rate
-    calls = 0
-
-    def stopped(self: Detectron2Detection, step: int) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, step)
-
-    monkeypatch.setattr(Detectron2Detection, "learning_rate", stopped)
-    with pytest.raises(Interrupted):
+    with stopped(Detectron2Detection, 1, terminate), pytest.raises(Interrupted):
         run(start, task, execution, tmp_path / "parts")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-000000002.pt"]
-    monkeypatch.setattr(Detectron2Detection, "learning_rate", original)
     parts = run(start, task, execution, tmp_path / "parts")
     expected, found = whole.model.state_dict(), parts.model.state_dict()
     assert all(torch.equal(expected[key], found[key]) for key in expected)  # precise statistics included
@@ -171,9 +155,7 @@ def test_parts_beside_a_frozen_backbone_get_precise_statistics(
     assert moved and not any("bottom_up" in name for name in moved)
 
 
-def test_precise_statistics_are_of_as_many_images_by_the_linear_rule(
-    start: Given, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precise_statistics_use_as_many_images_at_any_batch_size(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     transfer = Detectron2Detection(task_of(batch_size=2, reference_batch=8, precise_bn=3), start)
     counted: list[int] = []
     monkeypatch.setattr(detectron2, "update_bn_stats", lambda model, batches, num_iters: counted.append(num_iters))
@@ -198,14 +180,14 @@ def test_batches_hold_wide_images_or_tall_ones(start: Given, tmp_path: Path) -> 
     for record in records[:3]:
         record.width = 50
     transfer = Detectron2Detection(task_of(), replace(start, store=write_records(tmp_path / "wide", records)))
-    plan = transfer.plan()
-    batches = [next(plan) for _ in range(30)]
+    batches = [*transfer.plan(range(30))]
+    assert [*transfer.plan(range(20, 30))] == batches[20:]
     assert all(len({index < 3 for index, _, _ in batch}) == 1 for batch in batches)
     epochs = [sorted(index for batch in batches for index, _, epoch in batch if epoch == one) for one in range(8)]
     assert all(epoch == list(range(6)) for epoch in epochs)
 
 
-def test_samples_follow_from_the_seed_alone(start: Given) -> None:
+def test_samples_depend_only_on_the_seed(start: Given) -> None:
     transfer = Detectron2Detection(task_of(), start)
     np.random.seed(1)
     first = transfer.load_sample((2, True, 5))

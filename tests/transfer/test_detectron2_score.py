@@ -1,4 +1,4 @@
-"""Detections are scored as Detectron2 would, on VOC by its own rule; its checkpoints come and go.
+"""Scores equal those of Detectron2's evaluators, on VOC by its own rule; its checkpoints can be read and written.
 
 Skipped where Detectron2 is not installed; ``mls doctor`` says how to.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mls.models.backbone import build_backbone
 from mls.models.foreign import read_state, translate
 from mls.transfer.evaluate import coco_metrics
 from mls.transfer.interface import Given
-from tests.transfer.conftest import R50, make_record, make_store, write_records
+from tests.transfer.support import R50, make_record, make_store, perfect, write_records
 
 pytest.importorskip("detectron2", reason="needs detectron2 (README: Detectron2)")
 
@@ -38,7 +37,7 @@ from tests.transfer.detectron2_support import PAPER, run, task_of
 # ------------------------------------------------------------------------------------------ scoring
 
 
-def noisy(truth: dict[str, Any], perfect: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def noisy(truth: dict[str, Any]) -> list[dict[str, Any]]:
     """The truth with boxes that are a little off, some classes wrong, some found twice, in no order."""
     rng = np.random.default_rng(0)
     results = perfect(truth) + perfect(truth)[::3]
@@ -54,10 +53,8 @@ def test_scores_are_those_of_its_own_evaluator(tmp_path: Path) -> None:
     from detectron2.evaluation.coco_evaluation import COCOEvaluator, _evaluate_predictions_on_coco
     from pycocotools.coco import COCO
 
-    from tests.transfer.test_evaluate import perfect
-
     truth = make_store(tmp_path / "data", test=30).ground_truth("test")
-    results = noisy(truth, perfect)
+    results = noisy(truth)
     (tmp_path / "truth.json").write_text(json.dumps(truth | {"info": {}}))
     coco = COCO(str(tmp_path / "truth.json"))
     metrics = coco_metrics(truth, results, ("box", "mask"))
@@ -100,7 +97,7 @@ def boxes(truth: dict[str, Any], difficult: bool) -> list[dict[str, Any]]:
     ]
 
 
-def test_voc_truth_scores_100_and_nothing_0(voc: ImageStore) -> None:
+def test_voc_truth_scores_100_and_no_results_0(voc: ImageStore) -> None:
     truth = voc.ground_truth("test")
     for difficult in (True, False):  # neither to be found nor a mistake to find
         results = boxes(truth, difficult)
@@ -148,7 +145,7 @@ def test_voc_boxes_keep_their_pixels(voc: ImageStore) -> None:
     assert (metrics["voc_AP"] < 100) == (lowest < 0.95)
 
 
-def test_voc_metrics_are_there(voc: ImageStore, start: Given, execution: Execution, tmp_path: Path) -> None:
+def test_voc_tasks_report_vocs_metrics(voc: ImageStore, start: Given, execution: Execution, tmp_path: Path) -> None:
     transfer = run(replace(start, store=voc), task_of(**PAPER["table 4"]), execution, tmp_path / "work")
     assert transfer.train_images == 8, "difficult objects are trained on"
     assert set(transfer.score([])) == {f"box_{n}" for n in ("AP", "AP50", "AP75", "APs", "APm", "APl")} | {
@@ -169,7 +166,7 @@ def test_an_exported_backbone_is_read_by_its_checkpointer(
     export_backbone(R50, resnet50, "detectron2", out, log.append)
     assert "features of one image are equal" in log[0]
     task = task_of(**PAPER[which])
-    model = detectron2_model.build_model(task, R50, num_classes=3)
+    model = Detectron2Detection.build(task, R50, classes=3)
     DetectionCheckpointer(model).load(f"{out}?matching_heuristics=True")
     own, stored = model.state_dict(), load_file(resnet50)
     for name, tensor in stored.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,24 +19,11 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.runtime.errors import MlsError
 from mls.transfer import run_transfer
-from mls.transfer.detection import detections_to_coco
 from mls.transfer.evaluate import coco_metrics
-from mls.transfer.rescore import print_transfer_score
+from mls.transfer.torchvision import detections_to_coco
+from tests.transfer.support import perfect
 
 BOTH = ("box", "mask")
-
-
-def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations as predictions."""
-    results = []
-    for annotation in truth["annotations"]:
-        code = annotation["segmentation"]
-        if isinstance(code, list):
-            code = coco_mask.merge(coco_mask.frPyObjects(code, 40, 40))
-            code = {"size": code["size"], "counts": code["counts"].decode()}
-        kept = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        results.append({**kept, "score": 0.9, "segmentation": code})
-    return results
 
 
 def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +43,7 @@ def test_truth_scores_100(store: ImageStore, capsys: pytest.CaptureFixture[str])
     assert json.dumps(truth, sort_keys=True) == before
 
 
-def test_nothing_scores_0(store: ImageStore) -> None:
+def test_no_results_score_0(store: ImageStore) -> None:
     metrics = coco_metrics(store.ground_truth("test"), [], BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == metrics["box_AP50"] == metrics["mask_APs"] == 0
     assert metrics["box_APm"] is None
@@ -73,7 +59,7 @@ def test_boxes_and_masks_are_scored_apart(store: ImageStore) -> None:
     assert metrics["mask_AP"] == pytest.approx(100)
 
 
-def test_same_as_pycocotools_own_way(store: ImageStore, tmp_path: Path) -> None:
+def test_scores_equal_those_of_pycocotools(store: ImageStore, tmp_path: Path) -> None:
     from pycocotools.cocoeval import COCOeval
 
     truth = store.ground_truth("test")
@@ -94,7 +80,7 @@ def test_same_as_pycocotools_own_way(store: ImageStore, tmp_path: Path) -> None:
     assert metrics["box_AP75"] == pytest.approx(100 * evaluation.stats[2])
 
 
-def test_to_coco() -> None:
+def test_detections_become_coco_results() -> None:
     masks = torch.zeros(1, 1, 8, 10)
     masks[0, 0, 2:5, 1:7] = 0.8
     found = {
@@ -157,7 +143,7 @@ def test_stage_repeats_byte_for_byte(
     assert header[0] == "step" and header[-1] == "lr" and "loss_mask" in header
 
 
-def test_scores_are_computed_anew_and_compared(
+def test_scores_are_computed_again_and_compared(
     store: ImageStore,
     config: Backbone,
     weights: Path,
@@ -170,7 +156,7 @@ def test_scores_are_computed_anew_and_compared(
     run_stage(store, config, weights, task.model_copy(update={"epochs": 10.0, "lr": 0.05}), execution, tmp_path / "a")
     out = tmp_path / "a" / "out"
     artifact = Artifact(out, {"files": {file.name: {} for file in out.iterdir()}})
-    print_transfer_score(task, store, artifact)
+    run_transfer.print_transfer_score(task, store, artifact)
     metrics = json.loads((out / "metrics.json").read_text())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{metrics['n_predictions']} predictions in 5 images of test, percent."
@@ -178,4 +164,4 @@ def test_scores_are_computed_anew_and_compared(
     assert lines[-1] == f"Agrees with {out / 'metrics.json'}."
     (out / "metrics.json").write_text(json.dumps(metrics | {"mask_AP": metrics["mask_AP"] + 0.1}))
     with pytest.raises(MlsError, match=r"says mask_AP = .*its predictions say"):
-        print_transfer_score(task, store, artifact)
+        run_transfer.print_transfer_score(task, store, artifact)

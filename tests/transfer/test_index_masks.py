@@ -15,9 +15,9 @@ from mls.data.image_store import IGNORE, ImageStore
 from mls.data.writer import Record, encode_mask
 from mls.runtime.errors import MlsError
 from mls.transfer.index_masks import IndexMasks
-from tests.transfer.conftest import CLASSES, make_record, write_records
 from tests.transfer.semantic_support import CLASSES as MASKED
 from tests.transfer.semantic_support import masked_record, painted, write_masked
+from tests.transfer.support import CLASSES, make_record, write_records
 
 BACKGROUND = len(CLASSES)
 
@@ -49,7 +49,7 @@ def boxes_record(*boxes: tuple[int, int, int, int, int, bool], split: str = "tes
     return Record(split, split, buffer.getvalue(), 20, 10, sorted({a[0] - 1 for a in boxes}), annotations)
 
 
-def test_stored_masks_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_stored_masks_are_used_unchanged(tmp_path: Path) -> None:
     masks = [painted(i) for i in range(3)]
     records = [masked_record("train", masks[i], with_mask=i != 1) for i in range(3)]
     store = write_masked(tmp_path / "data", [*records, masked_record("test", masks[0])])
@@ -79,8 +79,8 @@ def test_images_without_instances_are_background(store: ImageStore) -> None:
     masks = IndexMasks(store, "train")
     assert masks.rows == list(range(9))
     assert torch.equal(masks.of(7), torch.full((40, 40), BACKGROUND, dtype=torch.uint8))
-    crowd_alone = masks.of(8)
-    assert set(crowd_alone.unique().tolist()) == {BACKGROUND, IGNORE}
+    only_crowd = masks.of(8)
+    assert set(only_crowd.unique().tolist()) == {BACKGROUND, IGNORE}
     of_rows = IndexMasks(store, "train+test")
     assert of_rows.rows == list(range(14))
     assert set(of_rows.of(9).unique().tolist()) - {BACKGROUND} <= set(range(len(CLASSES)))

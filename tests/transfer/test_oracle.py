@@ -1,10 +1,9 @@
-"""From a source's files through the data stage: its truth as predictions scores 100, class ids and crowds survive."""
+"""From a source's files to scores: its truth as predictions scores 100; class ids and crowds are kept."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pycocotools import mask as coco_mask
@@ -14,9 +13,9 @@ from mls.data import sources
 from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
 from mls.transfer.evaluate import coco_metrics
-from mls.transfer.instances import Instances
+from mls.transfer.instances import training_instances
 from tests.data.support import an_object, make, make_coco, make_voc_tree, xml
-from tests.transfer.conftest import make_record, write_records
+from tests.transfer.support import make_record, perfect, write_records
 
 BOTH = ("box", "mask")
 
@@ -40,36 +39,20 @@ def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
     return ImageStore(make(coco=entry))
 
 
-def predictions(truth: dict[str, Any], *, crowds: bool = False) -> list[dict[str, Any]]:
-    """The annotations as predictions."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    results = []
-    for annotation in truth["annotations"]:
-        if annotation["iscrowd"] and not crowds:
-            continue
-        code = annotation["segmentation"]
-        if not isinstance(code, dict) or isinstance(code["counts"], list):
-            code = coco_mask.frPyObjects(code, *sizes[annotation["image_id"]])
-            code = coco_mask.merge(code) if isinstance(code, list) else code
-        kept = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        results.append({**kept, "score": 0.9, "segmentation": code})
-    return results
-
-
 def test_coco_truth_scores_100_and_class_ids_survive(coco: ImageStore) -> None:
     truth = coco.ground_truth("test")
     assert coco.classes == ["car", "cat", "toothbrush"]
-    metrics = coco_metrics(truth, predictions(truth), BOTH)
+    metrics = coco_metrics(truth, perfect(truth), BOTH)
     assert metrics["box_AP"] == metrics["mask_AP"] == pytest.approx(100)
     assert metrics["per_class"]["cat"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
     nothing = {"box_AP": None, "mask_AP": None}
-    assert metrics["per_class"]["car"] == metrics["per_class"]["toothbrush"] == nothing, "crowds alone, and nothing"
-    moved = [{**result, "category_id": result["category_id"] % 3 + 1} for result in predictions(truth)]
+    assert metrics["per_class"]["car"] == metrics["per_class"]["toothbrush"] == nothing, "only crowds; no annotation"
+    moved = [{**result, "category_id": result["category_id"] % 3 + 1} for result in perfect(truth)]
     assert coco_metrics(truth, moved, BOTH)["box_AP"] == 0
     assert coco_metrics(truth, [], BOTH)["mask_AP"] == 0
 
 
-def test_what_lies_in_a_crowd_counts_neither_way(coco: ImageStore) -> None:
+def test_detections_in_a_crowd_count_neither_way(coco: ImageStore) -> None:
     truth = coco.ground_truth("test")
     crowd = next(annotation for annotation in truth["annotations"] if annotation["iscrowd"])
     own = next(a for a in truth["annotations"] if not a["iscrowd"] and a["image_id"] == crowd["image_id"])
@@ -84,17 +67,17 @@ def test_what_lies_in_a_crowd_counts_neither_way(coco: ImageStore) -> None:
         }
         for x in (11.0, 13.0, 15.0)
     ]
-    assert coco_metrics(truth, predictions(truth) + many, BOTH)["box_AP"] == pytest.approx(100)
+    assert coco_metrics(truth, perfect(truth) + many, BOTH)["box_AP"] == pytest.approx(100)
     crowd["iscrowd"] = 0
-    assert coco_metrics(truth, predictions(truth) + many, BOTH)["box_AP"] < 100
+    assert coco_metrics(truth, perfect(truth) + many, BOTH)["box_AP"] < 100
 
 
 def test_crowds_are_not_trained_on(coco: ImageStore) -> None:
-    trained = Instances(coco, "train+val", masks=True)
-    found = [annotation for row in trained.rows for annotation in trained.of(row)]
+    trained = training_instances(coco, "train+val", masks=True)
+    found = [annotation for annotations in trained.values() for annotation in annotations]
     assert len(trained) == len(found) == 9, "ten images, the first without objects"
     assert not any(annotation["iscrowd"] for annotation in found)
-    assert len(Instances(coco, "train", masks=True)) < 9
+    assert len(training_instances(coco, "train", masks=True)) < 9
 
 
 def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: Path) -> None:
@@ -120,7 +103,7 @@ def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: 
     assert json.dumps(truth) == json.dumps(store.ground_truth("test")), "nothing is written into it"
 
 
-def test_a_class_that_test_lacks_and_one_that_train_lacks(tmp_path: Path) -> None:
+def test_classes_that_occur_only_in_train_or_only_in_test(tmp_path: Path) -> None:
     """The first has no score and no part in the mean; the second is scored, and not found."""
     records = [make_record(split, number) for split in ("train", "test") for number in range(4)]
     for record in records:
@@ -129,12 +112,9 @@ def test_a_class_that_test_lacks_and_one_that_train_lacks(tmp_path: Path) -> Non
         record.classes = sorted({annotation["category_id"] - 1 for annotation in record.annotations})
     store = write_records(tmp_path / "lacking", records)
     truth = store.ground_truth("test")
-    assert {
-        a["category_id"]
-        for row in Instances(store, "train", True).rows
-        for a in Instances(store, "train", True).of(row)
-    } == {1}
-    green = [result for result in predictions(truth) if result["category_id"] == 2]
+    trained = training_instances(store, "train", masks=True)
+    assert {a["category_id"] for annotations in trained.values() for a in annotations} == {1}
+    green = [result for result in perfect(truth) if result["category_id"] == 2]
     metrics = coco_metrics(truth, green, BOTH)
     assert metrics["per_class"]["red"] == {"box_AP": None, "mask_AP": None}
     assert metrics["per_class"]["green"] == pytest.approx({"box_AP": 100, "mask_AP": 100})

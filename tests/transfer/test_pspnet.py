@@ -58,7 +58,7 @@ def test_dilated_resnet50_is_torchvisions(output_stride: int, replaced: list[boo
     ("stem", "output_stride"), [("imagenet", s) for s in (4, 8, 16, 32)] + [("small", s) for s in (4, 8, 16)]
 )
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-def test_dilation_adds_cells_between_those_that_were_there(name: Any, stem: Any, output_stride: int) -> None:
+def test_dilation_adds_cells_between_the_existing_ones(name: Any, stem: Any, output_stride: int) -> None:
     torch.manual_seed(0)
     plain = build_backbone(Backbone(name=name, width=0.25, stem=stem)).eval()
     randomise_norms(plain)
@@ -148,7 +148,7 @@ def test_training_gives_both_heads_and_drops_whole_channels() -> None:
     assert not torch.equal(net(torch.ones(2, 3, 24, 32))["out"], net(torch.ones(2, 3, 24, 32))["out"])
 
 
-def test_bf16_is_inside_alone() -> None:
+def test_bf16_stays_inside_the_network() -> None:
     torch.manual_seed(0)
     net = build(tiny_task(precision="bf16")).train()
     inside: list[torch.dtype] = []

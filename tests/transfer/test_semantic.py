@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mls.config.experiment import Backbone, Execution
-from mls.config.transfers import SemanticTransfer
 from mls.data.image_store import IGNORE
 from mls.models.backbone import build_backbone, save_backbone
-from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
-from mls.train.finetune import History, finetune
 from mls.transfer.instances import decode_mask
 from mls.transfer.interface import Given
 from mls.transfer.semantic import SemanticTraining, pixels_to_coco
-from tests.transfer.conftest import make_record, write_records
 from tests.transfer.semantic_support import CLASSES, masked_record, masked_store, painted, tiny_task, write_masked
+from tests.transfer.support import assert_equal, live, make_record, stopped, terminate, write_records
 
 
 @pytest.fixture
@@ -56,7 +51,7 @@ def test_a_backbone_that_was_dilated_wrongly_is_refused(masked: Given, monkeypat
         SemanticTraining(tiny_task(output_stride=8), masked)
 
 
-def test_what_cannot_be_trained_is_refused(masked: Given, tmp_path: Path) -> None:
+def test_impossible_trainings_are_refused(masked: Given, tmp_path: Path) -> None:
     with pytest.raises(MlsError, match="does not fit resnet18"):
         SemanticTraining(tiny_task(), replace(masked, config=Backbone(name="resnet18", width=0.25, stem="small")))
     with pytest.raises(MlsError, match=r"output_stride 32: .* 2, 4, 8, 16 pixels"):
@@ -94,7 +89,7 @@ def test_everything_is_trained_and_decayed(masked: Given, name: Any) -> None:
     assert (group["weight_decay"], group["momentum"]) == (5e-4, 0.9)
 
 
-def test_the_auxiliary_loss_reaches_the_third_stage_alone(masked: Given) -> None:
+def test_the_auxiliary_loss_trains_only_up_to_the_third_stage(masked: Given) -> None:
     training = SemanticTraining(tiny_task(), masked)
     training.model.train()
     training.losses(next(training.batches(range(1), 1)))["loss_aux"].backward()
@@ -187,55 +182,30 @@ def test_truth_as_prediction_is_perfect(given: Given) -> None:
     assert [nothing[name] for name in ("mIoU", "mAcc", "aAcc")] == [0, 0, 0]
 
 
-def life(given: Given, task: SemanticTransfer, execution: Execution, work: Path) -> tuple[dict[str, Tensor], History]:
-    """One process's life: set up, build, train."""
-    work.mkdir(exist_ok=True)
-    set_up(execution.device, execution.threads, given.seed)
-    training = SemanticTraining(task, given)
-    history = finetune(training, execution=execution, work=work, log=given.log, name="test")
-    return training.model.state_dict(), history
-
-
 def test_resumed_equals_uninterrupted(
     masked: Given, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
     task = tiny_task(dropout=0.5)  # drawn from torch's generator
-    whole, history = life(masked, task, execution, tmp_path / "whole")
-    calls = 0
-    original = SemanticTraining.learning_rate
-
-    def stop_in_step_3(self: SemanticTraining, step: int) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, step)
-
-    monkeypatch.setattr(SemanticTraining, "learning_rate", stop_in_step_3)
-    with pytest.raises(Interrupted):
-        life(masked, task, execution, tmp_path / "parts")
+    whole, history = live(SemanticTraining, task, masked, execution, tmp_path / "whole")
+    with stopped(SemanticTraining, 2, terminate), pytest.raises(Interrupted):
+        live(SemanticTraining, task, masked, execution, tmp_path / "parts")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-000000003.pt"]
-    monkeypatch.setattr(SemanticTraining, "learning_rate", original)
     more = execution.model_copy(update={"workers": 3})
-    resumed, resumed_history = life(masked, task, more, tmp_path / "parts")
+    resumed, resumed_history = live(SemanticTraining, task, masked, more, tmp_path / "parts")
     assert [row["step"] for row in history.curves] == [0, 2, 4, 5]
     assert resumed_history.curves == history.curves
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert_equal(resumed, whole)
     start = load_file(masked.weights)
-    assert not torch.equal(whole["backbone.conv1.weight"], start["conv1.weight"])
+    assert not torch.equal(whole.model.backbone.conv1.weight, start["conv1.weight"])
 
 
 def test_eight_images_are_learned_by_heart(given: Given, execution: Execution, tmp_path: Path) -> None:
     """mIoU above 50 on the images that it was trained on, after a few hundred steps."""
     task = tiny_task(iterations=240, batch_size=4, lr=0.03, crop=[32, 48], scale=[1.0, 1.25], head_channels=16)
     learner = replace(given, store=masked_store(tmp_path / "eight", train=8, test=8, same=True))
-    set_up(execution.device, execution.threads, given.seed)
     training = SemanticTraining(task, learner)
-    untrained = training.score(training.predict(1, "test"))
-    assert untrained["mIoU"] < 30
-    work = tmp_path / "work"
-    work.mkdir()
-    finetune(training, execution=execution, work=work, log=given.log, name="test")
+    assert training.score(training.predict(1, "test"))["mIoU"] < 30
+    training, _ = live(SemanticTraining, task, learner, execution, tmp_path / "work")
     metrics = training.score(training.predict(1, "test"))
     assert metrics["mIoU"] > 50 and metrics["aAcc"] > 70, metrics

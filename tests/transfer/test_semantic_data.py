@@ -21,11 +21,11 @@ from tests.transfer.semantic_support import COLOURS, masked_store, tiny_task
 @pytest.fixture
 def samples(tmp_path: Path) -> Samples:
     store = masked_store(tmp_path / "masked")
-    return Samples(store, IndexMasks(store, "train"), tiny_task(), seed=1000)
+    return Samples(IndexMasks(store, "train"), tiny_task(), seed=1000)
 
 
 def with_task(samples: Samples, seed: int = 1000, **changes: Any) -> Samples:
-    return Samples(samples.store, samples.masks, tiny_task(**changes), seed)
+    return Samples(samples.masks, tiny_task(**changes), seed)
 
 
 def test_samples_repeat(samples: Samples) -> None:
@@ -40,8 +40,8 @@ def test_samples_repeat(samples: Samples) -> None:
 
 
 def test_samples_differ_between_epochs_rows_and_seeds(samples: Samples) -> None:
-    same_content = masked_store(samples.store.path.parent / "same", train=1, test=1, same=True)
-    rows = Samples(same_content, IndexMasks(same_content, "train+test"), samples.task, 1000)
+    same_content = masked_store(samples.masks.store.path.parent / "same", train=1, test=1, same=True)
+    rows = Samples(IndexMasks(same_content, "train+test"), samples.task, 1000)
     pairs = [
         [samples.load((0, False, epoch)) for epoch in range(8)],
         [with_task(samples, seed=seed).load((0, False, 0)) for seed in range(8)],
@@ -61,7 +61,7 @@ def pure(image_CHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_image_and_mask_are_transformed_alike(samples: Samples, flip: bool) -> None:
-    """Where a pixel shows a class alone, all pixels that it was made of are that class's: so is its mask."""
+    """A pixel in a class's pure colour was made of pixels of that class, so its mask must say that class."""
     plain = with_task(samples, photometric=False)
     sizes, shares = set(), []
     for index in range(len(plain.masks)):
@@ -85,7 +85,7 @@ def test_flip_mirrors(samples: Samples) -> None:
     assert not torch.equal(there[1], back[1])
 
 
-def test_scales_reach_from_least_to_greatest(samples: Samples) -> None:
+def test_scales_cover_their_range(samples: Samples) -> None:
     task: dict[str, Any] = {"photometric": False, "crop": [200, 200]}  # larger than any image: all of it is taken
     sides = []
     for epoch in range(60):
@@ -94,7 +94,7 @@ def test_scales_reach_from_least_to_greatest(samples: Samples) -> None:
         sides.append(width / 48)
     assert 0.75 <= min(sides) < 0.8 and 1.45 < max(sides) <= 1.51
     fixed, _ = with_task(samples, **task, scale=[1.0, 1.0]).load((0, False, 0))
-    assert torch.equal(fixed, samples.store.decode(0))
+    assert torch.equal(fixed, samples.masks.store.decode(0))
 
 
 def test_resize_rounds_as_mmcv() -> None:
@@ -109,7 +109,7 @@ def test_shrinking_is_not_antialiased() -> None:
     assert shrunk_CHW[0].tolist() == [[0, 100, 0, 0]]  # of two pixels; neighbours do not see it
 
 
-def test_crops_that_one_class_fills_are_drawn_anew() -> None:
+def test_crops_that_one_class_fills_are_drawn_again() -> None:
     mask_HW = torch.zeros(40, 400, dtype=torch.uint8)
     mask_HW[:, :60] = 1
 
@@ -124,7 +124,7 @@ def test_crops_that_one_class_fills_are_drawn_anew() -> None:
 
 
 def test_ignored_pixels_are_not_counted_in_crops() -> None:
-    """Half of every crop is ignored and one class fills the rest: ten are drawn anew, and the last is taken."""
+    """Half of every crop is ignored and one class fills the rest: ten are drawn again, and the last is kept."""
     mask_HW = torch.ones(40, 400, dtype=torch.uint8)
     mask_HW[::2] = IGNORE
     top, left = draw_crop(mask_HW, [20, 40], 0.75, np.random.default_rng(0))
@@ -133,7 +133,7 @@ def test_ignored_pixels_are_not_counted_in_crops() -> None:
 
 
 class Scripted:
-    """A generator that says what it is told to."""
+    """A generator that returns given draws."""
 
     def __init__(self, chosen: list[bool], brightness: float, hue: float, contrast: float, saturation: float) -> None:
         self.chosen = np.where(chosen, 0.2, 0.8)
@@ -149,7 +149,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_distortion_is_ssds(first: bool) -> None:
+def test_distortion_equals_pythons_colour_conversion(first: bool) -> None:
     """Against Python's own colour conversion, pixel by pixel."""
     image_CHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8))
     image_CHW[:, 0] = 200  # grey has no hue
@@ -176,7 +176,7 @@ def test_distortion_is_ssds(first: bool) -> None:
 
 
 def test_half_of_the_images_are_changed_by_each_operation() -> None:
-    grey_CHW = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # which saturation and hue leave alone
+    grey_CHW = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # saturation and hue do not change grey
     values = [int(distorted(grey_CHW, np.random.default_rng(i))[0, 0, 0]) for i in range(400)]
     assert 0.17 < np.mean([value == 100 for value in values]) < 0.33  # neither brightness nor contrast
     assert 30 < min(values) <= 60 and 175 <= max(values) < 200  # (100 +- 32) times 0.5 to 1.5
@@ -192,6 +192,6 @@ def test_photometric_can_be_switched_off(samples: Samples) -> None:
     task: dict[str, Any] = {"scale": [1.0, 1.0], "crop": [32, 48]}
     assert isinstance(samples.task, SemanticTransfer) and samples.task.photometric
     plain, coloured = with_task(samples, photometric=False, **task), with_task(samples, **task)
-    assert all(torch.equal(plain.load((0, False, e))[0], samples.store.decode(0)) for e in range(8))
-    assert not all(torch.equal(coloured.load((0, False, e))[0], samples.store.decode(0)) for e in range(8))
+    assert all(torch.equal(plain.load((0, False, e))[0], samples.masks.store.decode(0)) for e in range(8))
+    assert not all(torch.equal(coloured.load((0, False, e))[0], samples.masks.store.decode(0)) for e in range(8))
     assert torch.equal(plain.load((0, False, 3))[1], coloured.load((0, False, 3))[1])

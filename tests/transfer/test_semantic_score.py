@@ -89,23 +89,23 @@ def test_truth_as_prediction_is_perfect(truth: Truth) -> None:
     metrics = pixel_metrics(truth(true), results_of(predicted))
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [100, 100, 100]
     assert metrics["per_class"]["red"] == {"IoU": 100, "Acc": 100}
-    assert metrics["per_class"]["green"] == {"IoU": None, "Acc": None}  # claimed of ignored pixels alone
+    assert metrics["per_class"]["green"] == {"IoU": None, "Acc": None}  # predicted only on ignored pixels
 
 
-def test_nothing_found_is_zero(truth: Truth) -> None:
+def test_no_results_score_0(truth: Truth) -> None:
     metrics = pixel_metrics(truth(random_masks(0, [0, 1, IGNORE])), [])
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [0, 0, 0]
     assert metrics["per_class"]["blue"] == {"IoU": None, "Acc": None}
 
 
-def test_pixels_without_a_prediction_are_mistakes(truth: Truth) -> None:
+def test_pixels_without_a_prediction_are_errors(truth: Truth) -> None:
     true = [np.zeros((4, 4), dtype=np.uint8)]
     results = results_of([np.array([[0] * 4, [0] * 4, [1] * 4, [1] * 4], dtype=np.uint8)])[:1]
     metrics = pixel_metrics(truth(true), results)
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [50, 50, 50]
 
 
-def test_nothing_that_counts_is_undefined(truth: Truth) -> None:
+def test_metrics_are_none_if_every_pixel_is_ignored(truth: Truth) -> None:
     everything = [np.full((4, 4), IGNORE, dtype=np.uint8)]
     metrics = pixel_metrics(truth(everything), results_of([np.zeros((4, 4), dtype=np.uint8)]))
     assert [metrics[name] for name in ("mIoU", "mAcc", "aAcc")] == [None, None, None]

@@ -26,11 +26,11 @@ def test_sliding_averages_windows() -> None:
     shown: list[Tensor] = []
 
     def local(x: Tensor) -> Tensor:
-        """Logits of a pixel alone, and the window's mean, which differs between windows."""
+        """Logits that depend only on the pixel, and the window's mean, which differs between windows."""
         shown.append(x)
         return torch.cat([2 * x[:, :1], torch.ones_like(x[:, :1]) * x.mean()], dim=1)
 
-    logits = slide(local, image, [6, 8], [4, 5])
+    logits = slide(local, image, [6, 8], [4, 5], classes=2)
     assert {tuple(x.shape) for x in shown} == {(1, 3, 6, 8)}
     torch.testing.assert_close(logits[:, 0], 2 * image[:, 0])
     boxes = [(top, left) for top in (0, 4, 7) for left in (0, 5, 9)]
@@ -51,6 +51,6 @@ def test_small_images_are_padded_as_in_training() -> None:
         return x
 
     image = torch.randn(1, 3, 5, 20)
-    assert torch.equal(slide(net, image, [8, 10], [8, 10]), image)
+    assert torch.equal(slide(net, image, [8, 10], [8, 10], classes=3), image)
     assert [tuple(x.shape) for x in shown] == [(1, 3, 8, 10)] * 2
     assert not shown[0][:, :, 5:].any()

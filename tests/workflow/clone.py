@@ -157,7 +157,7 @@ def new_clone(to: Path) -> Clone:
     ignored = to / ".gitignore"
     ignored.write_text(ignored.read_text().replace("/results/micro/\n", ""))
     clone = Clone(to)
-    clone.edit(runs__random=None, probe__svm=None, probe__tuned=None, tables__classification=None)
+    clone.edit(runs__random=None, probe__svm=None, probe__tuned=None, tables__classification__columns=["linear.mAP"])
     clone.run("git", "init", "-q", "-b", "main")
     clone.commit("the code")
     return clone
