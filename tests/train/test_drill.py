@@ -23,7 +23,7 @@ MLS = [sys.executable, "-m", "mls"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLS_PLAIN": "1"}
 
 
-@pytest.mark.parametrize(("run", "kills"), [("mls", 6), ("slotcon", 2)])
+@pytest.mark.parametrize(("run", "kills"), [("mls", 4), ("slotcon", 2)])
 def test_killed_runs_end_with_the_same_bytes(in_tmp: Path, run: str, kills: int) -> None:
     execution = {**SMALL["execution"], "checkpoint_every": 7}
     with Path("small.yaml").open("w") as file:
