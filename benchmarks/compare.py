@@ -19,7 +19,6 @@ of 256 and all of it on the GPU. lightly reads the files.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -38,6 +37,7 @@ from unittest.mock import patch
 
 import torch
 import torchvision
+from record import append
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compare.csv"
 SIDES: dict[str, tuple[dict[str, object], str]] = {
@@ -81,13 +81,7 @@ def main() -> None:
         prepare(args, Path(folder), sides)
         turns = [{side: run_side(args, side, Path(folder)) for side in sides} for _ in range(args.rounds)]
     rows = [summary(args, side, turns) for side in sides]
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(RESULTS, rows)
     for row in rows:
         rates = "  ".join(f"{name} {row[name]:>8}" for name in (*MEASURES, "of_fixed", "of_lightly"))
         print(f"{row['backbone']} {row['crop']} px  {row['side']:12} {rates}")

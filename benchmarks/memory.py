@@ -12,7 +12,6 @@ against the line of the least images.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import io
 import json
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from record import append
 
 from mls.pipeline.provenance import code
 
@@ -67,13 +67,7 @@ def main() -> None:
                 more = round((found["peak_B"] - least["peak_B"]) / added) if added else ""
                 rows.append(line(stage, images, found, more))
                 print("\n".join(f"{name:16} {value}" for name, value in rows[-1].items()), end="\n\n")
-    new = not RESULTS.exists()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(RESULTS, rows)
 
 
 def line(stage: str, images: int, found: dict[str, float], more: int | str) -> dict[str, object]:

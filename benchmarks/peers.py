@@ -12,7 +12,6 @@ to benchmarks/results/peers.csv: images a second (median), time an image and pea
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import resource
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import append
 
 import mls.data.build_store
 from mls.config.load import check, read_yaml
@@ -152,12 +152,7 @@ def line(args: argparse.Namespace, run: str, found: Any, first: Any) -> dict[str
 
 def write(rows: list[dict[str, object]]) -> None:
     """Append lines."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ added to benchmarks/results/planning.csv; ``ratio`` is the other revision's CPU 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import importlib.metadata
 import json
@@ -25,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from record import append
 
 from mls.pipeline.plan import Plan, plan_file
 from mls.pipeline.provenance import code, digest
@@ -97,12 +98,7 @@ def main() -> None:
 def write(row: dict[str, object]) -> None:
     """Print a line, and add it to the results at once: a whole run takes long."""
     print("\n".join(f"{key:11} {value}" for key, value in row.items()), end="\n\n", flush=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(RESULTS, [row])
 
 
 def line(command: str, state: str, jobs: int, taken: dict[str, Taken]) -> dict[str, object]:

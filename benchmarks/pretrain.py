@@ -11,7 +11,6 @@ input pipeline costs. A line is added to benchmarks/results/pretrain.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -20,6 +19,7 @@ from itertools import islice, repeat
 from pathlib import Path
 
 import torch
+from record import append
 
 import mls.data.build_store
 from mls.config.load import check
@@ -59,12 +59,7 @@ def main() -> None:
         os.chdir(folder)
         row = measure(args)
         if rank() == 0:
-            new = not RESULTS.exists()
-            with RESULTS.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(RESULTS, [row])
             print("\n".join(f"{name:24} {value}" for name, value in row.items()))
 
 

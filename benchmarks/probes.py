@@ -20,7 +20,6 @@ per fit, whatever it says.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import platform
@@ -37,6 +36,7 @@ from unittest.mock import patch
 import numpy as np
 import sklearn
 import torch
+from record import append
 
 from mls.config.probes import SvmProbe
 from mls.metrics import Scores, Truth, mean_average_precision
@@ -89,12 +89,7 @@ def write(row: dict[str, object], load: float) -> None:
         "scikit-learn": sklearn.__version__,
         "code": (code()["revision"] or "")[:10] + ("+" if code()["dirty"] else ""),
     }
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS.split(), restval="", lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
+    append(RESULTS, [line], COLUMNS.split())
 
 
 # ------------------------------------------------------------------------------------------- fitting

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mls import cli
 from mls.config.load import check
 from mls.pipeline.plan import Plan, make_plan
 
@@ -105,6 +108,21 @@ def plan_of(raw: dict[str, Any], lock: dict[str, Any] | None = None) -> Plan:
 def seeded() -> None:
     """Random weights and tensors of a test are the same whatever ran before it, and on which worker."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run_mls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command in this process with some arguments; returns its exit code."""
+
+    def run(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["mls", *args])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
 
 
 @pytest.fixture

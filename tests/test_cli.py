@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,47 +19,42 @@ from mls.runtime.errors import Interrupted
 ROOT = Path(__file__).parents[1]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["mls", *args])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_errors_for_people_are_one_line_and_exit_1(
-    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    in_tmp: Path, run_mls: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "status") == 1
+    assert run_mls("status") == 1
     error = capsys.readouterr().err
     assert error.startswith("mls status: params.yaml: can't be read") and "Traceback" not in error
-    assert run(monkeypatch, "pretrain", "mls", "-e", "absent.yaml") == 1
-    assert run(monkeypatch, "data", "pin") == 1
+    assert run_mls("pretrain", "mls", "-e", "absent.yaml") == 1
+    assert run_mls("data", "pin") == 1
 
 
 @pytest.mark.parametrize("error", [Interrupted("saved"), KeyboardInterrupt()])
 def test_interruptions_exit_75(
-    error: BaseException, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    in_tmp: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_mls: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(path: Path) -> None:
         raise error
 
     monkeypatch.setattr(cli, "plan_here", interrupted)
-    assert run(monkeypatch, "status") == 75
+    assert run_mls("status") == 75
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_validate_lists_every_file_and_every_problem(
-    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    in_tmp: Path, run_mls: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(ROOT / "experiments" / "micro.yaml", "params.yaml")
-    assert run(monkeypatch, "validate") == 0
+    assert run_mls("validate") == 0
     assert "params.yaml: valid; 23 jobs (1 data, 3 pretrain, 3 features, 9 probe" in capsys.readouterr().out
     Path("experiments").mkdir()
     for name in ("a", "b"):
         Path(f"experiments/{name}.yaml").write_text("experiment: 1\n")
-    assert run(monkeypatch, "validate") == 1
+    assert run_mls("validate") == 1
     error = capsys.readouterr().err
     assert "experiments/a.yaml" in error and "experiments/b.yaml" in error
 
@@ -90,10 +86,10 @@ def test_help_lists_every_command_with_a_sentence() -> None:
         assert re.search(rf"^  {command} .*\.$", text, re.MULTILINE), f"{command} has a sentence"
 
 
-def test_the_stages_differ_in_their_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stages_differ_in_their_help(run_mls: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     sentences = set()
     for stage in STAGE_MODULES:
-        assert run(monkeypatch, stage, "--help") == 0
+        assert run_mls(stage, "--help") == 0
         text = capsys.readouterr().out
         sentences.add(text.split("\n\n")[1])
         assert f"  mls {stage} " in text.split("examples:")[1]

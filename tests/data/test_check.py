@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from pycocotools import mask as rle
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from mls import cli
 from mls.config.datasets import ScenesDataset
 from mls.data import build_store, scenes
 from mls.data.check import SHOWN_EXCLUDED, Report, check_artifact, print_report
@@ -303,35 +302,26 @@ def test_generated_scenes_are_clean(tmp_path: Path) -> None:
     assert report.instances_SC.sum() == len(json.loads((tmp_path / "annotations.json").read_text())["annotations"])
 
 
-def mls(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["mls", *args])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_the_command_reports_and_changes_nothing(
-    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    in_tmp: Path, run_mls: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Path("params.yaml").open("w") as file:
         YAML(typ="safe").dump(SMALL, file)
-    assert mls(monkeypatch, "data", "check") == 1
+    assert run_mls("data", "check") == 1
     assert "usage: mls data check NAME" in capsys.readouterr().err
-    assert mls(monkeypatch, "data", "check", "scenes") == 1
+    assert run_mls("data", "check", "scenes") == 1
     assert "is not made yet; run: mls data scenes -e params.yaml" in capsys.readouterr().err
     plan = plan_file(Path("params.yaml"))
     (job,) = plan.find("data", "scenes")
     run_stage(plan, job, build_store.run)
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in job.path.iterdir()}
     capsys.readouterr()
-    assert mls(monkeypatch, "data", "check", "scenes") == 0
+    assert run_mls("data", "check", "scenes") == 0
     assert capsys.readouterr().out.endswith("nothing contradicts\n")
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in job.path.iterdir()} == before
     text = (job.path / "annotations.json").read_text()
     (job.path / "annotations.json").write_text(text.replace('"height": 32, "id": 0', '"height": 31, "id": 0'))
-    assert mls(monkeypatch, "data", "check", "scenes") == 1
+    assert run_mls("data", "check", "scenes") == 1
     captured = capsys.readouterr()
     assert "  1 images whose annotations are for another size: train/0000000.jpg" in captured.out
     assert captured.err.endswith("mls data: scenes: contradicts itself, see the report\n")
