@@ -1,10 +1,12 @@
 """The identity of an artifact: what it is made from decides its path, so nothing goes stale.
 
-``id = sha256(canonical JSON of [stage, stage version, params, ids of inputs])[:10]``
+``id = sha256(canonical JSON of [stage, version, params, ids of inputs])[:10]``, where the version is the stage's and,
+once it has been raised, that of the kind of job
 
 An id covers only what can change the result. Everything else is left out: the whole ``execution`` section, the labels
 of rows (except in tables, which print them), and `NOT_IDENTITY` below. Fields at their default are left out too, so
-that a field added later changes no id. If you change a default, or what a stage computes, raise the stage's version.
+that a field added later changes no id. If you change a default, or what a job computes, raise a version: of the kind
+(`KIND_VERSIONS`) or, if all kinds of a stage change, of the stage (`STAGE_VERSIONS`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ STAGES = ("data", "pretrain", "features", "probe", "transfer", "tables")
 STAGE_VERSIONS = {"data": 1, "pretrain": 2, "features": 1, "probe": 2, "transfer": 1, "tables": 4}
 """Raise a stage's version when the same params would give different results. Adding a log column does not count.
 Snakemake does not see edits to ``mls/*.py``; it sees this version."""
+
+KIND_VERSIONS: dict[tuple[str, str], int] = {}
+"""(Stage, `kind_of` its section) -> version, for kinds whose version has been raised: from 1, which is left out here
+and in ids, to 2 and so on. Raise it when the same params of that kind would give different results, and other kinds of
+the stage still give the same: ``("probe", "svm"): 2`` makes SVMs again, and the tables that read them."""
 
 NOT_IDENTITY = {
     ("Weights", "file"),  # a path on one machine; sha256 identifies the weights
@@ -70,18 +77,29 @@ def identity_params(
     return out
 
 
+def kind_of(section: BaseModel) -> str:
+    """The kind of job that a section describes: the ``source`` of a data set, the ``method`` of a pretraining, the
+    ``kind`` of a probe or transfer or, for all kinds that it trains, ``detectron2``; empty if the stage has no kinds.
+    """
+    if getattr(section, "backend", None) == "detectron2":
+        return "detectron2"
+    return next((getattr(section, key) for key in ("source", "method", "kind") if hasattr(section, key)), "")
+
+
 def canonical(value: Any) -> str:
     """Serialise to JSON with sorted keys, no spaces and no NaN, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
-def identify(stage: str, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+def identify(stage: str, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
     """Return the ten hex digits that name an artifact.
 
     Args:
         stage: one of `STAGES`.
+        kind: `kind_of` the section that the stage reads.
         params: the identity params of what the stage reads.
         inputs: role -> id (or list of ids) of the artifacts that it reads.
     """
-    payload = canonical([stage, STAGE_VERSIONS[stage], params, inputs])
+    raised = [KIND_VERSIONS[stage, kind]] if (stage, kind) in KIND_VERSIONS else []
+    payload = canonical([stage, STAGE_VERSIONS[stage], params, inputs, *raised])
     return hashlib.sha256(payload.encode()).hexdigest()[:10]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mls.config.identity import STAGE_VERSIONS
+from mls.config.identity import KIND_VERSIONS, STAGE_VERSIONS, kind_of
 from mls.pipeline.artifact import MANIFEST, damage, open_artifact, state
 from mls.pipeline.plan import ARTIFACTS, Job, Plan, plan_file
 from mls.pipeline.provenance import start_record
@@ -48,6 +48,7 @@ def building(job: Job) -> Iterator[Path]:
             "stage": job.stage,
             "id": job.id,
             "version": STAGE_VERSIONS[job.stage],
+            "kind_version": KIND_VERSIONS.get((job.stage, kind_of(job.config)), 1),
             "params": job.params,
             "inputs": job.inputs,
             "files": {

@@ -17,7 +17,7 @@ from typing import Any
 from mls.config.catalog import published_digest
 from mls.config.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.config.experiment import Pretrain
-from mls.config.identity import STAGES, identify, identity_params
+from mls.config.identity import STAGES, identify, identity_params, kind_of
 from mls.config.load import Loaded, load, parse_yaml
 from mls.config.methods import METHODS, TRAINED
 from mls.config.probes import Features, FrozenProbe, ProbeConfig
@@ -57,7 +57,7 @@ class Job:
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", identify(self.stage, self.params, self.inputs))
+        object.__setattr__(self, "id", identify(self.stage, kind_of(self.config), self.params, self.inputs))
 
     @property
     def path(self) -> Path:

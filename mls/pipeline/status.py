@@ -59,6 +59,10 @@ def print_status(plan: Plan) -> None:
     print_states(("stage", "id", "state", "code", "labels"), rows)
     counts = {name: list(states.values()).count(name) for name in STYLES}
     print("\n" + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    if others := [code for *_, code, _ in rows].count("other"):
+        print(
+            f"{others} made by other code than this: if yours gives other results, raise a version (docs/extending.md)"
+        )
     for job in plan.jobs.values():
         if states[job.id] == "failed":
             print(_failure(plan, job))

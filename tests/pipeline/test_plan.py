@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from mls.config import identity
+from mls.config.datasets import DATASETS
 from mls.config.methods import METHODS, Moco, Slotcon
+from mls.config.probes import PROBES
+from mls.config.section import values_of
+from mls.config.transfers import KINDS
 from mls.pipeline.plan import Plan, experiment_files, payload, plan_file
 from mls.runtime.errors import MlsError
 from tests.conftest import PEERS, SMALL, plan_of, small
@@ -148,6 +152,54 @@ def test_a_stage_version_changes_that_stage_and_what_follows(monkeypatch: pytest
     other = plan_of(small())
     gone = {base.jobs[i].stage for i in set(base.jobs) - set(other.jobs)}
     assert gone == {"probe", "tables"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "stages"),
+    [
+        ("data", "scenes", {"data", "pretrain", "features", "probe", "transfer", "tables"}),
+        ("pretrain", "moco", {"pretrain", "features", "probe", "transfer", "tables"}),
+        ("probe", "svm", {"probe", "tables"}),
+        ("transfer", "instance", {"transfer", "tables"}),
+        ("transfer", "detectron2", {"transfer", "tables"}),
+    ],
+)
+def test_a_raised_kind_changes_its_jobs_and_what_reads_them_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, stage: str, kind: str, stages: set[str]
+) -> None:
+    tasks = {
+        "pretrain": SMALL["pretrain"] | {"backbone": {"name": "resnet18"}},
+        "runs": {"moco-v2": {"method": "moco"}, "mls": {}},
+        "probe": {name: {"kind": name, "dataset": "scenes"} for name in ("linear", "svm", "finetune")},
+        "transfer": {
+            "light": {"kind": "instance", "dataset": "scenes"},
+            "heavy": {"kind": "instance", "backend": "detectron2", "dataset": "scenes"},
+        },
+    }
+    base = plan_of(small(**tasks))
+    monkeypatch.setitem(identity.KIND_VERSIONS, (stage, kind), 2)
+    raised = plan_of(small(**tasks))
+    gone = [base.jobs[i] for i in set(base.jobs) - set(raised.jobs)]
+    assert {job.stage for job in gone} == stages
+    roots = [job for job in base.stage(stage) if identity.kind_of(job.config) == kind]
+    read = {job.id for job in roots}
+    for job in base.jobs.values():  # each after those that it reads
+        if any(upstream.id in read for upstream in base.inputs(job)):
+            read.add(job.id)
+    assert {job.id for job in gone} == read and roots
+    monkeypatch.setitem(identity.KIND_VERSIONS, (stage, kind), 3)
+    assert not {job.id for job in roots} & set(plan_of(small(**tasks)).jobs)
+
+
+def test_raised_kinds_exist_and_start_at_two() -> None:
+    """1 is what ids leave out, and a misspelt kind would void nothing."""
+    kinds = {
+        "data": set(DATASETS),
+        "pretrain": set(METHODS),
+        "probe": {kind for section in PROBES for kind in values_of(section, "kind")},
+        "transfer": {*KINDS, "detectron2"},
+    }
+    assert all(kind in kinds[stage] and version >= 2 for (stage, kind), version in identity.KIND_VERSIONS.items())
 
 
 def test_features_are_shared_by_all_probes_that_read_equal_ones() -> None:
