@@ -125,12 +125,15 @@ class Slotcon(Section):
 
 
 class Weights(Section):
-    """Your own weights, with keys as torchvision, timm, MoCo, DenseCL or Detectron2 name them."""
+    """Your own weights: a checkpoint that holds a ResNet, see docs/experiments.md for the layouts."""
 
     file: str
-    """A ``.pth`` or ``.safetensors`` file under ``$MLS_WEIGHTS`` (default ``weights/``); never part of an id."""
+    """A file of torch or safetensors under ``$MLS_WEIGHTS`` (default ``weights/``); never part of an id."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Checksum of the file, which identifies the weights."""
+    prefix: str | None = None
+    """Which network of the file, where several fit: the start of its tensors' names, such as ``teacher.backbone`` for
+    ``teacher.backbone.conv1.weight``."""
 
 
 class Imagenet(Section):

@@ -1,8 +1,7 @@
 """MoCo-v2's augmentation in two halves: crops on the CPU, everything else in batches on the training device.
 
-The random numbers of a view come from ``default_rng((seed, epoch, row, view))``. They depend on nothing else, so
-workers keep no random state and a resumed run repeats the uninterrupted one. A crop that is drawn again adds a fifth
-word: the attempt.
+The random numbers of a view come from a stream of its own, `mls.runtime.streams.views`. They depend on nothing else, so
+workers keep no random state and a resumed run repeats the uninterrupted one.
 
 Shapes: B images, C = 3 channels, H x W pixels, U = `DRAWS` uniform numbers per view.
 """
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resized_crop_image
 
 from mls.config.views import Augment
+from mls.runtime import streams
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -51,7 +51,7 @@ def draw(seed: int, epoch: int, rows: NDArray[np.int64], view: int, *attempt: in
         view: 0 or 1.
         attempt: nothing, or one number that selects different draws for the same view.
     """
-    return np.stack([np.random.default_rng((seed, epoch, int(row), view, *attempt)).random(DRAWS) for row in rows])
+    return np.stack([streams.views(seed, epoch, int(row), view, *attempt).random(DRAWS) for row in rows])
 
 
 def crop_boxes(u_BU: NDArray[np.float64], size_B2: NDArray[np.int64], scale: list[float]) -> NDArray[np.int64]:

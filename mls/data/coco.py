@@ -12,12 +12,11 @@ import json
 import math
 from typing import Any, NoReturn
 
-import numpy as np
-
 from mls.config.datasets import CocoDataset, CocoSubset
 from mls.data.listing import BOX_SLACK, Entry, Listing, overhang, with_val
 from mls.download.reader import Reader, unsafe
 from mls.pipeline.plan import read_ids
+from mls.runtime import streams
 from mls.runtime.errors import MlsError
 
 KEPT = ("area", "bbox", "iscrowd", "segmentation")
@@ -65,11 +64,11 @@ def _choose(subset: CocoSubset, train: _Instances, test: _Instances) -> None:
         train.keep(set(ids))
         test.keep(set(ids))
         return
-    for instances, count, stream in ((train, subset.images or 0, 0), (test, subset.test, 1)):
+    for instances, count, part in ((train, subset.images or 0, 0), (test, subset.test, 1)):
         there = sorted(instances.images)
         if count > len(there):
             instances.fail(f"has {len(there):,} images, but the subset asks for {count:,}")
-        order = np.random.default_rng((subset.seed, stream)).permutation(len(there))
+        order = streams.subset(subset.seed, part).permutation(len(there))
         instances.keep({there[i] for i in order[:count]})
 
 

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from mls.config.datasets import LocalDataset
 from mls.data.image_store import SPLITS
 from mls.download.reader import Reader, unsafe
+from mls.runtime import streams
 from mls.runtime.errors import MlsError
 
 BOX_SLACK = 2.0
@@ -62,7 +61,7 @@ def hold_out(count: int, share: float, seed: int) -> set[int]:
     At least one becomes val and, from two images on, at least one stays.
     """
     wanted = min(max(1, round(share * count)), max(1, count - 1))
-    return set(np.random.default_rng(seed).permutation(count)[:wanted].tolist())
+    return set(streams.held_out(seed).permutation(count)[:wanted].tolist())
 
 
 def with_val(entries: Sequence[Entry], config: LocalDataset, reader: Reader) -> list[Entry]:

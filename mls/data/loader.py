@@ -27,11 +27,9 @@ from mls.config.experiment import Pretrain
 from mls.data.augment import ATTEMPTS, CROP, crop, crop_boxes, draw, shared_area
 from mls.data.image_store import ImageStore
 from mls.data.resident import Resident
+from mls.runtime import streams
 from mls.runtime.errors import MlsError
 from mls.runtime.signals import SIGNALS
-
-ORDER_STREAM = 2
-"""Fourth word of the seed of an epoch's order. Views use 0 and 1 there, so the streams never coincide."""
 
 
 class ViewBatch(NamedTuple):
@@ -155,8 +153,7 @@ class TwoViews(Dataset[ViewBatch]):
         be in the next epoch, and each computes the order for itself. Every rank computes the same one.
         """
         if self._order[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch, 0, ORDER_STREAM))
-            self._order = (epoch, rng.permutation(len(self.rows)))
+            self._order = (epoch, streams.order(self.seed, epoch).permutation(len(self.rows)))
         return self._order[1]
 
 

@@ -7,7 +7,7 @@ another. Classes prefer some places and some partners (`PLACES`, `PAIRS`), so co
 A class is defined by its silhouette, in any rotation and with some change of aspect. Most of its objects have its
 texture, which other classes share, and half of them its hue.
 
-Image ``index`` of a split has its own random stream, ``default_rng((seed, split, index))``. Images do not depend on one
+Image ``index`` of a split has its own random stream, `mls.runtime.streams.scene`. Images do not depend on one
 another, so a larger set begins with the images of a smaller one.
 
 Shape legend: H, W final pixels; Y, X pixels at twice that resolution, at which objects are drawn.
@@ -28,6 +28,7 @@ from mls.config.datasets import ScenesDataset
 from mls.data.drawing import SHAPES, TEXTURES, Floats, hsv, polygon_area, ramp, silhouette, texture, value_noise
 from mls.data.image_store import LABELLED
 from mls.data.writer import Record, encode_jpeg
+from mls.runtime import streams
 
 CLASSES = SHAPES
 SCALE = (0.28, 0.7)
@@ -106,7 +107,7 @@ def make_scene(config: ScenesDataset, split: str, index: int) -> Record:
         index: of the image within its split, from 0.
     """
     # Everything below draws from this one stream, so the order of the calls is part of the image.
-    rng = np.random.default_rng((config.seed, LABELLED.index(split), index))
+    rng = streams.scene(config.seed, LABELLED.index(split), index)
     side = config.size
     place = int(rng.integers(len(PLACES)))
     image_HWC = _background(rng, PLACES[place], side)

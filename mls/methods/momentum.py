@@ -8,14 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mls.runtime import streams
 from mls.runtime.collectives import gather, own
-
-SHUFFLE_STREAM = 3
-"""Fourth word of the permutation's counter (views use 0 and 1, the order of images 2)."""
 
 
 @torch.no_grad()
@@ -51,7 +48,7 @@ def rising_momentum(base: float, progress: float) -> float:
 
 def key_order(seed: int, step: int, size: int) -> Tensor:
     """Return the permutation (N,) of a step's keys over the batch norm groups, a function of seed and step only."""
-    return torch.from_numpy(np.random.default_rng((seed, step, 0, SHUFFLE_STREAM)).permutation(size))
+    return torch.from_numpy(streams.shuffle(seed, step).permutation(size))
 
 
 @torch.no_grad()

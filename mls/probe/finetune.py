@@ -30,13 +30,13 @@ from torchvision.models.resnet import ResNet
 from mls.config.probes import TrainedProbe
 from mls.data.augment import ColourAugment, crop, crop_boxes, draw
 from mls.data.image_store import ImageStore
-from mls.data.loader import ORDER_STREAM
 from mls.models.backbone import channels_last
 from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
 from mls.probe.evaluation import Evaluation
 from mls.probe.features import outputs_of, prepared
+from mls.runtime import streams
 from mls.runtime.device import workers_of
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import write_csv, write_json
@@ -106,8 +106,8 @@ class Views:
 
 @lru_cache(maxsize=4)
 def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order of an epoch's images, int64 (N,). Its random stream differs from those of the views."""
-    return np.random.default_rng((seed, epoch, 0, ORDER_STREAM)).permutation(images)
+    """Return the order of an epoch's images, int64 (N,)."""
+    return streams.order(seed, epoch).permutation(images)
 
 
 class ClassifierTraining(FineTuning):

@@ -25,6 +25,7 @@ from mls.metrics import Truth, average_precisions
 from mls.probe.feature_set import Parts, check_finite
 from mls.probe.linear import Weights, one_blas_thread
 from mls.probe.svm import WORTH_PROCESSES, divide_by_norm, fit_one, in_processes, stopped
+from mls.runtime import streams
 from mls.runtime.errors import MlsError
 
 Row = dict[str, float]
@@ -40,7 +41,7 @@ def low_shot(
     threads: int = 1,
     name: str = "low-shot",
 ) -> tuple[dict[str, float], list[Row]]:
-    """Draw, fit and evaluate; each class has its own draw, ``np.random.default_rng((seed, sample, k, class))``.
+    """Draw, fit and evaluate; each class has its own draw, `mls.runtime.streams.few_images`.
 
     Images for which a class is ignored are not drawn for it.
 
@@ -75,7 +76,7 @@ def low_shot(
     truth_NC = np.concatenate([train.truth_NC, val.truth_NC])
     ignored_NC = np.concatenate([train.ignored_NC, val.ignored_NC])
     draws = [
-        (k, sample, c, draw(truth_NC[:, c], ignored_NC[:, c], k, names, c, (seed, sample, k, c)))
+        (k, sample, c, draw(truth_NC[:, c], ignored_NC[:, c], k, names, c, streams.few_images(seed, sample, k, c)))
         for k in sorted(set(ks), reverse=True)  # the longest first
         for sample in range(samples)
         for c in range(len(names))
@@ -113,14 +114,13 @@ def low_shot(
 
 
 def draw(
-    truth_N: Truth, ignored_N: Truth, k: int, names: Sequence[str], c: int, seed: tuple[int, ...]
+    truth_N: Truth, ignored_N: Truth, k: int, names: Sequence[str], c: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw k positives and k x (C - 1) negatives of class c: ascending rows.
 
     Raises:
         MlsError: there are too few.
     """
-    rng = np.random.default_rng(seed)
     rows: list[NDArray[np.int64]] = []
     for kind, pool_N, count in (("positive", truth_N, k), ("negative", ~truth_N & ~ignored_N, k * (len(names) - 1))):
         pool = np.flatnonzero(pool_N)

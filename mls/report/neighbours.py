@@ -39,6 +39,7 @@ from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews
 from mls.methods.method import Method, Pair, build_method
 from mls.pipeline.artifact import Artifact, how_to_mend
+from mls.runtime import streams
 from mls.runtime.checkpoint import NAME
 from mls.runtime.errors import DamagedArtifact
 from mls.train.pairs import pair_of
@@ -133,7 +134,7 @@ def first_pair(store: ImageStore, config: Pretrain, seed: int) -> Pair:
 def sample_place(config: Pretrain, seed: int) -> int:
     """Return the place in the first batch of the query: an image whose own key stays in the dictionary."""
     stay = min(config.batch_size, config.moco.queue_size)  # from a batch of more than D keys only the last D stay
-    return config.batch_size - stay + int(np.random.default_rng(seed).integers(stay))
+    return config.batch_size - stay + int(streams.queries(seed).integers(stay))
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def sample_queries(store: ImageStore, count: int, seed: int, scale: list[float])
         scale: least and greatest share of the image's area in a crop.
     """
     rows = val if len(val := store.split("val")) else store.split("train")
-    chosen_N = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+    chosen_N = streams.queries(seed).choice(rows, min(count, len(rows)), replace=False)
     sizes_N2 = np.array([store.size(int(row)) for row in chosen_N], dtype=np.int64)
     return chosen_N, crop_boxes(draw(seed, 0, chosen_N, 0), sizes_N2, scale)
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
+from mls.runtime import streams
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.transfer.detector import DetectorTask
@@ -111,7 +112,7 @@ class Detectron2Detection(DetectorTask):
         index, flip, epoch = planned
         row = self.rows[index]
         # One generator per sample: the side does not depend on which thread loads the sample, or when.
-        rng = np.random.default_rng((self.given.seed, epoch, row))
+        rng = streams.side(self.given.seed, epoch, row)
         side = self.task.train_sizes[rng.integers(len(self.task.train_sizes))]
         pixels_HWC, resize = self.load_pixels(row, side)
         chain = T.TransformList([resize, T.HFlipTransform(resize.new_w)] if flip else [resize])

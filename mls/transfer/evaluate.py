@@ -90,18 +90,25 @@ def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
 
 
 def as_result(row: int, label: int, xywh: Sequence[float], score: float, code: dict[str, Any] | None) -> dict[str, Any]:
-    """Return an entry of COCO's results: boxes rounded to 2 decimals (pixels), scores to 5.
+    """Return an entry of COCO's results, with the model's own numbers: a rounded score would tie with its neighbours.
 
     Args:
         row: the image.
         label: category id, 1 for the first class.
-        xywh: left, top, width, height.
-        score: 0 to 1.
+        xywh: left, top, width, height, pixels, float32.
+        score: 0 to 1, float32.
         code: the mask, see `mls.transfer.instances.as_json`; None without.
     """
-    box = [round(value, 2) for value in xywh]
-    entry = {"image_id": row, "category_id": label, "bbox": box, "score": round(score, 5)}
+    entry = {"image_id": row, "category_id": label, "bbox": [shortest(v) for v in xywh], "score": shortest(score)}
     return entry | ({"segmentation": code} if code else {})
+
+
+def shortest(value: float) -> float:
+    """Return the shortest decimal number that is this one in float32.
+
+    It has 9 digits at most, where the same value as a float64 has 17. Order and ties between values stay as they are.
+    """
+    return float(str(np.float32(value)))
 
 
 def score_objects(

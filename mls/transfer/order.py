@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mls.runtime import streams
 from mls.train.finetune import places
 
 Planned = tuple[int, bool, int]
@@ -22,7 +23,7 @@ Planned = tuple[int, bool, int]
 def order_and_flips(images: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the order of an epoch's samples, int64 (N,), and whether each place's sample is flipped, bool (N,)."""
     # A generator per epoch, not one for the whole training: an epoch then follows without those before it.
-    rng = np.random.default_rng((seed, epoch))
+    rng = streams.order_and_flips(seed, epoch)
     return rng.permutation(images), rng.random(images) < 0.5
 
 

@@ -3,8 +3,9 @@
     python -m mls transfer detect/mls:0
     python -m mls score detect/mls:0
 
-Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id`` is the row of the data artifact),
-``curves.csv`` and ``timing.csv``. The last state of the training is evaluated; no checkpoint is chosen by its score.
+Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id`` is the row of the data artifact;
+scores and boxes are the model's own float32), ``curves.csv`` and ``timing.csv``. The last state of the training is
+evaluated; no checkpoint is chosen by its score.
 """
 
 from __future__ import annotations

@@ -19,11 +19,10 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mls.config.transfers import SemanticTransfer
 from mls.data.image_store import IGNORE
+from mls.runtime import streams
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.order import Planned
 
-STREAM = 3
-"""Fourth word of the seeds, which keeps these draws apart from those of orders and views."""
 RETRIES = 10
 """How often a crop that one class fills is drawn again; the last draw is kept in any case."""
 BRIGHTNESS = 32 / 255
@@ -55,7 +54,7 @@ class Samples:
         """Return the sample of an image in an epoch."""
         index, flip, epoch = planned
         row = self.masks.rows[index]
-        rng = np.random.default_rng((self.seed, epoch, row, STREAM))
+        rng = streams.crop_and_colour(self.seed, epoch, row)
         low, high = self.task.scale
         image_CHW, mask_HW = resized(self.masks.store.decode(row), self.masks.of(row), float(rng.uniform(low, high)))
         down, across = draw_crop(mask_HW, self.task.crop, self.task.class_share, rng)

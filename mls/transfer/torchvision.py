@@ -176,7 +176,7 @@ def detections_to_coco(row: int, found: dict[str, Tensor]) -> list[dict[str, Any
     if codes and "masks" in found:
         masks_HWN = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8).transpose(1, 2, 0)
         codes = [as_json(code) for code in coco_mask.encode(np.asfortranarray(masks_HWN))]
-    boxes = box_convert(found["boxes"].double(), "xyxy", "xywh").tolist()
+    boxes = box_convert(found["boxes"], "xyxy", "xywh").tolist()
     return [
         as_result(row, label, box, score, code)
         for label, box, score, code in zip(

@@ -14,6 +14,7 @@ from sklearn.svm import LinearSVC
 
 from mls.probe.feature_set import Parts
 from mls.probe.low_shot import Row, draw, low_shot
+from mls.runtime import streams
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv
 from tests.probe.support import COSTS, divide_by_length, images_of, make_directions
@@ -112,14 +113,14 @@ def test_draws_differ_by_sample_class_and_seed_and_hold_no_ignored_image() -> No
     truth, ignored = np.arange(100) < 40, np.arange(100) >= 70
     names = ["a", "b", "c"]
     draws = [
-        draw(truth, ignored, 4, names, c, seed)
-        for c, seed in [(0, (0, 0, 4, 0)), (0, (0, 1, 4, 0)), (1, (0, 0, 4, 1)), (0, (1, 0, 4, 0))]
+        draw(truth, ignored, 4, names, c, streams.few_images(*words))
+        for c, words in [(0, (0, 0, 4, 0)), (0, (0, 1, 4, 0)), (1, (0, 0, 4, 1)), (0, (1, 0, 4, 0))]
     ]
     for rows in draws:
         assert len(set(rows.tolist())) == 12 and truth[rows].sum() == 4 and not ignored[rows].any()
         assert (np.diff(rows) > 0).all()
     assert len({tuple(rows) for rows in draws}) == 4
-    np.testing.assert_array_equal(draws[0], draw(truth, ignored, 4, names, 0, (0, 0, 4, 0)))
+    np.testing.assert_array_equal(draws[0], draw(truth, ignored, 4, names, 0, streams.few_images(0, 0, 4, 0)))
 
 
 def test_classes_that_a_split_lacks_are_left_out() -> None:

@@ -21,7 +21,8 @@ from mls.config.experiment import Execution
 from mls.data.image_store import ImageStore
 from mls.data.writer import Record
 from mls.models.backbone import build_backbone
-from mls.models.foreign import read_state, translate
+from mls.models.foreign import translate
+from mls.models.weights_file import read_tensors
 from mls.transfer.evaluate import coco_metrics
 from mls.transfer.interface import Given
 from tests.transfer.support import R50, make_record, make_store, perfect, write_records
@@ -180,7 +181,7 @@ def test_a_checkpoint_of_its_own_becomes_a_backbone(which: str, start: Given, tm
     model = Detectron2Detection(task_of(**PAPER[which]), start).model
     torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
     net = build_backbone(R50)
-    state, prefix, unused = translate(read_state(tmp_path / "model_final.pth"), net.state_dict(), tmp_path)
-    assert prefix == "Detectron2's names" and unused
+    state, network, unused = translate(read_tensors(tmp_path / "model_final.pth"), net.state_dict(), tmp_path)
+    assert network.scheme == "Detectron2's" and unused
     stored = load_file(start.weights)
     assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())

@@ -19,7 +19,7 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.runtime.errors import MlsError
 from mls.transfer import run_transfer
-from mls.transfer.evaluate import coco_metrics
+from mls.transfer.evaluate import as_result, coco_metrics
 from mls.transfer.torchvision import detections_to_coco
 from tests.transfer.support import perfect
 
@@ -91,10 +91,42 @@ def test_detections_become_coco_results() -> None:
     }
     (result,) = detections_to_coco(7, found)
     assert result["image_id"] == 7 and result["category_id"] == 3
-    assert result["bbox"] == [1.0, 2.0, 6.0, 3.0]
-    assert result["score"] == 0.12346
+    assert result["bbox"] == [1.004, 2.0, 5.9960003, 3.0]  # 7 - 1.004 in float32
+    assert result["score"] == 0.1234567
     assert np.array_equal(coco_mask.decode(result["segmentation"]), masks[0, 0].numpy() > 0.5)
     assert detections_to_coco(7, {key: value[:0] for key, value in found.items()}) == []
+
+
+def test_results_hold_what_the_model_said() -> None:
+    """Every score and coordinate is the same float32 after a trip through JSON."""
+    rng = np.random.default_rng(0)
+    scores_N = np.float32(1) - rng.random(500, np.float32) ** 8  # many near 1, one float apart
+    boxes_N4 = rng.uniform(0, 1333, (500, 4)).astype(np.float32)
+    results = [
+        as_result(0, 1, box, score, None) for box, score in zip(boxes_N4.tolist(), scores_N.tolist(), strict=True)
+    ]
+    read = json.loads(json.dumps(results))
+    assert np.array_equal(np.array([result["score"] for result in read], np.float32), scores_N)
+    assert np.array_equal(np.array([result["bbox"] for result in read], np.float32), boxes_N4)
+    assert np.array_equal(np.argsort([r["score"] for r in read], stable=True), np.argsort(scores_N, stable=True))
+    assert max(len(repr(result["score"]).lstrip("0.").partition("e")[0]) for result in read) <= 9
+
+
+def test_scores_that_five_decimals_would_tie_are_ranked(store: ImageStore) -> None:
+    """The true detection has the higher score by 0.000003, and comes second in the list: it counts first."""
+    truth = store.ground_truth("test")
+    first = truth["annotations"][0]
+    truth = truth | {"annotations": [first]}
+    x, y, w, h = first["bbox"]
+    found = {
+        "boxes": torch.tensor([[x + 90, y, x + 90 + w, y + h], [x, y, x + w, y + h]]),
+        "labels": torch.tensor([first["category_id"]] * 2),
+        "scores": torch.tensor([0.999991, 0.999994]),
+    }
+    results = detections_to_coco(first["image_id"], found)
+    assert coco_metrics(truth, results, ("box",))["box_AP"] == pytest.approx(100)
+    rounded = [result | {"score": round(result["score"], 5)} for result in results]
+    assert coco_metrics(truth, rounded, ("box",))["box_AP"] == pytest.approx(50, abs=1)
 
 
 def run_stage(
