@@ -259,7 +259,7 @@ def test_statistics_of_batch_norm(store: ImageStore, tmp_path: Path, batchnorm: 
 
 @pytest.mark.parametrize("multi_label", [True, False])
 def test_mixup_by_hand(store: ImageStore, monkeypatch: pytest.MonkeyPatch, multi_label: bool) -> None:
-    """Zhang et al.: cross-entropy of mixed images with mixed labels. An ignored class is left out of its image's share."""
+    """Zhang et al.: cross-entropy of mixed images with mixed labels. Ignored classes leave the share of their image."""
     monkeypatch.setattr(store, "multi_label", multi_label)
     task = make_task(mixup=1.0, batchnorm="frozen", weight_decay=0.0)
     training = ClassifierTraining(
