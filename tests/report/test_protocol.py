@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mls.config.paper import Beside
+from mls.cost.estimate import estimate
 from mls.pipeline.plan import Plan, plan_file
 from mls.report.build_tables import fill_tables
 from mls.report.protocol import PAPER_TASKS, against_paper, pretraining_remarks
@@ -113,6 +114,17 @@ def test_either_box_head_may_be_the_papers(head: dict[str, Any], said: str) -> N
     given = beside("1", "mls", "MLS, 400 epochs")
     found = against_paper(plan.loaded.experiment, plan.loaded.runs["mls"], given, "mls", "detect.box_AP")
     assert found == "; ".join(text for text in ("pretrained on COCO's train images less 25 %", said) if text)
+
+
+def test_the_second_heads_hours_are_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plans = {name: plan_file(Path(f"experiments/paper-{name}.yaml")) for name in ("table1", "ablations", "peers")}
+    heads = {job.id for plan in plans.values() for job in plan.stage("transfer") if job.config.box_head == "2fc"}
+    hours = {cost.id: cost.hours or 0 for cost in estimate(list(plans.values())) if cost.id in heads}
+    each = [round(sum(hours[key] for key in plan.jobs if key in heads)) for plan in plans.values()]
+    page = " ".join((ROOT / "docs" / "protocols.md").read_text().split())
+    assert f"adds {len(heads)} trainings, at least {round(sum(hours.values())):,} V100 hours in all" in page
+    assert "{} for Table 1, {} for Tables 6 to 8 and Figure 5, {} for the peers".format(*each) in page
 
 
 def test_another_method_or_data_set_than_the_papers_is_named() -> None:
