@@ -163,12 +163,23 @@ class TrainAugment(Augment):
     """Training views for labelled images: torchvision's random resized crop and flip, no colour changes."""
 
     scale: ShareRange = [0.08, 1.0]
+    resize: Side | None = None
+    """Plain crop instead of the random resized one: the shorter side is resized to this length, pixels, and a random
+    square of side ``crop`` is cut out [S3L on CUB200 and VOC07: 256 with a crop of 224]."""
     jitter_p: Share = 0.0
     gray_p: Share = 0.0
     blur_p: Share = 0.0
     solarize_p: Share = 0.0
     overlap: Annotated[float, Field(ge=0, le=0)] = 0.0
     """Must be 0: there is only one view of each image."""
+
+    @model_validator(mode="after")
+    def _crops(self) -> Self:
+        if self.resize is not None and self.resize < self.crop:
+            raise ValueError(f"resize {self.resize} must be at least crop ({self.crop})")
+        if self.resize is not None and "scale" in self.model_fields_set:
+            raise ValueError("resize cuts plain crops, which have no scale: leave one of the two out")
+        return self
 
 
 class Trained(Section):
@@ -230,8 +241,8 @@ class FinetuneProbe(Trained):
     """Backbone and classifier trained end to end.
 
     120 epochs are the paper's. The paper states nothing else, so the other defaults are its lineage's [S3L's scripts
-    for four of the seven sets: batch 64, weight decay 5e-4, learning rates from 0.001 to 0.1, cosine or steps at epochs
-    40 and 80 of 120].
+    for four of the seven sets: batch 64, weight decay 5e-4, learning rates from 0.001 to 0.1, cosine or steps at a
+    third and two thirds of all epochs; docs/classification.md has each].
     """
 
     kind: Literal["finetune"]
@@ -242,7 +253,11 @@ class FinetuneProbe(Trained):
     classifier_lr: Positive = 1.0
     """The classifier's learning rate as a multiple of ``lr`` [10 in CSRA]."""
     batchnorm: Literal["train", "frozen"] = "train"
-    """``frozen`` keeps the pretrained statistics while weights are trained [S3L on VOC07]."""
+    """``frozen`` keeps the pretrained statistics while all weights are trained, those of batch norm too [S3L on VOC07,
+    Aircraft and Cars]."""
+    mixup: NonNegative = 0.0
+    """alpha of mixup [Zhang et al., arXiv 1710.09412]: each batch is mixed with itself in another order, images and
+    losses alike, by one share drawn from Beta(alpha, alpha) [S3L on CUB200: 1.0]; 0 mixes nothing."""
 
 
 class SgdProbe(Trained):

@@ -129,10 +129,10 @@ class Detectron2Detector(TransferSection):
     fpn_norm: Literal["SyncBN", "none"] = "SyncBN"
     """Normalisation of the feature pyramid; only with ``fpn``."""
     box_head: Literal["2fc", "4conv1fc"] = "4conv1fc"
-    """``2fc``: two linear layers [Detectron2's own]; ``4conv1fc``: four convolutions and one linear layer [DenseCL's
-    and InfoMin's]. Only with ``fpn``."""
+    """``2fc``: two linear layers [Detectron2's own, S3L, Tobias]; ``4conv1fc``: four convolutions and one linear layer
+    [InfoMin, DenseCL, ORL, SlotCon]. Only with ``fpn``."""
     head_norm: Literal["SyncBN", "none"] = "SyncBN"
-    """Normalisation of the convolutions in the heads; only with ``fpn``."""
+    """Normalisation of the convolutions in the heads; only with ``fpn`` [none with ``2fc`` in S3L and Tobias]."""
     extra_norm: bool = True
     """Add a batch norm after the last stage [MoCo's Res5ROIHeadsExtraNorm]; only with ``c4``."""
     rois: Count = 512

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import resized_crop_image
+from torchvision.transforms.v2.functional import resize_image, resized_crop_image
 
 from mls.config.views import Augment
 from mls.runtime import streams
@@ -119,6 +119,23 @@ def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int) -> Tensor:
     """
     top, left, height, width = (int(v) for v in box_4)
     return resized_crop_image(image_CHW, top, left, height, width, size=[side, side], antialias=True)
+
+
+def plain_crop(image_CHW: Tensor, u_U: NDArray[np.float64], shorter: int, side: int) -> Tensor:
+    """Resize an image (bilinear, antialiased), then cut out a random square: torchvision's ``Resize``, ``RandomCrop``.
+
+    Args:
+        image_CHW: uint8.
+        u_U: draws of `draw`; each position of the square has the same chance.
+        shorter: length of the resized image's shorter side, pixels; at least ``side``.
+        side: of the square, pixels.
+
+    Returns:
+        uint8 (C, side, side).
+    """
+    image_CHW = resize_image(image_CHW, [shorter], antialias=True)
+    top, left = (int(u * (n - side + 1)) for u, n in zip(u_U[[TOP, LEFT]], image_CHW.shape[1:], strict=True))
+    return image_CHW[:, top : top + side, left : left + side].contiguous()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     evaluation, facts = train_and_score(context, task, store, backbone, device)
     evaluation.scores_NC                            # logits of the evaluated images
 
-Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order and views depend only on the seed
-and the step, the classifier's first weights only on the seed, and nothing else is random. The last state is evaluated;
-no checkpoint is chosen by its score.
+Training stops at any step and resumes bit for bit (see `mls.train.finetune`): order, views and mixup depend only on the
+seed and the step, the classifier's first weights only on the seed, and nothing else is random. The last state is
+evaluated; no checkpoint is chosen by its score.
 
 Each epoch holds every image once, in its own order, and one epoch follows another without a gap: every batch is full,
 and one may begin in an epoch and end in the next. So nothing is dropped, no batch norm ever sees a single image, and
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from mls.config.probes import TrainedProbe
-from mls.data.augment import ColourAugment, crop, crop_boxes, draw
+from mls.data.augment import ColourAugment, crop, crop_boxes, draw, plain_crop
 from mls.data.image_store import ImageStore
 from mls.models.backbone import channels_last
 from mls.pipeline.plan import FIRST_SEED
@@ -42,6 +42,18 @@ from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import write_csv, write_json
 from mls.train.finetune import FineTuning, finetune, places, read_ahead
 
+MIXUP_STREAM = ORDER_STREAM + 1
+"""Fourth word of mixup's random streams, where views have 0 and 1, and orders have 2."""
+
+
+class Mixture(NamedTuple):
+    """What mixup does to a batch."""
+
+    share: float
+    """Of an image itself; the rest is its partner's."""
+    partner_B: Tensor
+    """int64: the image of the batch that each one is mixed with; each is a partner once, perhaps its own."""
+
 
 class LabelledBatch(NamedTuple):
     """Crops before flip and normalisation, and their labels."""
@@ -54,6 +66,8 @@ class LabelledBatch(NamedTuple):
     """bool."""
     kept_BC: Tensor
     """bool: the class counts for or against the image."""
+    mixture: Mixture | None
+    """None without mixup."""
 
 
 class Views:
@@ -72,6 +86,7 @@ class Views:
         self.sizes_N2 = np.array([store.size(int(row)) for row in rows_N], dtype=np.int64)
         self.truth_NC = torch.from_numpy(store.labels(rows_N))
         self.kept_NC = torch.from_numpy(~store.ignored(rows_N))
+        self.mixup = task.mixup if task.kind == "finetune" else 0.0
 
     def __len__(self) -> int:
         """Number of images to train on."""
@@ -92,22 +107,34 @@ class Views:
     def load(self, planned: tuple[int, int]) -> tuple[int, Tensor, Tensor]:
         """Return an image's index, its crop in an epoch, uint8 (3, S, S), and the draws (U,) of its view."""
         index, epoch = planned
-        u_1U = draw(self.seed, epoch, self.rows_N[[index]], 0)
-        box_14 = crop_boxes(u_1U, self.sizes_N2[[index]], self.task.augment.scale)
+        u_1U, augment = draw(self.seed, epoch, self.rows_N[[index]], 0), self.task.augment
         image_CHW = self.store.decode(int(self.rows_N[index]))
-        return index, crop(image_CHW, box_14[0], self.task.augment.crop), torch.from_numpy(u_1U[0])
+        if augment.resize:
+            view_CHW = plain_crop(image_CHW, u_1U[0], augment.resize, augment.crop)
+        else:
+            box_14 = crop_boxes(u_1U, self.sizes_N2[[index]], augment.scale)
+            view_CHW = crop(image_CHW, box_14[0], augment.crop)
+        return index, view_CHW, torch.from_numpy(u_1U[0])
 
     def batches(self, steps: range, workers: int) -> Generator[LabelledBatch]:
         """Yield the batches of some steps, prepared ahead by ``workers`` threads (no effect on the batches)."""
-        for samples in read_ahead(map(self.plan, steps), self.load, workers):
+        for samples, step in zip(read_ahead(map(self.plan, steps), self.load, workers), steps, strict=True):
             indices, crops, draws = map(list, zip(*samples, strict=True))
-            yield LabelledBatch(torch.stack(crops), torch.stack(draws), self.truth_NC[indices], self.kept_NC[indices])
+            truth_BC, kept_BC = self.truth_NC[indices], self.kept_NC[indices]
+            mixture = mixture_of(self.seed, step, len(indices), self.mixup) if self.mixup else None
+            yield LabelledBatch(torch.stack(crops), torch.stack(draws), truth_BC, kept_BC, mixture)
 
 
 @lru_cache(maxsize=4)
 def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch's images, int64 (N,)."""
     return streams.order(seed, epoch).permutation(images)
+
+
+def mixture_of(seed: int, step: int, images: int, alpha: float) -> Mixture:
+    """Draw what mixup does to the batch of a step: a share from Beta(alpha, alpha), and partners."""
+    rng = np.random.default_rng((seed, step, 0, MIXUP_STREAM))
+    return Mixture(float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(images)))
 
 
 class ClassifierTraining(FineTuning):
@@ -137,11 +164,23 @@ class ClassifierTraining(FineTuning):
         return self.views.batches(steps, workers)
 
     def losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Return the cross-entropy, see `mls.probe.classifier.loss_of`."""
+        """Return the cross-entropy, see `mls.probe.classifier.loss_of`.
+
+        Mixup mixes normalised images, and the losses of both labels by the same shares. Where no class is ignored,
+        that is the loss of the mixed labels; where some are, each image's own classes are left out of its share.
+        """
         truth_BC, kept_BC = batch.truth_BC.to(self.device), batch.kept_BC.to(self.device)
-        features_BD = self.model.features(self.augment(batch.crops_BCHW.to(self.device), batch.draws_BU))
+        images_BCHW = self.augment(batch.crops_BCHW.to(self.device), batch.draws_BU)
+        if batch.mixture:
+            share, partner_B = batch.mixture.share, batch.mixture.partner_B.to(self.device)
+            images_BCHW = share * images_BCHW + (1 - share) * images_BCHW[partner_B]
+        features_BD = self.model.features(images_BCHW)
         self.finite_features = torch.isfinite(features_BD).all()
-        return {"loss": loss_of(self.model.logits(features_BD), truth_BC, kept_BC, self.views.store.multi_label)}
+        logits_BC, multi_label = self.model.logits(features_BD), self.views.store.multi_label
+        loss = loss_of(logits_BC, truth_BC, kept_BC, multi_label)
+        if batch.mixture:
+            loss = share * loss + (1 - share) * loss_of(logits_BC, truth_BC[partner_B], kept_BC[partner_B], multi_label)
+        return {"loss": loss}
 
     def remedy(self, step: int) -> str:
         """Blame the pretrained backbone if it is unchanged and its features are not finite, else the learning rate."""

@@ -36,6 +36,15 @@ def test_kind_and_backend_choose_the_schema() -> None:
     assert type(task_of({"kind": "semantic"})) is SemanticTransfer
 
 
+def test_c4_on_coco_is_what_orl_tobias_and_s3l_train() -> None:
+    """Their files agree key by key (docs/protocols.md): Base-RCNN-C4-BN, R_50_C4_1x and its variant for RGB."""
+    task = Detectron2Detector(kind="instance", backend="detectron2", dataset="coco", architecture="c4")
+    assert (task.extra_norm, task.freeze_at, task.norm, task.precise_bn > 0) == (True, 0, "SyncBN", True)
+    assert (task.proposals, task.batch_size, task.lr, task.splits) == (1000, 16, 0.02, ("train", "val"))
+    assert (task.train_sizes, task.test_size) == ([640, 672, 704, 736, 768, 800], 800)
+    assert [round(share * task.iterations) for share in (*task.steps, 1)] == [60_000, 80_000, 90_000]
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from torchvision.models.resnet import ResNet
 
@@ -34,7 +35,7 @@ from mls.probe import finetune as module
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
 from mls.probe.evaluation import Evaluation
 from mls.probe.features import extract
-from mls.probe.finetune import train_and_score
+from mls.probe.finetune import ClassifierTraining, Views, train_and_score
 from mls.runtime.checkpoint import load_resumable
 from mls.runtime.device import set_up
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
@@ -256,14 +257,53 @@ def test_statistics_of_batch_norm(store: ImageStore, tmp_path: Path, batchnorm: 
     assert changed(backbone, before) == {"weight", "bias"} | (set() if kept else statistics)
 
 
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_mixup_by_hand(store: ImageStore, monkeypatch: pytest.MonkeyPatch, multi_label: bool) -> None:
+    """Zhang et al.: cross-entropy of mixed images with mixed labels. Ignored classes leave the share of their image."""
+    monkeypatch.setattr(store, "multi_label", multi_label)
+    task = make_task(mixup=1.0, batchnorm="frozen", weight_decay=0.0)
+    training = ClassifierTraining(
+        Classifier(make_backbone(), 3, task, SEED), Views(store, store.split("train"), task, SEED), CPU
+    )
+    training.model.train()
+    (batch,) = training.batches(range(1), 1)
+    assert batch.mixture is not None and 0.02 < batch.mixture.share < 0.98
+    share, partner_B = batch.mixture.share, batch.mixture.partner_B
+    assert not torch.equal(partner_B, torch.arange(4))
+    if not multi_label:
+        batch = batch._replace(truth_BC=torch.eye(3).bool()[[0, 1, 2, 1]])
+    images_BCHW = training.augment(batch.crops_BCHW, batch.draws_BU)
+    logits_BC = training.model(share * images_BCHW + (1 - share) * images_BCHW[partner_B])
+    truth_BC = batch.truth_BC.float()
+    mixed_BC = share * truth_BC + (1 - share) * truth_BC[partner_B]
+    loss_fn = torch.nn.BCEWithLogitsLoss() if multi_label else torch.nn.CrossEntropyLoss()
+    torch.testing.assert_close(training.losses(batch)["loss"], loss_fn(logits_BC, mixed_BC))
+    if multi_label:
+        kept_BC = torch.ones(4, 3).bool()
+        kept_BC[0] = False
+        pairs_BC = torch.nn.functional.binary_cross_entropy_with_logits(logits_BC, truth_BC, reduction="none")
+        theirs_BC = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits_BC, truth_BC[partner_B], reduction="none"
+        )
+        expected = share * pairs_BC[1:].mean() + (1 - share) * theirs_BC[partner_B != 0].mean()
+        torch.testing.assert_close(training.losses(batch._replace(kept_BC=kept_BC))["loss"], expected)
+
+
+def test_mixup_is_refused_where_the_backbone_is_frozen() -> None:
+    with pytest.raises(ValidationError, match=r"mixup\n.*Extra inputs"):
+        make_task("sgd", mixup=1.0)
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        make_task(mixup=-1.0)
+
+
 @pytest.mark.parametrize("kind", ["finetune", "sgd"])
 @pytest.mark.parametrize("how", ["signal", "kill", "damage"])
 def test_a_resumed_training_equals_an_uninterrupted_one(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
 ) -> None:
     monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
-    only_sgd = {"batchnorm": True} if kind == "sgd" else {}
-    task = make_task(kind, epochs=3, batch_size=5, lr=0.1, warmup_epochs=1.0, nesterov=True, **only_sgd)
+    own = {"batchnorm": True} if kind == "sgd" else {"mixup": 0.4, "augment": {"crop": SIDE, "resize": 18}}
+    task = make_task(kind, epochs=3, batch_size=5, lr=0.1, warmup_epochs=1.0, nesterov=True, **own)
     whole = fit(task, store, tmp_path / "whole")
     assert whole.steps == 7
     original, calls = learning_rate, 0

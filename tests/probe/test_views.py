@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import resized_crop_image
+from pydantic import ValidationError
+from torchvision.transforms.v2.functional import resize, resized_crop_image
 
 from mls.config.probes import FinetuneProbe, TrainAugment
 from mls.data.augment import FLIP, MEAN, STD, ColourAugment
 from mls.data.image_store import ImageStore
+from mls.data.loader import ORDER_STREAM
 from mls.data.writer import Record, write_store
-from mls.probe.finetune import Views
+from mls.probe.finetune import MIXUP_STREAM, LabelledBatch, Views, mixture_of
 from mls.runtime.errors import MlsError
 
 SEED = 1000
@@ -50,6 +52,13 @@ def make_views(store: ImageStore, split: str = "train", seed: int = SEED, **chan
     return Views(store, store.split(split), task, seed)
 
 
+def same(one: LabelledBatch, other: LabelledBatch) -> bool:
+    """Whether two batches are equal bit for bit; of the mixtures only the share."""
+    tensors = [(batch.crops_BCHW, batch.draws_BU, batch.truth_BC, batch.kept_BC) for batch in (one, other)]
+    shares = {batch.mixture and batch.mixture.share for batch in (one, other)}
+    return len(shares) == 1 and all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
 def test_each_epoch_has_every_image_once(store: ImageStore) -> None:
     views = make_views(store)
     assert (len(views), views.steps) == (7, 7)
@@ -81,7 +90,7 @@ def test_batches_repeat_from_any_step_with_any_threads(store: ImageStore) -> Non
     whole = list(make_views(store).batches(range(7), workers=1))
     assert len(whole) == 7
     for got, wanted in zip(make_views(store).batches(range(3, 7), workers=3), whole[3:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert same(got, wanted)
     assert not torch.equal(whole[0].crops_BCHW, next(make_views(store, seed=1).batches(range(1), 0)).crops_BCHW)
 
 
@@ -99,6 +108,59 @@ def test_boxes_are_of_the_images_own_size(store: ImageStore) -> None:
     views = make_views(store, augment={"crop": 16, "scale": [1.0, 1.0]})
     _, crop_CHW, _ = views.load((2, 0))  # nothing of ratio 4/3 at most covers 40 x 20: the widest one in its middle
     assert torch.equal(crop_CHW, resized_crop_image(store.decode(2), 0, 6, 20, 27, size=[16, 16], antialias=True))
+
+
+def test_a_plain_crop_is_a_random_square_of_the_resized_image(store: ImageStore) -> None:
+    """torchvision's ``Resize(20)`` and ``RandomCrop(16)``, as in S3L: every place comes, equally often."""
+    views = make_views(store, augment={"crop": 16, "resize": 20})
+    squares = resize(store.decode(2), [20], antialias=True).unfold(1, 16, 1).unfold(2, 16, 1)  # of every place
+    assert squares.shape[1:3] == (5, 25), "40 x 20 pixels stay as they are"
+    found = []
+    for epoch in range(500):
+        _, view_CHW, _ = views.load((2, epoch))
+        equal = (squares == view_CHW[:, None, None]).all(dim=(0, 3, 4)).nonzero()
+        assert len(equal) == 1
+        found.append(equal[0].tolist())
+    tops, lefts = (np.bincount(places) for places in zip(*found, strict=True))
+    assert len(tops) == 5 and len(lefts) == 25
+    assert ((tops - 100) ** 2 / 100).sum() < 18.5 and ((lefts - 20) ** 2 / 20).sum() < 51.2  # p = 0.001
+    smaller = make_views(store, augment={"crop": 16, "resize": 16}).load((2, 0))[1]
+    assert smaller.shape == (3, 16, 16) and smaller.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({"crop": 32, "resize": 31}, r"resize 31 must be at least crop \(32\)"),
+        ({"crop": 32, "resize": 40, "scale": [0.2, 1.0]}, "plain crops, which have no scale"),
+    ],
+)
+def test_plain_crops_that_cannot_be_cut_are_refused(augment: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainAugment.model_validate(augment)
+
+
+def test_what_mixup_mixes_depends_only_on_seed_and_step(store: ImageStore) -> None:
+    whole = list(make_views(store, mixup=1.0).batches(range(7), workers=1))
+    for got, wanted in zip(make_views(store, mixup=1.0).batches(range(3, 7), workers=3), whole[3:], strict=True):
+        assert same(got, wanted) and got.mixture and wanted.mixture
+        assert torch.equal(got.mixture.partner_B, wanted.mixture.partner_B)
+    assert len({batch.mixture.share for batch in whole if batch.mixture}) == 7
+    assert same(whole[0], next(make_views(store).batches(range(1), 0))._replace(mixture=whole[0].mixture)), "views stay"
+    other = make_views(store, mixup=1.0, seed=1).batches(range(1), 0)
+    assert mixture_of(1, 0, 4, 1.0).share == next(other).mixture.share != whole[0].mixture.share  # type: ignore[union-attr]
+
+
+def test_mixtures_are_drawn_from_the_papers_distribution() -> None:
+    """Beta(alpha, alpha) has mean 1/2 and variance 1 / (4 (2 alpha + 1)); partners are permutations."""
+    for alpha in (0.2, 1.0, 8.0):
+        mixtures = [mixture_of(SEED, step, 5, alpha) for step in range(2000)]
+        shares = np.array([one.share for one in mixtures])
+        assert shares.mean() == pytest.approx(0.5, abs=0.02)
+        assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+        assert {tuple(sorted(one.partner_B.tolist())) for one in mixtures} == {(0, 1, 2, 3, 4)}
+        assert len({tuple(one.partner_B.tolist()) for one in mixtures}) == 120
+    assert MIXUP_STREAM not in (0, 1, ORDER_STREAM), "views and orders have these words"
 
 
 def test_views_are_only_flipped_and_normalised(store: ImageStore) -> None:

@@ -54,6 +54,8 @@ def test_variants() -> None:
     cfg = detectron2_model.make_config(task, Backbone(name="resnet18"), num_classes=3)
     assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.FPN.NORM) == ("FrozenBN", 2, "")
     assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.NUM_FC, cfg.MODEL.ROI_BOX_HEAD.NORM) == (0, 2, "")
+    s3l = detectron2_model.make_config(task_of(box_head="2fc", head_norm="none"), R50, num_classes=80).MODEL
+    assert (s3l.RESNETS.NORM, s3l.FPN.NORM, s3l.ROI_BOX_HEAD.NORM, s3l.ROI_MASK_HEAD.NORM) == ("BN", "BN", "", "")
     plain = task_of(architecture="c4", extra_norm=False)
     assert detectron2_model.make_config(plain, R50, num_classes=3).MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
 
