@@ -42,9 +42,6 @@ from mls.runtime.errors import DeterministicError, MlsError
 from mls.runtime.files import write_csv, write_json
 from mls.train.finetune import FineTuning, finetune, places, read_ahead
 
-MIXUP_STREAM = ORDER_STREAM + 1
-"""Fourth word of mixup's random streams, where views have 0 and 1, and orders have 2."""
-
 
 class Mixture(NamedTuple):
     """What mixup does to a batch."""
@@ -133,7 +130,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def mixture_of(seed: int, step: int, images: int, alpha: float) -> Mixture:
     """Draw what mixup does to the batch of a step: a share from Beta(alpha, alpha), and partners."""
-    rng = np.random.default_rng((seed, step, 0, MIXUP_STREAM))
+    rng = streams.mixture(seed, step)
     return Mixture(float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(images)))
 
 

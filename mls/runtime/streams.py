@@ -55,6 +55,11 @@ def shuffle(seed: int, step: int) -> Generator:
     return default_rng((seed, step, 0, 3))
 
 
+def mixture(seed: int, step: int) -> Generator:
+    """What mixup does to a step's batch."""
+    return default_rng((seed, step, 0, 4))
+
+
 # --- transfer
 
 

@@ -25,7 +25,7 @@ STAGES: dict[str, Streams] = {
     "data: scenes": {streams.scene: [(split, index) for split in range(3) for index in N]},
     "data: a subset of COCO": {streams.subset: [(0,), (1,)], streams.held_out: [()]},
     "pretrain": {streams.views: VIEWS + REDRAWN, streams.order: ONE, streams.shuffle: ONE},
-    "probe: finetune": {streams.views: VIEWS, streams.order: ONE},
+    "probe: finetune": {streams.views: VIEWS, streams.order: ONE, streams.mixture: ONE},
     "probe: low-shot SVM": {streams.few_images: THREE},
     "transfer: torchvision": {streams.order_and_flips: ONE},
     "transfer: detectron2": {streams.order_and_flips: ONE, streams.side: TWO},
