@@ -399,7 +399,7 @@ def test_evaluated_views_are_those_of_the_other_probes(store: ImageStore, tmp_pa
         ({"train": []}, False, "no images of train"),
         ({"train": [[0]] * 3}, False, "train of this dataset: no class has both positive and negative images"),
         ({"train": [[]] * 3, "val": [[]]}, True, "train and val of this dataset: no class has both"),
-        ({"val": [[]] * 3}, False, "the val split of this dataset has no positive image of any class"),
+        ({"val": [[]] * 3}, False, "the val split of this dataset has no class with both positive and negative"),
     ],
 )
 def test_what_cannot_be_learned_or_evaluated_is_refused(
