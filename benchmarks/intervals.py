@@ -1,7 +1,7 @@
 """Which interval of mAP covers what? Simulated test sets with many classes and few positives.
 
-    python benchmarks/intervals.py                         # about ten minutes; appends to results/intervals.csv
-    python benchmarks/intervals.py --sets 10 --resamples 100 --case 100x80
+    python benchmarks/intervals.py --case 500x260 --case 100x80      # minutes; appends to results/intervals.csv
+    python benchmarks/intervals.py --case 5000x80 --sets 25
 
 Scores are normal with deviation 1, and those of a class's positives are shifted: by 0.5 to 1.5 for a weak classifier,
 by 2 to 3.5 for a good one. Each set is scored, resampled, and asked whether each kind of interval holds

@@ -46,7 +46,9 @@ def metrics_in(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "svm"])
-def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path) -> None:
+def test_every_kind_on_several_labels_an_image(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
     files = run_probe(store, tmp_path / "run", **task(kind))
     metrics = metrics_in(files)
@@ -59,6 +61,9 @@ def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path) -> Non
     scored = read_file(path, to_evaluation)
     assert scored.names[0] == "test/000.jpg" and scored.rows_N.tolist() == store.split("test").tolist()
     assert scored.ignored_NC.tolist() == store.ignored(scored.rows_N).tolist() and scored.ignored_NC.sum() == 1
+    assert "means are over 2 of 4 classes: what was trained on or evaluated can't tell apart rare, unseen (all" in (
+        capsys.readouterr().out
+    )
     assert metrics["classes_in_mean"] == 2 and metrics["per_class"]["rare"] is metrics["per_class"]["unseen"] is None
     kept = [0, 1]  # the one class that test lacks, and the one that train lacks
     values = [
