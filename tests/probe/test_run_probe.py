@@ -46,9 +46,7 @@ def metrics_in(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "svm"])
-def test_every_kind_on_several_labels_an_image(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
     files = run_probe(store, tmp_path / "run", **task(kind))
     metrics = metrics_in(files)
