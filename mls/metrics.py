@@ -1,7 +1,7 @@
 """Metrics of classification: average precision per class, top-1 accuracy, precision and recall of decisions.
 
-    per_class_C = average_precisions(scores_NC, truth_NC, ignored_NC)        # NaN where a class has no positive
-    mean = mean_average_precision(scores_NC, truth_NC, ignored_NC, "11")     # over the classes that have one
+    per_class_C = average_precisions(scores_NC, truth_NC, ignored_NC)        # NaN where no images can be told apart
+    mean = mean_average_precision(scores_NC, truth_NC, ignored_NC, "11")     # over the other classes
     decisions(scores_NC, truth_NC, ignored_NC)["CF1"]
 
 Average precision has three definitions in the literature (`Kind`), and papers seldom say which one they use. With P the
@@ -18,6 +18,9 @@ CSRA) let them enter one by one, so there the value depends on the order in whic
 
 An image can be ignored for a class (VOC: all its objects of the class are ``difficult``): it then counts as neither a
 true nor a false positive, as in the kits.
+
+A class is told apart if, among the images that count, some are positive and some negative. Otherwise it has no value,
+and means leave it out: without a positive nothing can be found, and without a negative every ranking gets 1.
 
 Shape legend: N images, C classes, K distinct scores. Scores are not NaN; they may be infinite. All values are shares
 from 0 to 1.
@@ -36,9 +39,9 @@ Kind = Literal["area", "envelope", "11"]
 
 
 def average_precision(scores_N: Scores, truth_N: Truth, kind: Kind = "area") -> float:
-    """Return the average precision of one class, NaN if no image is positive; see the module for the definitions."""
+    """Return the average precision of one class, NaN if it is not told apart; see the module for the definitions."""
     positives = int(truth_N.sum())
-    if not positives:
+    if positives in (0, len(truth_N)):
         return float("nan")
     order_N, ends_K = ranking(scores_N)
     found_K = np.cumsum(truth_N[order_N])[ends_K]
@@ -62,7 +65,7 @@ def ranking(scores_N: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def average_precisions(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, kind: Kind = "area"
 ) -> NDArray[np.float64]:
-    """Return the average precision of each class, float64 (C,), NaN for a class without positives.
+    """Return the average precision of each class, float64 (C,), NaN for a class that is not told apart.
 
     Args:
         scores_NC: higher means likelier.
@@ -78,21 +81,28 @@ def average_precisions(
 def mean_average_precision(
     scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None, kind: Kind = "area"
 ) -> float:
-    """Return the mean of `average_precisions` over the classes with a positive, NaN if none has one."""
+    """Return the mean of `average_precisions` over the classes that are told apart, NaN if none is."""
     values_C = average_precisions(scores_NC, truth_NC, ignored_NC, kind)
     defined = values_C[~np.isnan(values_C)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
+def told_apart(truth_NC: Truth, ignored_NC: Truth | None = None) -> Truth:
+    """Return which classes have both a positive and a negative image among those that count, bool (C,)."""
+    counts_NC = np.ones_like(truth_NC) if ignored_NC is None else ~ignored_NC
+    apart_C: Truth = np.logical_and((truth_NC & counts_NC).any(axis=0), (~truth_NC & counts_NC).any(axis=0))
+    return apart_C
+
+
 def decisions(scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = None) -> dict[str, float]:
     """Return precision, recall and F1 of the decision "score > 0", as the multi-label literature does [ML-GCN, CSRA].
 
-    CP and CR are the means of the classes' precisions and recalls, over the classes with a positive; OP and OR are
-    computed from all decisions on all classes together. CF1 is the harmonic mean of CP and CR (not the mean of the
-    classes' F1s), OF1 that of OP and OR.
+    CP and CR are the means of the classes' precisions and recalls; OP and OR are computed from the decisions on all
+    classes together. Classes that are not told apart count in none of them. CF1 is the harmonic mean of CP and CR (not
+    the mean of the classes' F1s), OF1 that of OP and OR.
 
     0/0: a class that is never predicted has precision 0, and so has a classifier that never says yes; F1 is 0 if
-    precision and recall are. If no class has a positive, all six are NaN. The published evaluators differ slightly:
+    precision and recall are. If no class is told apart, all six are NaN. The published evaluators differ slightly:
     ML-GCN's says yes at 0 too, and both count a class that is never predicted as one wrong yes in OP.
 
     Args:
@@ -103,16 +113,17 @@ def decisions(scores_NC: Scores, truth_NC: Truth, ignored_NC: Truth | None = Non
     Returns:
         ``CP``, ``CR``, ``CF1``, ``OP``, ``OR``, ``OF1``.
     """
+    apart_C = told_apart(truth_NC, ignored_NC)
     yes_NC = scores_NC > 0
     if ignored_NC is not None:
         yes_NC, truth_NC = yes_NC & ~ignored_NC, truth_NC & ~ignored_NC
+    yes_NC, truth_NC = yes_NC[:, apart_C], truth_NC[:, apart_C]
     right_C, yes_C, positives_C = (yes_NC & truth_NC).sum(axis=0), yes_NC.sum(axis=0), truth_NC.sum(axis=0)
-    counts_C = positives_C > 0
-    if not counts_C.any():
+    if not apart_C.any():
         return dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), float("nan"))
     values: dict[str, float] = {}
     for letter, precision, recall in (
-        ("C", (right_C / np.maximum(yes_C, 1))[counts_C].mean(), (right_C[counts_C] / positives_C[counts_C]).mean()),
+        ("C", (right_C / np.maximum(yes_C, 1)).mean(), (right_C / positives_C).mean()),
         ("O", right_C.sum() / max(yes_C.sum(), 1), right_C.sum() / positives_C.sum()),
     ):
         f1 = 2 * precision * recall / (precision + recall) if recall else 0.0

@@ -34,11 +34,15 @@ from mls.config.views import Augment
 
 Strengths = Annotated[list[Positive], Field(min_length=1), Grid]
 Fit = Literal["crop", "squash"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
 """Metrics of every classifier: three definitions of mAP (see `mls.metrics`), or top-1."""
 DECIDED = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 """Metrics of classifiers whose logit 0 means even odds: precision, recall and F1, per class and overall."""
+
+LOW_SHOT = ("", "_best_on_test", "_envelope", "_best_on_test_envelope")
+"""What may follow ``low_shot_<k>``: the cost chosen on val or on test, average precision as area or as envelope."""
 
 # ----------------------------------------------------------------------------- probes of frozen features
 
@@ -48,16 +52,16 @@ def check_resize(resize: int | None, fit: str, side: int, name: str) -> None:
 
     Args:
         resize: shorter side before the crop, pixels.
-        fit: ``crop`` or ``squash``.
+        fit: ``crop`` or ``squash``, before which any other size has an effect.
         side: side of the cropped square, pixels.
         name: key of the file that holds ``side``, for the message.
 
     Raises:
         ValueError: ``resize`` has no effect.
     """
-    if resize is not None and fit == "squash":
-        raise ValueError("fit 'squash' resizes straight to the square: leave resize out")
-    if resize is not None and resize <= side:
+    if resize is not None and resize == side and fit == "squash":
+        raise ValueError(f"resize {resize} is {name} already: leave it out, or name the first of two steps")
+    if resize is not None and resize <= side and fit == "crop":
         raise ValueError(f"resize {resize} must be more than {name} ({side}), which is its default")
 
 
@@ -67,13 +71,19 @@ class Features(Section):
     image_size: Side = 224
     """Side of the square that the backbone sees, pixels."""
     resize: Side | None = None
-    """Length to which an image's shorter side is resized before the square is cut from its centre, pixels; by default
-    ``image_size`` [ImageNet's usual protocol: 256, then 224]."""
+    """Length to which an image's shorter side is resized before the square is made of it, pixels; by default
+    ``image_size`` for ``crop`` [ImageNet's usual protocol: 256, then 224], and no such step for ``squash`` [VISSL: 256,
+    then 224 x 224]."""
     fit: Fit = "crop"
     """``crop``: resize the shorter side, then crop the centre; ``squash``: resize to the square, whatever the aspect
     ratio [VISSL's VOC07 protocol]."""
+    interpolation: Interpolation = "bilinear"
+    """Of these resizes; antialiased [``bicubic`` in BYOL's paper and SlotCon]."""
     layer: Literal["layer1", "layer2", "layer3", "layer4"] = "layer4"
-    """ResNet stage whose output is averaged over all positions."""
+    """ResNet stage whose output is averaged."""
+    pool: Literal[1, 2] = 1
+    """1: over all positions; 2: over each of the four squares that lack a row and a column at the border (6 x 6 of
+    7 x 7 positions), which gives four times the features [VISSL and ORL on VOC07: 8,192]."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the backbone (autocast); features are stored as float32."""
     test: bool = True
@@ -313,7 +323,7 @@ def metrics_of(task: dict[str, Any], multi_label: bool | None = None, source: st
     undefined = () if multi_label is None else ("top1",) if multi_label else (*CLASSIFIED[:-1], *DECIDED)
     added: tuple[str, ...] = ()
     if kind == "svm":
-        added = tuple(f"low_shot_{k}{end}" for k in as_list(task.get("low_shot")) for end in ("", "_best_on_test"))
+        added = tuple(f"low_shot_{k}{end}" for k in as_list(task.get("low_shot")) for end in LOW_SHOT)
     elif task.get("backend") == "detectron2" and source == "voc":
         added = VOC_METRICS
     return (*(name for name in own if name not in undefined), *added)

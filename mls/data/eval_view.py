@@ -5,30 +5,41 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mls.data.augment import normalisation
 
 
-def square(image_CHW: Tensor, side: int, resize: int | None = None, fit: Literal["crop", "squash"] = "crop") -> Tensor:
-    """Resize an image to a square (bilinear, antialiased).
+def square(
+    image_CHW: Tensor,
+    side: int,
+    resize: int | None = None,
+    fit: Literal["crop", "squash"] = "crop",
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Resize an image to a square (antialiased).
 
     Args:
         image_CHW: uint8 (3, H, W).
         side: of the square, pixels.
-        resize: shorter side before the central crop, pixels (default: ``side``); ignored by ``squash``.
+        resize: shorter side before the square is made, pixels; default: ``side`` before a crop, no such step before
+            ``squash``.
         fit: ``crop`` keeps the aspect ratio and cuts out the centre; ``squash`` keeps the whole image and distorts it.
+        interpolation: of each resize.
 
     Returns:
         uint8 (3, side, side).
     """
+    scale = partial(functional.resize, interpolation=InterpolationMode(interpolation), antialias=True)
     if fit == "squash":
-        return functional.resize(image_CHW, [side, side], antialias=True).contiguous()
-    image_CHW = functional.resize(image_CHW, [resize or side], antialias=True)
+        image_CHW = scale(image_CHW, [resize]) if resize else image_CHW
+        return scale(image_CHW, [side, side]).contiguous()
+    image_CHW = scale(image_CHW, [resize or side])
     cropped: Tensor = functional.center_crop(image_CHW, [side, side]).contiguous()
     return cropped
 

@@ -10,8 +10,8 @@
 | ``classes``, ``ignored`` | indices of its classes, and of those that count neither for nor against it |
 | ``score:<class>`` | float32, one column per class, in the classes' order |
 
-The schema's metadata holds JSON of ``classes``, ``multi_label`` and ``decided`` under ``mls``, so the file says
-everything that a metric needs. Equal scores give equal bytes.
+The schema's metadata holds JSON of ``classes``, ``multi_label``, ``decided`` and ``untrained`` under ``mls``, so the
+file says everything that a metric needs. Equal scores give equal bytes.
 
 Shape legend: N images, C classes.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from mls.metrics import Scores, Truth, average_precisions, decisions, hits, mean_average_precision, top1
+from mls.metrics import Scores, Truth, average_precisions, decisions, hits, mean_average_precision, told_apart, top1
 from mls.probe.bootstrap import LEVEL, RESAMPLES, Interval, Intervals, average_precision_intervals, mean_intervals
 from mls.probe.columns import AGAIN, IMAGE, LABELS, check_columns, listed, unlisted
 from mls.runtime.errors import MlsError
@@ -60,6 +60,8 @@ class Evaluation:
     scores_NC: Scores
     decided: bool
     """Whether a score of 0 means even odds, so that precision and recall of "score > 0" make sense."""
+    untrained: list[str] = field(default_factory=list)
+    """Classes of which the images that were trained on are all positive, or all negative."""
 
     def __post_init__(self) -> None:
         """Check what the metrics rely on."""
@@ -89,19 +91,25 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
     ``OF1``; or ``top1``. On val: ``val``, which is mAP or top-1. See `class_metrics` for the others; ``per_class`` is
     average precision (``area``), also for single-label sets.
 
+    Classes that the split can't tell apart (``undefined_classes``) or train can't (``untrained_classes``) have no
+    average precision, and all metrics of a multi-label set are those of the other classes, ``classes_in_mean`` of them.
+
     Raises:
-        MlsError: no image of a multi-label split is positive.
+        MlsError: the set is multi-label, and no class is left.
     """
-    arrays = evaluation.scores_NC, evaluation.truth_NC, evaluation.ignored_NC
+    untrained_C = np.isin(evaluation.classes, evaluation.untrained)
+    truth_NC, ignored_NC = evaluation.truth_NC & ~untrained_C, evaluation.ignored_NC | untrained_C
+    arrays = evaluation.scores_NC, truth_NC, ignored_NC
     per_class_C = average_precisions(*arrays)
-    if evaluation.multi_label and np.isnan(per_class_C).all():
-        raise MlsError(f"the {evaluation.split} split of this dataset has no positive image of any class")
     intervals = average_precision_intervals(*arrays)
+    counted: dict[str, int] = {}
     if evaluation.multi_label:
+        counted["classes_in_mean"] = check_told_apart(truth_NC, ignored_NC, evaluation.split)
         headline, values = "mAP", {"mAP": mean_average_precision(*arrays)}
     else:
-        headline, values = "top1", {"top1": top1(*arrays[:2])}
-        intervals = Intervals(mean_intervals(hits(*arrays[:2])[:, None]).mean, intervals.per_class)
+        scored = evaluation.scores_NC, evaluation.truth_NC
+        headline, values = "top1", {"top1": top1(*scored)}
+        intervals = Intervals(mean_intervals(hits(*scored)[:, None]).mean, intervals.per_class)
     if evaluation.split == "val":
         headline, values = "val", {"val": values[headline]}
     elif evaluation.multi_label:
@@ -111,8 +119,30 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
     return {
         **{name: 100 * value for name, value in values.items()},
         **class_metrics(evaluation.classes, per_class_C, headline, intervals, evaluation.split),
+        "undefined_classes": names_of(evaluation.classes, ~told_apart(evaluation.truth_NC, evaluation.ignored_NC)),
+        "untrained_classes": evaluation.untrained,
+        **counted,
         f"n_{evaluation.split}": len(evaluation.names),
     }
+
+
+def check_told_apart(truth_NC: Truth, ignored_NC: Truth, split: str) -> int:
+    """Return how many classes have both a positive and a negative image among those that count.
+
+    Raises:
+        MlsError: none has.
+    """
+    if not (count := int(told_apart(truth_NC, ignored_NC).sum())):
+        raise MlsError(
+            f"the {split} split of this dataset has no class with both positive and negative images that was trained: "
+            "nothing can be evaluated"
+        )
+    return count
+
+
+def names_of(classes: Sequence[str], these_C: Truth) -> list[str]:
+    """Return the names of some classes."""
+    return [name for name, one in zip(classes, these_C, strict=True) if one]
 
 
 def class_metrics(
@@ -122,8 +152,7 @@ def class_metrics(
 
     Args:
         classes: their names.
-        values_C: shares; NaN where a class has no value. Such a class is None in ``per_class``, and listed in
-            ``undefined_classes``; the mean over the classes leaves it out.
+        values_C: shares; NaN where a class has no value. Such a class is None in ``per_class``.
         headline: name of the metric whose interval is ``intervals.mean``.
         intervals: 95 % intervals of the headline and of each class, see `mls.probe.bootstrap`.
         split: of the evaluated images.
@@ -137,7 +166,6 @@ def class_metrics(
     }
     return {
         "per_class": per_class,
-        "undefined_classes": [name for name, value in per_class.items() if value is None],
         "interval": {
             "covers": f"{split} sampling only",
             "resamples": RESAMPLES,
@@ -150,7 +178,7 @@ def class_metrics(
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
     """Write scores and labels; see the module for the columns."""
-    about = {name: getattr(evaluation, name) for name in ("classes", "decided", "multi_label")}
+    about = {name: getattr(evaluation, name) for name in About.model_fields}
     columns = [
         evaluation.rows_N,
         evaluation.names,
@@ -169,6 +197,7 @@ class About(BaseModel, strict=True):
     classes: list[str]
     multi_label: bool
     decided: bool
+    untrained: list[str]
 
 
 def to_evaluation(table: pa.Table) -> Evaluation:
@@ -183,7 +212,7 @@ def to_evaluation(table: pa.Table) -> Evaluation:
     try:
         about = About.model_validate_json((table.schema.metadata or {})[KEY])
     except (KeyError, ValueError) as error:
-        raise MlsError(f"does not say its classes, multi_label and decided in its schema; {AGAIN}") from error
+        raise MlsError(f"does not say its {', '.join(About.model_fields)} in its schema; {AGAIN}") from error
     schema, classes = _schema(about.classes), len(about.classes)
     split = check_columns(table, schema)
     for name in schema.names:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Backbone
@@ -109,9 +110,11 @@ def extract(
 
     def features(images_BCHW: Tensor) -> Tensor:
         with autocast(device, config.precision):
-            return pool(backbone, images_BCHW, config.layer)
+            return pool(backbone, images_BCHW, config.layer, config.pool)
 
-    squares = prepared(store, rows, config.image_size, config.resize, config.fit, workers)
+    squares = prepared(
+        store, rows, config.image_size, config.resize, config.fit, workers, interpolation=config.interpolation
+    )
     return outputs_of(features, squares, len(rows), device, name)
 
 
@@ -139,21 +142,40 @@ def outputs_of(
     return np.concatenate(parts)
 
 
-def pool(backbone: ResNet, images_BCHW: Tensor, layer: str) -> Tensor:
-    """Return the output of one of the four stages, averaged over all positions, (B, D)."""
-    if layer == LAYERS[-1]:
+def pool(backbone: ResNet, images_BCHW: Tensor, layer: str, places: Literal[1, 2] = 1) -> Tensor:
+    """Return the output of one of the four stages, averaged over all positions, (B, D).
+
+    With two ``places``, it is averaged over the four squares that lack one row and one column at the border, (B, 4 D):
+    a channel's upper left, upper right, lower left and lower right.
+
+    Raises:
+        MlsError: two places, and an output of a single position.
+    """
+    if layer == LAYERS[-1] and places == 1:
         pooled_BD: Tensor = backbone(images_BCHW)
         return pooled_BD
-    return feature_maps(backbone, images_BCHW, layer)[str(LAYERS.index(layer))].mean(dim=(2, 3))
+    map_BDHW = feature_maps(backbone, images_BCHW, layer)[str(LAYERS.index(layer))]
+    if places == 1:
+        return map_BDHW.mean(dim=(2, 3))
+    height, width = map_BDHW.shape[2:]
+    if min(height, width) < 2:
+        raise MlsError(f"pool: 2 needs at least 2 x 2 positions; {layer} has {height} x {width}: raise image_size")
+    return F.avg_pool2d(map_BDHW, (height - 1, width - 1), stride=1).flatten(1)
 
 
 def prepared(
-    store: ImageStore, rows: Rows, side: int, resize: int | None, fit: Literal["crop", "squash"], workers: int
+    store: ImageStore,
+    rows: Rows,
+    side: int,
+    resize: int | None,
+    fit: Literal["crop", "squash"],
+    workers: int,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Iterator[Tensor]:
     """Yield images as `mls.data.eval_view.square` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
 
     def load(row: int) -> Tensor:
-        return square(store.decode(int(row)), side, resize, fit)
+        return square(store.decode(int(row)), side, resize, fit, interpolation)
 
     batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
     return map(partial(torch.stack, dim=0), read_ahead(batches, load, workers))

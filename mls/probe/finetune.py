@@ -30,11 +30,12 @@ from torchvision.models.resnet import ResNet
 from mls.config.probes import TrainedProbe
 from mls.data.augment import ColourAugment, crop, crop_boxes, draw, plain_crop
 from mls.data.image_store import ImageStore
+from mls.metrics import told_apart
 from mls.models.backbone import channels_last
 from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe.classifier import Classifier, learning_rate, loss_of, make_optimizer
-from mls.probe.evaluation import Evaluation
+from mls.probe.evaluation import Evaluation, check_told_apart, names_of
 from mls.probe.features import outputs_of, prepared
 from mls.runtime import streams
 from mls.runtime.device import workers_of
@@ -205,7 +206,7 @@ def train_and_score(
         The evaluated images with their logits, and facts for ``metrics.json``.
 
     Raises:
-        MlsError: a split has no images; no class can be learned; no evaluated image is positive of any class.
+        MlsError: a split has no images; no class can be learned; none of these can be evaluated.
         DeterministicError: a loss, a gradient or a logit is not finite.
         Interrupted: a signal came; the state is saved.
     """
@@ -216,13 +217,14 @@ def train_and_score(
             f"{task.kind} trains on {' and '.join(splits)} and is evaluated on {split}; "
             f"this dataset has no images of {' and '.join(empty)}"
         )
-    if not store.labels(rows[split]).any():
-        raise MlsError(f"the {split} split of this dataset has no positive image of any class")
     seed, name, execution = FIRST_SEED + context.job.seed, f"probe {context.label}", context.execution
     views = Views(store, np.concatenate([rows[one] for one in splits]), task, seed)
-    trained_C = views.truth_NC.any(0) & (~views.truth_NC & views.kept_NC).any(0)
+    trained_C = told_apart(views.truth_NC.numpy(), ~views.kept_NC.numpy())
     if not trained_C.any():
         raise MlsError(f"{' and '.join(splits)} of this dataset: no class has both positive and negative images")
+    truth_NC, ignored_NC = store.labels(rows[split]), store.ignored(rows[split])
+    if store.multi_label:
+        check_told_apart(truth_NC[:, trained_C], ignored_NC[:, trained_C], split)
     training = ClassifierTraining(Classifier(backbone, len(store.classes), task, seed), views, device)
     history = finetune(training, execution=execution, work=context.work, log=context.log, name=name)
     write_csv(history.curves, context.out / "curves.csv")
@@ -236,17 +238,17 @@ def train_and_score(
             f"after {views.steps} steps the logits of {bad} of {len(scores_NC)} {split} images are not finite; "
             f"lower lr (now {task.lr:g}), or check whether the pretraining diverged"
         )
-    scores_NC[:, ~trained_C.numpy()] = 0.0 if store.multi_label else -np.inf
-    untrained = [one for one, trained in zip(store.classes, trained_C.tolist(), strict=True) if not trained]
+    scores_NC[:, ~trained_C] = 0.0 if store.multi_label else -np.inf
     evaluation = Evaluation(
         rows_N=rows[split],
         names=[store.name(int(row)) for row in rows[split]],
         split=split,
         classes=store.classes,
         multi_label=store.multi_label,
-        truth_NC=store.labels(rows[split]),
-        ignored_NC=store.ignored(rows[split]),
+        truth_NC=truth_NC,
+        ignored_NC=ignored_NC,
         scores_NC=scores_NC,
         decided=True,
+        untrained=names_of(store.classes, ~trained_C),
     )
-    return evaluation, {"n_train": len(views), "untrained_classes": untrained}
+    return evaluation, {"n_train": len(views)}

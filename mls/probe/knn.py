@@ -19,15 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mls.metrics import Scores, Truth, mean_average_precision, top1
+from mls.metrics import Scores, Truth
 from mls.probe.feature_set import Images
-from mls.probe.linear import Features, Weights, check_choosable, one_blas_thread, trained_classes
+from mls.probe.linear import Features, Weights, measure_of, one_blas_thread, trained_classes
 from mls.runtime.errors import MlsError
 
 BLOCK = 2**22
@@ -67,20 +66,19 @@ def fit_ks(train: Images, val: Images, *, ks: Sequence[int], temperature: float,
         threads: blocks of images that are classified at a time; no effect on the result.
 
     Raises:
-        MlsError: features are not finite; a k is above the number of train images; no class has a positive in val;
-            no class has both positives and negatives in train.
+        MlsError: features are not finite; a k is above the number of train images; no class has both positives and
+            negatives in train, or none of these in val.
     """
-    check_choosable(train, val)
+    trained, untrained = trained_classes(train.truth_NC, np.ones_like(train.truth_NC), train.classes)
+    measure = measure_of(train, val, trained)
     if max(ks) > len(train.truth_NC):
         raise MlsError(
             f"ks: {max(ks)} neighbours can't be found among the {len(train.truth_NC)} train images; lower it"
         )
-    _, untrained = trained_classes(train.truth_NC, np.ones_like(train.truth_NC), train.classes)
     unit_ND = directions(train.features_ND)
     ascending = sorted(set(ks))
     votes = vote(unit_ND, train.truth_NC, val.features_ND, ascending, temperature, threads)
-    measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if val.multi_label else top1
-    candidates = {k: measure(scores_MC, val.truth_NC) for k, scores_MC in zip(ascending, votes, strict=True)}
+    candidates = {k: measure(scores_MC) for k, scores_MC in zip(ascending, votes, strict=True)}
     k = max(ascending, key=candidates.__getitem__)
     return KnnFit(unit_ND, train.truth_NC, temperature, k, candidates, untrained, threads)
 

@@ -14,7 +14,7 @@ Shape legend: N train images, M val images, D features, C classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from mls.metrics import Scores, Truth, mean_average_precision, top1
+from mls.metrics import Scores, Truth, mean_average_precision, told_apart, top1
 from mls.probe.feature_set import Images, check_finite
 from mls.runtime.errors import MlsError
 
@@ -73,15 +73,13 @@ def fit_strengths(train: Images, val: Images, *, strengths: Sequence[float], thr
         threads: classes that are fitted at a time; no effect on the result.
 
     Raises:
-        MlsError: features are not finite; no class has a positive in val; no class has both positives and negatives
-            in train.
+        MlsError: features are not finite; no class has both positives and negatives in train, or none of these in val.
     """
-    check_choosable(train, val)
-    measure = partial(mean_average_precision, ignored_NC=val.ignored_NC) if val.multi_label else top1
+    trained, untrained = trained_classes(train.truth_NC, ~train.ignored_NC, train.classes)
+    measure = measure_of(train, val, trained)
     mean_D, scale_D = standardisation(train.features_ND)
     standard_ND = standardise(train.features_ND, mean_D, scale_D)
     standard_MD = standardise(val.features_ND, mean_D, scale_D)
-    trained, untrained = trained_classes(train.truth_NC, ~train.ignored_NC, train.classes)
     fitters = make_fitters(train.truth_NC, ~train.ignored_NC, np.array(trained), train.multi_label)
     models: dict[float, tuple[Weights, Weights]] = {}
     candidates: dict[float, float] = {}
@@ -95,7 +93,7 @@ def fit_strengths(train: Images, val: Images, *, strengths: Sequence[float], thr
                 weight_CD[classes], bias_C[classes] = weight_KD, bias_K
                 unconverged += int(max(model.n_iter_) >= MAX_ITERATIONS)
             models[strength] = weight_CD, bias_C
-            candidates[strength] = measure(logits(standard_MD, weight_CD, bias_C), val.truth_NC)
+            candidates[strength] = measure(logits(standard_MD, weight_CD, bias_C))
     best = max(candidates, key=candidates.__getitem__)  # on a tie the first, which is the smallest
     return LinearFit(mean_D, scale_D, *models[best], best, candidates, untrained, unconverged)
 
@@ -127,16 +125,23 @@ def refit(fitter: Fitter, *, strength: float, standard_ND: Features) -> tuple[We
     return model.coef_, model.intercept_
 
 
-def check_choosable(train: Images, val: Images) -> None:
-    """Check that features are finite and that val can choose between classifiers.
+def measure_of(train: Images, val: Images, trained: Sequence[int]) -> Callable[[Scores], float]:
+    """Return the measure by which val chooses: scores (M, C) to top-1 or, for multi-label sets, mAP over ``trained``.
 
     Raises:
-        MlsError: they are not finite; val has no positive.
+        MlsError: features are not finite; no trained class is told apart in val; val of a single-label set is empty.
     """
     check_finite(train.features_ND, "train")
     check_finite(val.features_ND, "val")
-    if not (val.truth_NC & ~val.ignored_NC).any():
-        raise MlsError("the val split of this dataset has no positive image of any class; nothing can be chosen on it")
+    truth_MC, ignored_MC = val.truth_NC[:, trained], val.ignored_NC[:, trained]
+    if not (told_apart(truth_MC, ignored_MC) if val.multi_label else val.truth_NC).any():
+        raise MlsError(
+            "the val split of this dataset has no class with both positive and negative images that train has too; "
+            "nothing can be chosen on it"
+        )
+    if not val.multi_label:
+        return lambda scores_MC: top1(scores_MC, val.truth_NC)
+    return lambda scores_MC: mean_average_precision(scores_MC[:, trained], truth_MC, ignored_MC)
 
 
 def trained_classes(truth_NC: Truth, counted_NC: Truth, names: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -150,8 +155,7 @@ def trained_classes(truth_NC: Truth, counted_NC: Truth, names: Sequence[str]) ->
     Raises:
         MlsError: no class has both.
     """
-    positives_C = (truth_NC & counted_NC).sum(axis=0)
-    trained_C = (positives_C > 0) & (positives_C < counted_NC.sum(axis=0))
+    trained_C = told_apart(truth_NC, ~counted_NC)
     if not trained_C.any():
         raise MlsError("the train split of this dataset has no class with both positive and negative images")
     return np.flatnonzero(trained_C).tolist(), [name for name, has in zip(names, trained_C, strict=True) if not has]

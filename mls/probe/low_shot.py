@@ -8,9 +8,11 @@ draws; SVMs as in `mls.probe.svm`. All classes share one cost per k.
 
 VISSL takes the cost that is best on test, an upper bound for every choice made without test. Here the cost is chosen on
 the val images that were not drawn, which is noisy if val is small; VISSL's value is reported beside it. Average
-precision is defined by the ``area`` here, by the ``envelope`` in VISSL.
+precision is defined by the ``area``, and again by the ``envelope``, which VISSL and ORL print [vissl @ 3169e42,
+vissl/utils/svm_utils/evaluate.py; ORL @ 2ad64f7, benchmarks/svm_tools/svm_helper.py].
 
-Shape legend: N images to draw from, M val images, D features, C classes, K costs, S samples, P parts (val and test).
+Shape legend: N images to draw from, M val images, D features, C classes that are trained, K costs, S samples, V values
+(on val, on test, and on test by the envelope).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mls.metrics import Truth, average_precisions
+from mls.metrics import Kind, Truth, average_precisions, told_apart
 from mls.probe.feature_set import Parts, check_finite
 from mls.probe.linear import Weights, one_blas_thread
 from mls.probe.svm import WORTH_PROCESSES, divide_by_norm, fit_one, in_processes, stopped
@@ -29,6 +31,8 @@ from mls.runtime import streams
 from mls.runtime.errors import MlsError
 
 Row = dict[str, float]
+VALUES: dict[str, tuple[int, Kind]] = {"val": (0, "area"), "test": (1, "area"), "test_envelope": (1, "envelope")}
+"""Column of ``low_shot.csv`` -> whether it is of val (0) or test (1), and the definition of average precision."""
 
 
 def low_shot(
@@ -43,7 +47,8 @@ def low_shot(
 ) -> tuple[dict[str, float], list[Row]]:
     """Draw, fit and evaluate; each class has its own draw, `mls.runtime.streams.few_images`.
 
-    Images for which a class is ignored are not drawn for it.
+    Images for which a class is ignored are not drawn for it. Classes that all of train and val have, or none of it, are
+    left out.
 
     Args:
         parts: train and val to draw from, the rest of val to choose costs by, test to report.
@@ -58,28 +63,34 @@ def low_shot(
         Metrics for ``metrics.json``, percent. Per k: ``low_shot_<k>``, the mean over the samples of mAP on test;
         ``_std``, its standard deviation over them (not corrected, as in VISSL); ``_val``, the mAP by which ``_cost``
         was chosen; ``_best_on_test``, ``_best_on_test_std`` and ``_best_on_test_cost``, the same with the choice made
-        on test. Over all: ``low_shot_unconverged``, fits that reached the limit of iterations. And the rows of
-        ``low_shot.csv``, from which these follow: k, sample, class (its index), cost, average precision on val and
-        test (percent; NaN where no positive is left).
+        on test. All but ``_val`` also by the envelope, as ``low_shot_<k>_envelope`` (with the same cost) and
+        ``low_shot_<k>_best_on_test_envelope`` (with the cost that is best by it). Over all: ``low_shot_unconverged``,
+        fits that reached the limit of iterations. And the rows of ``low_shot.csv``, from which these follow: k,
+        sample, class (its index), cost, and `VALUES` (percent; NaN where a class can't be told apart).
 
     Raises:
-        MlsError: features are not finite; a split has no positive of any class; a class has too few images to draw
-            (named with k and their number); draws of k leave no positive of any class in val.
+        MlsError: features are not finite; val or test can't tell apart any class that is trained; a class has too few
+            images to draw (named with k and their number); draws of k leave no positive of any class in val.
     """
     train, val, test = parts
     names = train.classes
-    for images, split in ((train, "train"), (val, "val"), (test, "test")):
-        check_finite(images.features_ND, split)
-        if not images.truth_NC.any():
-            raise MlsError(f"the {split} split of this dataset has no positive image of any class; low_shot needs some")
     candidates = sorted(set(costs))
     truth_NC = np.concatenate([train.truth_NC, val.truth_NC])
     ignored_NC = np.concatenate([train.ignored_NC, val.ignored_NC])
+    trained_C = told_apart(truth_NC, ignored_NC)
+    for images, split in ((train, "train"), (val, "val"), (test, "test")):
+        check_finite(images.features_ND, split)
+        if split != "train" and not (told_apart(images.truth_NC, images.ignored_NC) & trained_C).any():
+            raise MlsError(
+                f"the {split} split of this dataset has no class with both positive and negative images that was "
+                "trained; low_shot needs some"
+            )
+    trained = np.flatnonzero(trained_C).tolist()
     draws = [
         (k, sample, c, draw(truth_NC[:, c], ignored_NC[:, c], k, names, c, streams.few_images(seed, sample, k, c)))
         for k in sorted(set(ks), reverse=True)  # the longest first
         for sample in range(samples)
-        for c in range(len(names))
+        for c in trained
     ]
     for k in sorted(set(ks)):  # here, not when it is needed: fitting takes hours
         first = len(train.names)
@@ -91,25 +102,28 @@ def low_shot(
     scored = [(val_unit, val.truth_NC, val.ignored_NC), (test_unit, test.truth_NC, test.ignored_NC)]
     calls = [partial(fit_few, known_ND, truth_NC[:, c], rows, candidates, scored, c) for _, _, c, rows in draws]
     results = in_processes(calls, threads if known_ND.size >= WORTH_PROCESSES else 1, name)
-    ap_PK = {(k, sample, c): 100 * found for (k, sample, c, _), (found, _) in zip(draws, results, strict=True)}
+    ap_VK = {(k, sample, c): 100 * found for (k, sample, c, _), (found, _) in zip(draws, results, strict=True)}
 
     metrics: dict[str, float] = {"low_shot_unconverged": sum(stops for _, stops in results)}
     rows: list[Row] = []
     for k in sorted(set(ks)):
-        values_SCPK = np.array([[ap_PK[k, sample, c] for c in range(len(names))] for sample in range(samples)])
-        for sample, c, i in np.ndindex(samples, len(names), len(candidates)):
-            val_ap, test_ap = (float(value) for value in values_SCPK[sample, c, :, i])
-            rows.append({"k": k, "sample": sample, "class": c, "cost": candidates[i], "val": val_ap, "test": test_ap})
-        # a class without a positive in a part (in val: one that was not drawn) is NaN there, and its mean leaves it out
-        val_SCK, test_SCK = values_SCPK[:, :, 0], values_SCPK[:, :, 1]
+        values_SCVK = np.array([[ap_VK[k, sample, c] for c in trained] for sample in range(samples)])
+        for sample, place, i in np.ndindex(samples, len(trained), len(candidates)):
+            values = dict(zip(VALUES, values_SCVK[sample, place, :, i].tolist(), strict=True))
+            rows.append({"k": k, "sample": sample, "class": trained[place], "cost": candidates[i], **values})
+        # a class that is not told apart (in val: by the images that were not drawn) is NaN, and means leave it out
+        val_SCK = values_SCVK[:, :, 0]
         defined_C = ~np.isnan(val_SCK).all(axis=(0, 2))
-        val_K, test_SK = np.nanmean(val_SCK[:, defined_C], axis=0).mean(axis=0), np.nanmean(test_SCK, axis=1)
-        chosen, best = int(val_K.argmax()), int(test_SK.mean(axis=0).argmax())
+        val_K = np.nanmean(val_SCK[:, defined_C], axis=0).mean(axis=0)
+        chosen = int(val_K.argmax())
         metrics[f"low_shot_{k}_val"] = float(val_K[chosen])
-        for key, index in ((f"low_shot_{k}", chosen), (f"low_shot_{k}_best_on_test", best)):
-            metrics[key] = float(test_SK[:, index].mean())
-            metrics[f"{key}_std"] = float(test_SK[:, index].std())
-            metrics[f"{key}_cost"] = candidates[index]
+        for end, value in (("", 1), ("_envelope", 2)):
+            test_SK = np.nanmean(values_SCVK[:, :, value], axis=1)
+            best = int(test_SK.mean(axis=0).argmax())
+            for key, index in ((f"low_shot_{k}{end}", chosen), (f"low_shot_{k}_best_on_test{end}", best)):
+                metrics[key] = float(test_SK[:, index].mean())
+                metrics[f"{key}_std"] = float(test_SK[:, index].std())
+                metrics[f"{key}_cost"] = candidates[index]
     return metrics, rows
 
 
@@ -141,7 +155,7 @@ def fit_few(
     parts: Sequence[tuple[Weights, Truth, Truth]],
     c: int,
 ) -> tuple[Weights, int]:
-    """Fit class c on some rows; return average precision on val and test of each cost (2, K), and unconverged fits.
+    """Fit class c on some rows; return `VALUES` of each cost (V, K), and the number of unconverged fits.
 
     The val images are the last of the known ones; val leaves out those that were drawn.
     """
@@ -150,11 +164,12 @@ def fit_few(
     weight_KD = np.concatenate([model.coef_ for model in models])
     bias_K = np.concatenate([model.intercept_ for model in models])
     drawn_M = np.isin(np.arange(len(known_ND) - len(parts[0][0]), len(known_ND)), rows)
-    values: list[Weights] = []
+    arrays = []
     for (unit_MD, truth_MC, ignored_MC), out_M in zip(parts, (drawn_M, np.array(False)), strict=True):
         with one_blas_thread():
             scores_MK = unit_MD @ weight_KD.T + bias_K
         of_each_cost = [c] * len(costs)
         ignored_MK = ignored_MC[:, of_each_cost] | np.atleast_1d(out_M)[:, None]
-        values.append(average_precisions(scores_MK, truth_MC[:, of_each_cost] & ~ignored_MK, ignored_MK))
+        arrays.append((scores_MK, truth_MC[:, of_each_cost] & ~ignored_MK, ignored_MK))
+    values = [average_precisions(*arrays[part], kind) for part, kind in VALUES.values()]
     return np.stack(values), sum(stopped(model) for model in models)

@@ -7,7 +7,8 @@
 
 For a query and one of its labels, the gallery images with that label should come first. Average precision is the mean
 of the precision down to each of these images (the area); precision@k is their share of the first k. A ranking leaves
-out gallery images for which the label is ignored. The value of a class is the mean over its queries, the value of a
+out gallery images for which the label is ignored. A label that all, or none, of the others have is left out: every
+ranking would get the same. The value of a class is the mean over its queries, the value of a
 set the mean over its classes. Nothing is trained and nothing is chosen.
 Equally near images rank by row, see `mls.probe.knn`, which also defines the cosine of zeros.
 
@@ -27,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mls.metrics import Truth
+from mls.metrics import Truth, told_apart
 from mls.probe.bootstrap import mean_intervals
 from mls.probe.columns import AGAIN, IMAGE, check_columns
-from mls.probe.evaluation import class_metrics
+from mls.probe.evaluation import class_metrics, names_of
 from mls.probe.feature_set import Images, check_finite
 from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
 from mls.probe.linear import Features, Weights
@@ -41,7 +42,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Values of each query and label, shares; NaN where the query lacks the label or the gallery does."""
+    """Values of each query and label, shares; NaN where the query lacks it or the gallery can't tell it apart."""
 
     names: list[str]
     ap_MC: Values
@@ -75,6 +76,8 @@ def retrieval_metrics(found: Retrieved, split: str) -> dict[str, Any]:
         headline: 100 * found.value,
         **({f"P@{k}": 100 * found.precision_at(k) for k in found.precision} if split == "test" else {}),
         **class_metrics(found.names, found.per_class_C, headline, intervals, split),
+        "undefined_classes": names_of(found.names, np.isnan(found.per_class_C)),
+        "classes_in_mean": int((~np.isnan(found.per_class_C)).sum()),
     }
 
 
@@ -97,14 +100,14 @@ def retrieve(gallery: Images, queries: Images, *, precision_at: Sequence[int], t
 
     Raises:
         MlsError: features are not finite; a k is above the number of gallery images that count for a class; no class
-            has both a query and a gallery image.
+            has a query, and gallery images with and without it.
     """
     check_finite(gallery.features_ND, "gallery")
     check_finite(queries.features_ND, "query")
     counts_NC = ~gallery.ignored_NC
-    asked = np.flatnonzero(queries.truth_NC.any(axis=0) & gallery.truth_NC.any(axis=0))
+    asked = np.flatnonzero(queries.truth_NC.any(axis=0) & told_apart(gallery.truth_NC, gallery.ignored_NC))
     if not len(asked):
-        raise MlsError("retrieval: no class has both a query and an image in the gallery")
+        raise MlsError("retrieval: no class has a query, and images with and without it in the gallery")
     shortest = asked[counts_NC[:, asked].sum(axis=0).argmin()]
     if max(precision_at) > counts_NC[:, shortest].sum():
         raise MlsError(

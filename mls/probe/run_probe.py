@@ -23,7 +23,7 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe import retrieval
-from mls.probe.evaluation import Evaluation, summarise, write_predictions
+from mls.probe.evaluation import Evaluation, check_told_apart, summarise, write_predictions
 from mls.probe.feature_set import FeatureSet, Parts
 from mls.probe.frozen import FITS, Facts
 from mls.runtime.files import write_json
@@ -47,7 +47,21 @@ def run(context: Context) -> None:
             evaluation, facts = fit_on_features(context, task)
         metrics = facts | summarise(evaluation)
         write_predictions(evaluation, context.out / "predictions.parquet")
+    if left_out := text_of_left_out(metrics):
+        context.log(left_out)
     write_json(metrics, context.out / "metrics.json", indent=1)
+
+
+def text_of_left_out(metrics: Facts) -> str:
+    """One line about the classes that means leave out; empty if they leave out none."""
+    names = [name for name, value in metrics["per_class"].items() if value is None]
+    if not names or "classes_in_mean" not in metrics:
+        return ""
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"means are over {metrics['classes_in_mean']} of {len(metrics['per_class'])} classes: "
+        f"what was trained on or evaluated can't tell apart {listed} (all of its images have the class, or none has)"
+    )
 
 
 def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Evaluation, Facts]:
@@ -55,6 +69,8 @@ def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Evaluation, Fa
     features = FeatureSet(context.inputs["features"].path)
     split = "test" if task.test else "val"
     parts = Parts(*(features.images(one) for one in ("train", "val", split)))
+    if features.multi_label:
+        check_told_apart(parts.evaluated.truth_NC, parts.evaluated.ignored_NC, split)  # here: some fits take hours
     scores_NC, found = FITS[type(task)](context, task, features, parts)
     if unconverged := found.get("unconverged_fits"):
         context.log(f"{unconverged} fits reached the limit of iterations before they converged")
@@ -68,6 +84,7 @@ def fit_on_features(context: Context, task: FrozenProbe) -> tuple[Evaluation, Fa
         ignored_NC=parts.evaluated.ignored_NC,
         scores_NC=scores_NC,
         decided=set(DECIDED) <= set(task.metrics),
+        untrained=found.pop("untrained_classes", []),
     )
     return evaluation, {"n_train": len(parts.train.names), "n_val": len(parts.val.names), **found}
 

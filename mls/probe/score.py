@@ -46,9 +46,9 @@ def recompute(table: pa.Table) -> tuple[dict[str, Any], str, str]:
     if any(name.startswith("ap:") for name in table.schema.names):
         found, split = retrieval.to_ranking(table)
         metrics = retrieval.retrieval_metrics(found, split) | {f"n_{split}": len(found.ap_MC)}
-        return metrics, split, "a query or an image in the gallery"
+        return metrics, split, "a query, or gallery images with and without the class"
     evaluation = to_evaluation(table)
-    return summarise(evaluation), evaluation.split, "a positive image"
+    return summarise(evaluation), evaluation.split, "positive or without negative images"
 
 
 def as_markdown(metrics: dict[str, Any], split: str, lacking: str) -> str:
@@ -65,6 +65,8 @@ def as_markdown(metrics: dict[str, Any], split: str, lacking: str) -> str:
         lines += [*pipe_table(cells), ""]
     if undefined := ", ".join(metrics["undefined_classes"]):
         lines.append(f"- Without {lacking}, so without AP and left out of means: {undefined}.")
+    if untrained := ", ".join(metrics.get("untrained_classes", [])):
+        lines.append(f"- Without positive or without negative images in training, so left out too: {untrained}.")
     covers, resamples = interval["covers"], interval["resamples"]
     return "\n".join([*lines, f"- Intervals: {covers}, {resamples:,} bootstrap resamples of the images."])
 

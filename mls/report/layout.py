@@ -164,8 +164,12 @@ def _notes(table: FilledTable) -> Iterator[str]:
         yield "n = 1: one value, so no interval." if not sampled else "n = 1: one value, so no ±."
     for level, covers in sampled:
         yield f"[low, high]: {100 * level:g} % bootstrap interval over the images: {covers}, not how pretrainings vary."
-    if any(c.interval and c.summary and not c.interval.low <= c.summary.mean <= c.interval.high for c in cells):
-        yield "Where an interval leaves out its own value: average precision of few positives comes out too high."
+    for counts in sorted(set(table.partial.values())):
+        tasks = ", ".join(task for task, own in table.partial.items() if own == counts)
+        yield (
+            f"{tasks}: means over {counts[0]} of {counts[1]} classes; of the others, training or evaluation "
+            "has only positive or only negative images."
+        )
     if any(c.summary and c.summary.n < c.of for c in cells):
         yield "(k of n): only k of the n planned repeats gave a value."
     if any(c.summary is None for c in measured):

@@ -84,6 +84,8 @@ class FilledTable:
     """Numbers of the paper to print beside them."""
     remarks: Mapping[str, str] = field(default_factory=dict)
     """Row whose pretraining differs from that of most rows -> how it differs (``mls.report.protocol``)."""
+    partial: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Task -> number of classes that its means are over, and of all classes; only where some are left out."""
     against: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(row, column) compared with the paper under another protocol -> how the protocol differs."""
 
@@ -136,7 +138,16 @@ def fill_table(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping
             for chosen, order in ((beside.get("rows", {}), cells), (beside.get("columns", {}), spec["columns"]))
         )
         paper = Beside(beside["table"], claims, columns)
-    return FilledTable(name, [*spec["columns"], *lacking], cells, differences, paper)
+    averaged = {task for task, metric in (column.split(".", 1) for column in spec["columns"]) if metric != "top1"}
+    partial = {
+        task: (one["classes_in_mean"], len(one["per_class"]))
+        for row in spec["rows"]
+        for task in row["tasks"]
+        if task in averaged
+        for one in (metrics[found] for _, found in row["tasks"][task])
+        if one.get("classes_in_mean", math.inf) < len(one.get("per_class", ()))
+    }
+    return FilledTable(name, [*spec["columns"], *lacking], cells, differences, paper, partial=partial)
 
 
 def distinct(pairs: list[list[str]]) -> Pairs:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from mls.data.eval_view import normalise, square
 from mls.data.image_store import ImageStore
-from mls.metrics import mean_average_precision, top1
+from mls.metrics import Truth, mean_average_precision, told_apart, top1
 
 IMAGES = 1000
 """Maximum number of validation images: 150 MB of memory at 224 pixels, and once a few seconds of decoding."""
@@ -57,8 +57,20 @@ class OnlineKnn:
 
     @cached_property
     def available(self) -> bool:
-        """Whether some validation image and some train image have a label. Reads every label once."""
+        """Whether some validation image and some train image have a label, and others not if they may have several.
+
+        Reads every label once.
+        """
+        if self.store.multi_label:
+            return bool(self._apart_C.any())
         return bool(self.store.labels(self.rows).any() and self.store.labels(self.store.split("train")).any())
+
+    @cached_property
+    def _apart_C(self) -> Truth:
+        """Which classes of a multi-label store have images with and without them in train and among the validation
+        images: mAP is the mean over these.
+        """
+        return told_apart(self.store.labels(self.store.split("train"))) & told_apart(self.store.labels(self.rows))
 
     @torch.no_grad()
     def score(self, backbone: nn.Module, g_DG: Tensor, row_D: Tensor) -> float:
@@ -98,8 +110,10 @@ class OnlineKnn:
         scores_NC = np.concatenate(parts)
         if not np.isfinite(scores_NC).all():
             return math.nan
-        metric = mean_average_precision if self.store.multi_label else top1
-        return metric(scores_NC, self.store.labels(self.rows))
+        truth_NC = self.store.labels(self.rows)
+        if not self.store.multi_label:
+            return top1(scores_NC, truth_NC)
+        return mean_average_precision(scores_NC[:, self._apart_C], truth_NC[:, self._apart_C])
 
     @cached_property
     def _crops_NCHW(self) -> Tensor:

@@ -181,7 +181,7 @@ def test_columns_are_metrics_that_the_data_set_allows() -> None:
 @pytest.mark.parametrize(
     ("task", "problem"),
     [
-        ({"kind": "linear", "fit": "squash", "resize": 256}, "fit 'squash' resizes straight to the square"),
+        ({"kind": "linear", "fit": "squash", "resize": 224}, "resize 224 is image_size already"),
         ({"kind": "linear", "resize": 224}, "resize 224 must be more than image_size (224)"),
         (
             {"kind": "finetune", "resize": 256, "augment": {"crop": 448}},

@@ -139,5 +139,5 @@ def context(config: Any, out: Path, inputs: dict[str, Artifact]) -> Any:
         work=out.parent,
         execution=Execution(threads=1, workers=1, device="cpu"),
         inputs=inputs,
-        log=lambda message: None,
+        log=print,
     )

@@ -18,6 +18,7 @@ from mls.metrics import decisions, hits, mean_average_precision
 from mls.probe.bootstrap import average_precision_intervals, mean_intervals
 from mls.probe.columns import read_file
 from mls.probe.evaluation import Evaluation, summarise, to_evaluation, write_predictions
+from mls.probe.run_probe import text_of_left_out
 from mls.runtime.errors import MlsError
 from tests.probe.support import make_evaluation
 
@@ -54,7 +55,7 @@ def test_metrics_of_a_test_split() -> None:
     assert interval["mAP"] == pytest.approx([100 * end for end in sampled.mean or ()])
     assert interval["per_class"]["person"] == pytest.approx([100 * end for end in sampled.per_class[0] or ()])
     assert interval["per_class"]["rare"] is None
-    rest = {"per_class", "undefined_classes", "n_test", "interval"}
+    rest = {"per_class", "undefined_classes", "untrained_classes", "classes_in_mean", "n_test", "interval"}
     assert found.keys() == {"mAP", "mAP_11", "mAP_envelope", *expected, *rest}
     assert summarise(replace(scored, decided=False)).keys() == {"mAP", "mAP_11", "mAP_envelope", *rest}
     json.dumps(found, allow_nan=False)
@@ -62,7 +63,8 @@ def test_metrics_of_a_test_split() -> None:
 
 def test_a_val_split_has_one_metric() -> None:
     found = summarise(make_evaluation(split="val"))
-    assert found.keys() == {"val", "per_class", "undefined_classes", "n_val", "interval"}
+    rest = {"per_class", "undefined_classes", "untrained_classes", "classes_in_mean", "n_val", "interval"}
+    assert found.keys() == {"val", *rest}
     assert found["val"] == summarise(make_evaluation())["mAP"]
     assert found["interval"]["covers"] == "val sampling only" and found["interval"]["val"][0] < found["val"]
 
@@ -72,7 +74,8 @@ def test_metrics_of_a_single_label_set(split: str) -> None:
     scored = make_evaluation(multi_label=False, split=split)
     found = summarise(scored)
     name = "top1" if split == "test" else "val"
-    assert found.keys() == {name, "per_class", "undefined_classes", f"n_{split}", "interval"}
+    rest = {"per_class", "undefined_classes", "untrained_classes", f"n_{split}", "interval"}
+    assert found.keys() == {name, *rest}
     right = scored.scores_NC.argmax(axis=1) == np.arange(30) % 3
     assert found[name] == pytest.approx(100 * right.mean())
     sampled = mean_intervals(hits(scored.scores_NC, scored.truth_NC)[:, None]).mean
@@ -82,8 +85,32 @@ def test_metrics_of_a_single_label_set(split: str) -> None:
 
 def test_a_split_without_positives_is_refused() -> None:
     scored = make_evaluation(split="val")
-    with pytest.raises(MlsError, match="the val split of this dataset has no positive image of any class"):
+    with pytest.raises(MlsError, match="the val split of this dataset has no class with both positive and negative"):
         summarise(replace(scored, truth_NC=np.zeros_like(scored.truth_NC)))
+
+
+def test_a_class_that_train_or_test_cannot_tell_apart_counts_in_no_mean() -> None:
+    scored = make_evaluation()
+    alone = summarise(scored)
+    wide = replace(
+        scored,
+        classes=[*scored.classes, "always", "never trained"],
+        truth_NC=np.c_[scored.truth_NC, np.ones(30, bool), scored.truth_NC[:, 0]],
+        ignored_NC=np.c_[scored.ignored_NC, np.zeros((30, 2), bool)],
+        scores_NC=np.c_[scored.scores_NC, scored.scores_NC[:, 1], np.zeros(30, np.float32)],
+        untrained=["never trained"],
+    )
+    found = summarise(wide)
+    assert found["undefined_classes"] == ["rare", "always"] and found["untrained_classes"] == ["never trained"]
+    assert found["classes_in_mean"] == 3
+    for name in ("mAP", "mAP_11", "mAP_envelope", "CP", "CR", "OF1"):
+        assert found[name] == pytest.approx(alone[name])
+    assert found["interval"]["mAP"] == pytest.approx(alone["interval"]["mAP"])
+    assert [found["per_class"][name] for name in wide.classes[3:]] == [None] * 3
+    assert text_of_left_out(found) == (
+        "means are over 3 of 6 classes: what was trained on or evaluated can't tell apart rare, always, never trained "
+        "(all of its images have the class, or none has)"
+    )
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
@@ -124,7 +151,7 @@ def test_predictions_have_the_documented_columns(tmp_path: Path) -> None:
         assert table.schema.field(name).type.value_type == pa.int32()
         assert table[name].to_pylist() == [np.flatnonzero(row).tolist() for row in mask]
     about = json.loads(table.schema.metadata[b"mls"])
-    assert about == {"classes": scored.classes, "multi_label": True, "decided": True}
+    assert about == {"classes": scored.classes, "multi_label": True, "decided": True, "untrained": []}
 
 
 def damaged(how: str, tmp_path: Path) -> Path:

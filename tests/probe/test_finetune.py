@@ -439,7 +439,7 @@ def test_evaluated_views_are_those_of_the_other_probes(store: ImageStore, tmp_pa
         ({"train": []}, False, "no images of train"),
         ({"train": [[0]] * 3}, False, "train of this dataset: no class has both positive and negative images"),
         ({"train": [[]] * 3, "val": [[]]}, True, "train and val of this dataset: no class has both"),
-        ({"val": [[]] * 3}, False, "the val split of this dataset has no positive image of any class"),
+        ({"val": [[]] * 3}, False, "the val split of this dataset has no class with both positive and negative"),
     ],
 )
 def test_what_cannot_be_learned_or_evaluated_is_refused(
@@ -452,7 +452,7 @@ def test_what_cannot_be_learned_or_evaluated_is_refused(
 def test_untrained_classes_have_one_score(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", train=[[0], [0, 1], [0], [0, 1]])  # red always, blue never
     outcome = fit(make_task(epochs=1), store, tmp_path / "work")
-    assert outcome.facts["untrained_classes"] == ["red", "blue"]
+    assert outcome.evaluation.untrained == ["red", "blue"]
     assert not outcome.evaluation.scores_NC[:, [0, 2]].any()
     assert len(np.unique(outcome.evaluation.scores_NC[:, 1])) == 6
 
@@ -492,7 +492,7 @@ def test_a_single_label_set_is_learned(in_tmp: Path, monkeypatch: pytest.MonkeyP
     assert not store.multi_label and store.classes == ["blue", "green", "red"]
     lr = 0.05 if kind == "finetune" else 2.0
     outcome = fit(make_task(kind, epochs=12, lr=lr, test=True), store, in_tmp / "fit")
-    assert outcome.facts["untrained_classes"] == ["blue"] and np.isneginf(outcome.evaluation.scores_NC[:, 0]).all()
+    assert outcome.evaluation.untrained == ["blue"] and np.isneginf(outcome.evaluation.scores_NC[:, 0]).all()
     truth_NC = store.labels(outcome.evaluation.rows_N)
     known = ~truth_NC[:, 0]
     assert known.sum() == 4 and len(known) == 5

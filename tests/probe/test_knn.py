@@ -100,9 +100,10 @@ def test_equally_near_images_count_by_row() -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, 33)).astype(np.float32)
     truth = np.arange(70)[:, None] == [3, 0]
+    judges = np.repeat(image, 2, axis=0), np.array([[True, False], [False, True]])
     # the same direction everywhere, in any length: none but the order of the rows can decide
     train = np.repeat(image, 70, axis=0) * 2.0 ** rng.integers(-3, 4, size=(70, 1)).astype(np.float32)
-    scores = run((train, truth), (image, np.array([[True, False]])), [3, 4]).scores
+    scores = run((train, truth), judges, [3, 4]).scores
     np.testing.assert_array_equal(scores(image), [[0, np.float32(1 / 3)]])
 
 
@@ -146,7 +147,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     train, val = make_data(30, 0), make_data(30, 1)
     with pytest.raises(MlsError, match="ks: 31 neighbours can't be found among the 30 train images"):
         run(train, val, [31, 5])
-    with pytest.raises(MlsError, match="val split of this dataset has no positive"):
+    with pytest.raises(MlsError, match="val split of this dataset has no class with both positive and negative"):
         run(train, (val[0], np.zeros_like(val[1])), [5])
     with pytest.raises(MlsError, match="no class with both"):
         run((train[0][:, :1], np.ones((30, 1), dtype=bool)), (val[0][:, :1], val[1][:, :1]), [5])

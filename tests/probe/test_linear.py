@@ -207,7 +207,7 @@ def test_nan_features_are_refused() -> None:
 
 def test_nothing_to_learn_or_to_choose_by_is_refused() -> None:
     train, val = make_data(60, 0), make_data(60, 1)
-    with pytest.raises(MlsError, match="val split of this dataset has no positive"):
+    with pytest.raises(MlsError, match="val split of this dataset has no class with both positive and negative"):
         fit_multi(train, (val[0], np.zeros_like(val[1])))
     with pytest.raises(MlsError, match="no class with both"):
         fit_multi((train[0], np.ones_like(train[1])), val)

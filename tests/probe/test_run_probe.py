@@ -46,7 +46,7 @@ def metrics_in(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "svm"])
-def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path) -> None:
+def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
     files = run_probe(store, tmp_path / "run", **task(kind))
     metrics = metrics_in(files)
@@ -59,7 +59,11 @@ def test_every_kind_on_several_labels_an_image(kind: str, tmp_path: Path) -> Non
     scored = read_file(path, to_evaluation)
     assert scored.names[0] == "test/000.jpg" and scored.rows_N.tolist() == store.split("test").tolist()
     assert scored.ignored_NC.tolist() == store.ignored(scored.rows_N).tolist() and scored.ignored_NC.sum() == 1
-    kept = [c for c, name in enumerate(CLASSES) if name not in metrics["undefined_classes"]]
+    assert "means are over 2 of 4 classes: what was trained on or evaluated can't tell apart rare, unseen (all" in (
+        capsys.readouterr().out
+    )
+    assert metrics["classes_in_mean"] == 2 and metrics["per_class"]["rare"] is metrics["per_class"]["unseen"] is None
+    kept = [0, 1]  # the one class that test lacks, and the one that train lacks
     values = [
         average_precision_score(scored.truth_NC[counts, c], scored.scores_NC[counts, c])
         for c in kept
@@ -87,9 +91,10 @@ def test_low_shot_needs_several_labels(tmp_path: Path) -> None:
 
 def test_svm_trains_on_train_and_val(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
-    with pytest.raises(MlsError, match="unseen"):  # low-shot needs positives of every class
-        run_probe(store, tmp_path / "few", **task("svm"))
-    metrics = metrics_in(run_probe(store, tmp_path / "run", **task("svm", low_shot=[])))
+    with pytest.raises(MlsError, match="4 positive images of class 'rare'; train and val have 1"):
+        run_probe(store, tmp_path / "few", **task("svm", low_shot=[4]))
+    metrics = metrics_in(run_probe(store, tmp_path / "run", **task("svm")))
+    assert metrics["low_shot_1"] > 0 and metrics["classes_in_mean"] == 2, "a class that nobody has is left out"
     assert metrics["mAP"] > 40 and set(metrics["costs"]) == {"red", "blue", "rare"}
     assert metrics["not_cross_validated"] == ["rare"] and metrics["untrained_classes"] == ["unseen"]
     assert "CF1" not in metrics, "margins are no odds"

@@ -49,7 +49,7 @@ def test_metrics_are_printed_as_aligned_tables(predictions: Path, capsys: pytest
     assert ["fire / hydrant", f"{metrics['per_class']['fire | hydrant']:.2f}", f"{low:.2f} .. {high:.2f}"] in rows
     assert ["rare", "-", ""] in rows
     assert len({len(line) for line in lines if line.startswith("|")}) == 2, "two tables, each aligned"
-    assert "- Without a positive image, so without AP and left out of means: rare." in lines
+    assert "- Without positive or without negative images, so without AP and left out of means: rare." in lines
     assert "- Intervals: test sampling only, 1,000 bootstrap resamples of the images." in lines
     assert lines[-1] == "Nothing to compare with: there is no metrics.json beside it."
 
@@ -150,7 +150,10 @@ def test_a_retrieval_is_printed(split: str, tmp_path: Path, capsys: pytest.Captu
     low, high = metrics["interval"]["per_class"]["p@1:cat"]
     assert ["p@1:cat", f"{metrics['per_class']['p@1:cat']:.2f}", f"{low:.2f} .. {high:.2f}"] in rows
     assert ["rare", "-", ""] in rows
-    assert "- Without a query or an image in the gallery, so without AP and left out of means: rare." in lines
+    assert (
+        "- Without a query, or gallery images with and without the class, so without AP and left out of means: rare."
+        in lines
+    )
     assert f"- Intervals: {split} sampling only, 1,000 bootstrap resamples of the images." in lines
     assert lines[-1] == f"Agrees with {tmp_path / 'metrics.json'}."
 

@@ -54,9 +54,15 @@ def test_one_value_shows_its_interval_everywhere() -> None:
     }
 
 
-def test_an_interval_that_leaves_out_its_value_is_explained() -> None:
-    note = "- Where an interval leaves out its own value: average precision of few positives comes out too high."
-    assert note in lines(filled({"mls": [probed(13.2, [1.8, 13.0])]})) and note not in lines(filled(ONE))
+def test_a_mean_that_leaves_out_classes_says_so() -> None:
+    one = {**probed(52.0, [50.0, 54.0]), "per_class": {"disc": 52.0, "ring": None}, "classes_in_mean": 1}
+    note = (
+        "- svm: means over 1 of 2 classes; of the others, training or evaluation has only positive or only negative "
+        "images."
+    )
+    assert note in lines(filled({"mls": [one]})) and note not in lines(filled(ONE))
+    assert note not in lines(filled({"mls": [one | {"classes_in_mean": 2}]}))
+    assert note not in lines(filled({"mls": [one | {"top1": 52.0}]}, "svm.top1"))
 
 
 def test_the_best_is_bold_with_its_interval() -> None:

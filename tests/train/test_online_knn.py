@@ -110,6 +110,18 @@ def test_the_score_equals_plain_loops(tmp_path: Path, multi_label: bool) -> None
     assert OnlineKnn(store, SIDE, CPU).score(MeanColour(), g, row) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_that_all_images_have_counts_in_no_mean(tmp_path: Path, split: str) -> None:
+    """As a perfect class it would raise 1/3 to 1/2; scored by chance it would change it too."""
+    pictures: list[Picture] = [(s, colour, [c]) for s in ("train", "val") for c, colour in enumerate(COLOURS.values())]
+    wide: list[Picture] = [(s, colour, [*own, 3] if s == split else own) for s, colour, own in pictures]
+    knn = OnlineKnn(make(tmp_path / "store", wide, classes=4), SIDE, CPU)
+    wrong = knn.score(MeanColour(), torch.eye(3), torch.tensor([1, 2, 0]))
+    assert knn.available and wrong == pytest.approx(1 / 3)
+    every: list[Picture] = [(s, colour, [0]) for s, colour, _ in pictures]
+    assert OnlineKnn(make(tmp_path / "same", every), SIDE, CPU).available is False, "nothing to tell apart"
+
+
 def hand_made(path: Path, *, multi_label: bool = False) -> ImageStore:
     """Rows 0 to 2 are red, green, blue train images of class 0 to 2; rows 3 to 5 the same for validation."""
     return make(
