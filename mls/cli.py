@@ -22,6 +22,8 @@ from mls.pipeline.artifact_store import add_all, plan_here
 from mls.pipeline.plan import DATA_LOCK, Job, Plan, experiment_files, plan_file
 from mls.pipeline.status import forget_failure, print_status, verify_plan
 from mls.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
+from mls.runtime.locks import say
+from mls.runtime.surroundings import CALLED_FROM, clone_root, enter_root, open_streams
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -49,6 +51,8 @@ def stage(args: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
+    if clone_root() is None:
+        say(f"mls {args.command}: {Path.cwd()} is not in a clone of this repository; artifacts are kept there")
     plan = plan_here(args.experiment)
     jobs = [job for target in args.target for job in plan.find(args.command, target)]
     make(args.command, plan, jobs, args.experiment, args.attempt)
@@ -233,8 +237,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def main() -> None:
     """Run one command; an error for people becomes one line and an exit code."""
+    open_streams()
+    enter_root()
     run_the_clones_own_code()
     args = parser({name: function.__doc__ or "" for name, function in COMMANDS.items()}).parse_args()
+    os.environ.pop(CALLED_FROM, None)  # the processes that this one starts are called from the root
     try:
         COMMANDS[args.command](args)
     except BrokenPipeError:  # `mls show | head`

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mls.config.identity import STAGES
+from mls.runtime.surroundings import given
 
 DESCRIPTION = """\
 Multi-Label Self-Supervised Learning with Scene Images (MLS, ICCV 2023), reproduced end to end: pretrain an image
@@ -55,6 +56,11 @@ STAGE_HELP = {
 """What each stage does, and examples."""
 
 
+def label_or_file(target: str) -> str:
+    """A label as it is, or a path that a person gave."""
+    return str(given(target)) if target.endswith(".parquet") else target
+
+
 def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     """The whole command line.
 
@@ -75,7 +81,9 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, description=summaries[name], formatter_class=raw)
         if experiment:
             file = Path("params.yaml")
-            command.add_argument("-e", "--experiment", type=Path, default=file, metavar="FILE", help=f"default: {file}")
+            command.add_argument(
+                "-e", "--experiment", type=given, default=file, metavar="FILE", help=f"default: {file}"
+            )
         return command
 
     for name, (_, examples) in STAGE_HELP.items():
@@ -86,17 +94,19 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
         command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)
     for name in ("doctor", "status", "show", "verify", "publish", "report"):
         add(name)
-    add("validate", experiment=False).add_argument("files", nargs="*", type=Path, help="experiment files")
+    add("validate", experiment=False).add_argument("files", nargs="*", type=given, help="experiment files")
     command = add("plan", experiment=False)
-    command.add_argument("files", nargs="*", type=Path, default=[Path("params.yaml")], help="default: params.yaml")
+    command.add_argument("files", nargs="*", type=given, default=[Path("params.yaml")], help="default: params.yaml")
     command.add_argument("--json", action="store_true", help="print every job, and totals, as JSON")
     command = add("sweep")
     command.add_argument("action", choices=("show",))
     command.add_argument("--metric", metavar="TASK.METRIC", help="default: first column of the first table")
-    add("score").add_argument("target", help="probe or transfer: label or id; or a predictions.parquet")
+    add("score").add_argument(
+        "target", type=label_or_file, help="probe or transfer: label or id; or a predictions.parquet"
+    )
     command = add("draw")
     command.add_argument("target", help="pretraining or transfer: label or id")
-    command.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="default: drawn/<id>/")
+    command.add_argument("-o", "--out", type=given, metavar="FOLDER", help="default: drawn/<id>/")
     text = "queries in Figure 4, or test images (default: 6)"
     command.add_argument("--images", type=int, default=6, metavar="N", help=text)
     command.add_argument("--seed", type=int, default=0, help="chooses the queries and their crops (default: 0)")
@@ -104,7 +114,7 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     command.add_argument("target", help="pretraining: label or id")
     formats = ("torchvision", "detectron2", "timm")
     command.add_argument("--format", required=True, choices=formats, help="the library that will load the file")
-    command.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: <run>-<seed>-<format>.<ending>")
+    command.add_argument("-o", "--out", type=given, metavar="FILE", help="default: <run>-<seed>-<format>.<ending>")
     command = add("gc", experiment=False)
     command.add_argument("--delete", action="store_true", help="remove them")
     text = "remove them also outside this clone, where others may use them"

@@ -35,6 +35,8 @@ SLOW = (
     "report/test_pages.py",
     "report/test_publish.py",
     "runtime/test_collectives.py",
+    "runtime/test_surroundings.py",
+    "runtime/test_waiting.py",
     "test_cli.py",
     "test_docs.py",
     "test_doctor.py",

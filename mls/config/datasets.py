@@ -16,11 +16,12 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from mls.config.section import Section, values_of
-from mls.config.values import Count, Index, Name, Share, Side
+from mls.config.values import Count, Name, Seed, Share, Side, at_most
 
 ImageSet = Annotated[str, Field(pattern=r"^[0-9]{4}/[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Annotations = Literal["labels", "boxes", "boxes and masks", "index masks"]
 """What a data set says about its images: classes; their boxes; each object's pixels too; the class of each pixel."""
+Images = Annotated[Count, at_most(10**7, "as many scenes take a week to draw")]
 ValShare = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -28,12 +29,12 @@ class ScenesDataset(Section):
     """Generated multi-object scenes with boxes, masks and labels; nothing is downloaded."""
 
     source: Literal["scenes"]
-    train: Count = 4096
-    val: Count = 512
-    test: Count = 1024
+    train: Images = 4096
+    val: Images = 512
+    test: Images = 1024
     size: Annotated[int, Field(ge=32, le=512)] = 64
     """Side of the square images, pixels."""
-    seed: Index = 7
+    seed: Seed = 7
     format: Literal["jpeg", "raw"] = "jpeg"
     """``raw`` stores decoded pixels instead of image files: faster to read, larger."""
     annotations: ClassVar[Annotations] = "boxes and masks"
@@ -56,7 +57,7 @@ class _Local(Section):
     decoded pixels, uint8 RGB: nothing to decode later, but 10 to 20 times the size."""
     val_share: ValShare = 0.1
     """Share of train that becomes val, where the source has no val of its own."""
-    seed: Index = 0
+    seed: Seed = 0
     """Seed of the draw of val."""
     annotations: ClassVar[Annotations] = "labels"
     multi_label: ClassVar[bool | None] = True
@@ -70,7 +71,7 @@ class CocoSubset(Section):
     """Number of images drawn from ``train_split`` with ``seed``; val is held out of them."""
     test: Count = 500
     """Number of images drawn from ``test_split`` with ``seed``."""
-    seed: Index = 0
+    seed: Seed = 0
     ids: str | None = None
     """Text file with one COCO image id per line, from either split; ``#`` begins a comment."""
 

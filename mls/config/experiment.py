@@ -19,16 +19,29 @@ machines. `mls.config.load.load` reads and checks a file; `mls.pipeline.plan` tu
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mls.config.datasets import Dataset
 from mls.config.methods import Blocks, MethodName
 from mls.config.probes import ProbeConfig
 from mls.config.section import Section
 from mls.config.transfers import TransferConfig
-from mls.config.values import BatchSize, Count, Index, Momentum, Name, NonNegative, Positive, Precision
+from mls.config.values import (
+    BatchSize,
+    Count,
+    Index,
+    Momentum,
+    Name,
+    NonNegative,
+    Positive,
+    Precision,
+    Processes,
+    Seed,
+    check_pixels,
+    once,
+)
 from mls.config.views import Augment
 
 # ------------------------------------------------------------------------------------- pretraining
@@ -85,6 +98,11 @@ class Pretrain(Blocks):
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_pixels(self.batch_size, self.augment.crop)
+        return self
+
 
 # ----------------------------------------------------------------------------- tables, execution
 
@@ -104,9 +122,9 @@ class Paper(Section):
 class Table(Section):
     """A table: rows are runs or sweep points, columns are ``<task>.<metric>``."""
 
-    rows: list[str] | None = None
+    rows: Annotated[list[str], Field(min_length=1), AfterValidator(once)] | None = None
     """Rows; by default every run and sweep point, in file order."""
-    columns: Annotated[list[str], Field(min_length=1)]
+    columns: Annotated[list[str], Field(min_length=1), AfterValidator(once)]
     baseline: str | None = None
     """A row; every other row's difference from it is printed too, paired by seed."""
     paper: Paper | None = None
@@ -115,25 +133,27 @@ class Table(Section):
     """Dotted key of ``pretrain`` with a number as its value: each column is also drawn against it [paper, Fig. 5]. Rows
     whose method ignores the key are not plotted; a ``baseline`` that uses another method is drawn as a horizontal
     line."""
-    not_implemented: list[str] = []
+    not_implemented: Annotated[list[str], AfterValidator(once)] = []
     """Columns of the paper's table that no task here computes; they are printed as "not implemented"."""
 
 
 class Execution(Section):
     """How jobs run, never what they compute: nothing here is part of an id."""
 
-    threads: Count = 2
+    threads: Annotated[Processes, Field(ge=1)] = 2
     """CPU threads of each training, probing and transfer job. Results repeat byte for byte with equal threads."""
-    workers: Index | Literal["auto"] = "auto"
+    workers: Processes | Literal["auto"] = "auto"
     """Processes that prepare images for one training job; 0 prepares them in the job itself. ``auto``: on a GPU, as
     many as there are cores per rank, at most 16; on the CPU, as many as ``threads``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU if this machine has one. On a cluster whose login node has none, ``cuda`` requests GPUs."""
-    gpus: Count = 1
+    gpus: Annotated[Processes, Field(ge=1)] = 1
     """GPUs that one pretraining uses on each of its machines, one process each, started by torchrun; other jobs use
     one. Their number changes the last digits, like ``threads``. ``moco.bn_splits`` must be a multiple of it, or 1."""
     nodes: Count = 1
     """Machines that one pretraining uses; more than one only within a Slurm job (docs/scaling.md)."""
+    join_timeout: Count = 600
+    """Seconds that a rank waits for the others before the pretraining fails."""
     checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Count = 2
@@ -150,7 +170,7 @@ class Experiment(Section):
 
     experiment: Name
     """Name of the folder under ``results/``."""
-    seeds: Annotated[list[Index], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(once)] = [0]
     """Seeds of pretraining; each run is repeated for every seed."""
     datasets: dict[Name, Dataset]
     pretrain: Pretrain = Pretrain()

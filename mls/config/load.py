@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from mls.config.experiment import Experiment, Pretrain
+from mls.config.raw import parse
 from mls.config.references import broken_references
 from mls.config.section import as_mapping, did_you_mean, values_of
 from mls.config.sweep import Point, broken_sweep, merged, sweep_points
 from mls.runtime.errors import MlsError
+
+MOST_PROBLEMS = 50
+"""Problems that a message lists; a wrong value of a sweep's run is wrong at each of its points."""
 
 
 class ExperimentError(MlsError):
@@ -50,22 +52,19 @@ def load(path: Path) -> Loaded:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the file's mapping. YAML 1.2: ``1e-4`` is a number, and duplicate keys are errors."""
+    """Return the file's mapping, see `mls.config.raw.parse`."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ExperimentError(f"{path}: can't be read ({error})") from error
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """Parse YAML text that must hold a mapping; ``name`` is the file's name for errors."""
     try:
-        raw = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ExperimentError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ExperimentError(f"{name}: must hold a mapping of keys to values")
-    return raw
+        return parse(text)
+    except ValueError as error:
+        raise ExperimentError(f"{name}: {error}") from error
 
 
 def check(raw: dict[str, Any], path: Path) -> Loaded:
@@ -74,7 +73,8 @@ def check(raw: dict[str, Any], path: Path) -> Loaded:
     runs, run_problems = _resolve_runs(raw)
     problems = list(dict.fromkeys([*problems, *run_problems, *broken_references(raw, runs)]))
     if problems or experiment is None:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
+        shown = [*problems[:MOST_PROBLEMS], *(["and so on"] if len(problems) > MOST_PROBLEMS else [])]
+        lines = "\n".join(f"  - {problem}" for problem in shown)
         raise ExperimentError(f"{path}: {len(problems)} problem(s)\n{lines}")
     return Loaded(path, experiment, {name: run for name, run in runs.items() if run is not None})
 
@@ -131,13 +131,18 @@ def _messages(error: ValidationError, model: type[BaseModel], where: tuple[str, 
                 text = "is required"
             case "transfer_kind":
                 kind = value.get("kind") if isinstance(value, dict) else value
-                text = message if kind is None else f"{message} (is {kind!r})"
+                text = message if kind is None else f"{message} (is {cut(repr(kind))})"
             case "value_error" if value and isinstance(value, dict):  # from a section's own validator
                 text = message
             case _:
-                text = f"{message} (is {value!r})"
-        lines.append(f"{path}: {text}")
+                text = f"{message} (is {cut(repr(value))})"
+        lines.append(cut(f"{path}: {text}", 900))
     return lines
+
+
+def cut(text: str, longest: int = 200) -> str:
+    """A text for a message, cut where it is long."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _locate(model: Any, loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

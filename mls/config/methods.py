@@ -15,20 +15,20 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from mls.config.section import Section, alternatives
-from mls.config.values import Count, Momentum, NonNegative, Positive, Share
+from mls.config.values import Channels, Count, Momentum, NonNegative, Positive, Share, at_most
 
 
 class Moco(Section):
     """MoCo-v2, the contrastive base of MLS and DenseCL."""
 
-    queue_size: Count = 4096
+    queue_size: Annotated[Count, at_most(2**20, "as many of ResNet-50's features take 8.6 GB")] = 4096
     """D, entries of each dictionary [paper; Fig. 5a]. If it exceeds a quarter of the train images, images meet their
     own earlier keys as negatives."""
     temperature: Positive = 0.2
     """tau of InfoNCE and of the multi-label loss [paper]."""
     momentum: Momentum = 0.995
     """m of the key encoder's moving average [paper]."""
-    projection_dim: Count = 256
+    projection_dim: Channels = 256
     """d_z, width of the projection [paper text; its Fig. 3 looks like 128]."""
     bn_splits: Count = 8
     """Number of groups that the global batch is split into for batch norm: each group has its own statistics, and keys
@@ -92,9 +92,9 @@ class Byol(Section):
 
     momentum: Momentum = 0.99
     """m at the start; it rises to 1 along half a cosine [ORL on COCO; the paper: 0.996 for 1000 epochs]."""
-    hidden_dim: Count = 4096
+    hidden_dim: Channels = 4096
     """Hidden width of the projector and of the predictor [paper]."""
-    projection_dim: Count = 256
+    projection_dim: Channels = 256
     """d, width of the projection and of the prediction [paper]."""
 
 
@@ -104,13 +104,13 @@ class Slotcon(Section):
     Values are those of its code on COCO. From ``moco`` it reads the same keys as BYOL.
     """
 
-    prototypes: Count = 256
+    prototypes: Channels = 256
     """K, number of prototypes [COCO; 2048 on ImageNet]."""
     momentum: Momentum = 0.99
     """m at the start; it rises to 1 along half a cosine."""
-    hidden_dim: Count = 4096
+    hidden_dim: Channels = 4096
     """Hidden width of the projector and of the slot predictor, three layers each."""
-    projection_dim: Count = 256
+    projection_dim: Channels = 256
     """d, width of pixels, prototypes and slots."""
     student_temperature: Positive = 0.1
     """tau_s of the student's pixel assignment."""

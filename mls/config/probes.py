@@ -26,9 +26,11 @@ from mls.config.values import (
     Name,
     NonNegative,
     Positive,
+    Repeats,
     Share,
     ShareRange,
     Side,
+    check_pixels,
 )
 from mls.config.views import Augment
 
@@ -201,7 +203,7 @@ class Trained(Section):
     """
 
     dataset: Name
-    trials: Count = 1
+    trials: Repeats = 1
     """Repeats of this task with different seeds, on the same pretrained backbone."""
     augment: TrainAugment = TrainAugment()
     """Training views; ``crop`` is also the side of the square in testing: 224 or 448."""
@@ -240,6 +242,7 @@ class Trained(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_resize(self.resize, self.fit, self.augment.crop, "augment.crop")
+        check_pixels(self.batch_size, self.augment.crop)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs})")
         if self.nesterov and self.momentum == 0:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from mls.config.datasets import DATASETS
 from mls.config.experiment import Pretrain
+from mls.config.feasible import unfeasible_run, unfeasible_task
 from mls.config.identity import reads
 from mls.config.methods import TRAINED
 from mls.config.paper import TABLES
@@ -44,10 +45,12 @@ def broken_references(raw: Raw, runs: Runs) -> Iterator[str]:
     )
     for name, run in runs.items():
         if run is not None:
-            yield from (f"runs.{name}.{problem}" for problem in _of_run(run, datasets))
+            problems = (*_of_run(run, datasets), *unfeasible_run(name, run, datasets))
+            yield from (f"runs.{name}.{problem}" for problem in problems)
     for section, tasks in (("probe", probes), ("transfer", transfers)):
         for name, task in tasks.items():
-            yield from (f"{section}.{name}.{problem}" for problem in _of_task(task, datasets, runs))
+            problems = (*_of_task(task, datasets, runs), *unfeasible_task(task, datasets, runs))
+            yield from (f"{section}.{name}.{problem}" for problem in problems)
     yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)
     for name, table in tables.items():
         yield from _of_table(f"tables.{name}", table, {**probes, **transfers}, datasets, runs)

@@ -7,11 +7,15 @@ sweep_points("mls", [{"mls.topk": 5, "mls.weight": 0.5}, {...}])   # mls[topk=5,
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mls.config.section import as_list
+
+MOST_POINTS = 10_000
+"""Points of one run's sweep: each is at least one training."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Point:
 def sweep_points(run: str, sweep: Any) -> list[Point]:
     """List the points of one run's sweep, in file order; malformed parts, reported by `broken_sweep`, are left out."""
     where: tuple[str, ...] = ("sweep", run)
+    if count_points(sweep) > MOST_POINTS:
+        return []
     if isinstance(sweep, dict):
         grid = itertools.product(*map(as_list, sweep.values()))
         found = [(where, dict(zip(map(str, sweep), values, strict=True))) for values in grid]
@@ -49,6 +55,13 @@ def sweep_points(run: str, sweep: Any) -> list[Point]:
         names = {key: key for key in names}
     labels = [",".join(f"{names[key]}={value}" for key, value in values.items()) for _, values in found]
     return [Point(f"{run}[{label}]", values, place) for label, (place, values) in zip(labels, found, strict=True)]
+
+
+def count_points(sweep: Any) -> int:
+    """Number of points of one run's sweep."""
+    return (
+        math.prod(len(as_list(values)) for values in sweep.values()) if isinstance(sweep, dict) else len(as_list(sweep))
+    )
 
 
 def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +76,8 @@ def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
 def broken_sweep(run: str, sweep: Any) -> Iterator[str]:
     """Yield one line per malformed part of one run's sweep; the values are checked with the runs that they make."""
     where = f"sweep.{run}"
+    if (points := count_points(sweep)) > MOST_POINTS:
+        yield f"{where}: has {points:,} points; a sweep has at most {MOST_POINTS:,}"
     if isinstance(sweep, dict) and sweep:
         for key, values in sweep.items():
             if not as_list(values):

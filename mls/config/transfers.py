@@ -19,10 +19,27 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from mls.config.datasets import Annotations
 from mls.config.section import Section, alternatives, values_of
-from mls.config.values import Ascending, Count, Drops, Index, Momentum, Name, NonNegative, Positive, PositiveRange, Side
+from mls.config.values import (
+    Ascending,
+    Channels,
+    Count,
+    Drops,
+    Index,
+    Momentum,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveRange,
+    Repeats,
+    Side,
+    at_most,
+)
 
 TrainOn = Literal["train", "train+val"]
 Steps = Annotated[Drops, Ascending]
+Images = Annotated[int, Field(ge=1), at_most(4096, "no machine holds more images of this size at once")]
+"""Images in a batch."""
+Regions = Annotated[int, Field(ge=1), at_most(100_000, "an image has no more regions of interest")]
 
 
 class TransferSection(Section):
@@ -33,9 +50,9 @@ class TransferSection(Section):
     dataset: Name
     train_on: TrainOn = "train"
     """Splits that it is trained on."""
-    trials: Count = 1
+    trials: Repeats = 1
     """Repeats of this task with different seeds, on the same pretrained backbone [paper: 3 on VOC, 2 on Cityscapes]."""
-    batch_size: Count
+    batch_size: Images
     """Images per step."""
     momentum: Momentum = 0.9
     """Momentum of SGD."""
@@ -58,11 +75,11 @@ class TorchvisionDetector(TransferSection):
     kind: Literal["instance", "detection"]
     backend: Literal["torchvision"] = "torchvision"
     made_by = "mls.transfer.torchvision:TorchvisionDetection"
-    image_size: Annotated[int, Field(ge=32)] = 800
+    image_size: Annotated[Side, Field(ge=32)] = 800
     """Shorter side in training and testing, pixels; the longer side is at most 5/3 of it."""
     epochs: Positive = 12.0
     """Passes over train; fractions are allowed."""
-    batch_size: Count = 16
+    batch_size: Images = 16
     lr: Positive = 0.02
     """Learning rate for this batch size; never rescaled."""
     weight_decay: NonNegative = 1e-4
@@ -70,12 +87,12 @@ class TorchvisionDetector(TransferSection):
     """Steps over which the learning rate rises linearly."""
     steps: Steps = [0.6667, 0.8889]
     """When the learning rate is divided by 10, as shares of the schedule [60k and 80k of 90k]."""
-    fpn_channels: Count = 256
-    head_channels: Count = 1024
+    fpn_channels: Channels = 256
+    head_channels: Channels = 1024
     """Width of the box head's two layers; the mask head's width is ``fpn_channels``."""
-    rois: Count = 512
+    rois: Regions = 512
     """Regions sampled per image to train the heads."""
-    proposals: Count = 1000
+    proposals: Regions = 1000
     """Proposals kept per image after non-maximum suppression when testing; training keeps twice as many."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the backbone and FPN (autocast); heads and losses are float32."""
@@ -103,7 +120,7 @@ class Detectron2Detector(TransferSection):
     4]."""
     iterations: Count = 90_000
     """Steps with ``reference_batch`` images each [90k on COCO; 24k on VOC]."""
-    batch_size: Count = 16
+    batch_size: Images = 16
     """Images per step. If it differs from ``reference_batch``, the linear rule applies: with half as many images there
     are twice as many steps (and warm-up steps) at half the learning rate."""
     reference_batch: Count = 16
@@ -135,9 +152,9 @@ class Detectron2Detector(TransferSection):
     """Normalisation of the convolutions in the heads; only with ``fpn`` [none with ``2fc`` in S3L and Tobias]."""
     extra_norm: bool = True
     """Add a batch norm after the last stage [MoCo's Res5ROIHeadsExtraNorm]; only with ``c4``."""
-    rois: Count = 512
+    rois: Regions = 512
     """Regions sampled per image to train the heads."""
-    proposals: Count = 1000
+    proposals: Regions = 1000
     """Proposals kept per image when testing."""
     precise_bn: Index = 200
     """Batches of ``reference_batch`` images from which batch norm statistics are computed again after training; 0 keeps
@@ -185,7 +202,7 @@ class SemanticTransfer(TransferSection):
     """Pixels between neighbouring cells of the last stage's map; later stages are dilated instead of strided [8]."""
     iterations: Count = 40_000
     """Steps of the whole training."""
-    batch_size: Annotated[int, Field(ge=2)] = 8
+    batch_size: Annotated[Images, Field(ge=2)] = 8
     lr: Positive = 0.01
     """Learning rate for this batch size; never rescaled."""
     power: Positive = 0.9
@@ -194,15 +211,15 @@ class SemanticTransfer(TransferSection):
     weight_decay: NonNegative = 5e-4
     crop: Annotated[list[Side], Field(min_length=2, max_length=2)] = [512, 1024]
     """Height and width of a training crop, pixels."""
-    scale: PositiveRange = [0.5, 2.0]
+    scale: Annotated[PositiveRange, at_most(10, "photos enlarged further do not fit in memory")] = [0.5, 2.0]
     """Smallest and largest factor by which an image is resized before it is cropped."""
     class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Largest share of one class in a crop; a crop with more is drawn again, at most 10 times."""
     photometric: bool = True
     """Change brightness, contrast, saturation and hue at random [as SSD and mmsegmentation do]."""
-    head_channels: Annotated[int, Field(ge=8)] = 512
+    head_channels: Annotated[Channels, Field(ge=8)] = 512
     """Width of the pyramid-pooling head; the auxiliary head is half as wide."""
-    pools: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3, 6]
+    pools: Annotated[list[Count], Field(min_length=1), at_most(256, "maps have fewer cells")] = [1, 2, 3, 6]
     """Sides of the pooled maps, cells."""
     aux_weight: NonNegative = 0.4
     """Weight of the auxiliary head's loss, on the third stage."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from mls.config.section import Section
-from mls.config.values import NonNegative, PositiveRange, Share, ShareRange, Shares, Side
+from mls.config.values import NonNegative, PositiveRange, Share, ShareRange, Shares, Side, at_most
 
 
 def half_a_circle(jitter: list[float]) -> list[float]:
@@ -39,7 +39,7 @@ class Augment(Section):
     """Probability that a view loses its colours."""
     blur_p: Shares = 0.5
     """Probability of a Gaussian blur [BYOL, arXiv 2006.07733, appendix B, and SlotCon: 1.0 and 0.1]."""
-    blur_sigma: PositiveRange = [0.1, 2.0]
+    blur_sigma: Annotated[PositiveRange, at_most(100, "a wider blur leaves one colour")] = [0.1, 2.0]
     """Range of the Gaussian's standard deviation, pixels of the view."""
     solarize_p: Shares = 0.0
     """Probability that pixels of at least 0.5 are inverted, after the blur [BYOL and SlotCon: 0.0 and 0.2]."""

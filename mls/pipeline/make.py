@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from mls.config.experiment import Execution
 from mls.pipeline.artifact_store import being_made, restore
 from mls.pipeline.launch import awaits_srun, die_with_torchrun, launch, wants_ranks
 from mls.pipeline.leases import gpus_of, leased
@@ -51,7 +52,7 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
         # Wait here, without a GPU, for other processes that make one of the artifacts.
         missing = [] if WORLD > 1 else [job for job in jobs if not restore(plan, job)]
         gpus = {job.id: 0 if awaits_srun(job, execution) else gpus_of(job, execution) for job in missing}
-        with leased(max(gpus.values(), default=0)), _joined_ranks(stage):
+        with leased(max(gpus.values(), default=0)), _joined_ranks(stage, execution):
             if any(gpus[job.id] and being_made(job.id) for job in missing):
                 continue  # another process began while this one waited for a GPU: give it back, and wait without it
             for job in jobs:
@@ -63,7 +64,7 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
         return
 
 
-def _joined_ranks(stage: str) -> AbstractContextManager[None]:
+def _joined_ranks(stage: str, execution: Execution) -> AbstractContextManager[None]:
     """Join the other ranks, if torchrun started several."""
     if WORLD == 1:
         return nullcontext()
@@ -72,4 +73,4 @@ def _joined_ranks(stage: str) -> AbstractContextManager[None]:
     from mls.runtime.collectives import process_group  # it imports torch, which planning does without
 
     die_with_torchrun()
-    return process_group()
+    return process_group(execution.join_timeout)

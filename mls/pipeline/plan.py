@@ -28,6 +28,8 @@ from mls.runtime.paths import store, work
 
 DATA_LOCK = Path("data.lock")
 ARTIFACTS = Path("artifacts")
+MOST_JOBS = 200_000
+"""A plan with more, which every command would make for minutes, is a slip of the keyboard."""
 FIRST_SEED = 1000
 """Seed of trial 0 of a probe or transfer. Trials, not pretraining seeds, number the repeats of a task."""
 
@@ -159,6 +161,16 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: ReadText = read_text) 
     """
     plan = Plan(loaded)
     experiment = loaded.experiment
+    tasks: list[tuple[str, str, ProbeConfig | TransferConfig]] = [
+        *(("probe", name, probe) for name, probe in experiment.probe.items()),
+        *(("transfer", name, transfer) for name, transfer in experiment.transfer.items()),
+    ]
+    each = 1 + sum(getattr(config, "trials", 1) for *_, config in tasks)
+    if (count := len(loaded.runs) * len(experiment.seeds) * each) > MOST_JOBS:
+        raise MlsError(
+            f"{loaded.path}: its runs, sweep points, seeds, tasks and trials make {count:,} jobs; "
+            f"a plan has at most {MOST_JOBS:,}"
+        )
 
     def add_data(name: str) -> Job:
         return plan.add(data_job(name, experiment.datasets[name], lock, loaded.path, read), name)
@@ -168,10 +180,6 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: ReadText = read_text) 
         source = add_data(config.dataset or "") if config.method in TRAINED else None
         jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
         pretrained[run] = jobs
-    tasks: list[tuple[str, str, ProbeConfig | TransferConfig]] = [
-        *(("probe", name, probe) for name, probe in experiment.probe.items()),
-        *(("transfer", name, transfer) for name, transfer in experiment.transfer.items()),
-    ]
     cells: Cells = {run: {} for run in pretrained}
     for stage, task, task_config in tasks:
         source = add_data(task_config.dataset)
@@ -289,9 +297,20 @@ def _tables_job(plan: Plan, cells: Cells, pretrained: dict[str, list[Job]]) -> J
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """Read ``data.lock``; an absent or empty file has no digests."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return parse_yaml(text, str(path)) if text.strip() else {}
+    """Read ``data.lock``; an absent or empty file has no digests.
+
+    Raises:
+        MlsError: it can't be read, or an entry is not what `mls data pin` writes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise MlsError(f"{path}: can't be read ({error})") from error
+    lock = parse_yaml(text, str(path)) if text.strip() else {}
+    for name, entry in lock.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise MlsError(f"{path}: {name} has no sha256, a text; `mls data pin` writes it")
+    return lock
 
 
 def experiment_files(root: Path = Path()) -> list[Path]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mls.runtime.signals import leaving_at_once
+
 
 def say(message: str) -> None:
     """Print a line to stderr; stdout is for results."""
@@ -26,12 +28,16 @@ def locked(path: Path, name: str) -> Iterator[None]:
     Args:
         path: the lock file, which is created if needed.
         name: what the lock protects, for the message to a person who waits.
+
+    Raises:
+        Interrupted: a signal came while it waited.
     """
     with _opened(path) as handle:
         if not _try_lock(handle, fcntl.LOCK_EX):
             owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
-            say(f"{name}: process {owner or '?'} is making it; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with leaving_at_once(f"waiting for {name}"):
+                say(f"{name}: process {owner or '?'} is making it; waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_EX)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield

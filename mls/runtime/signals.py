@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mls.runtime.errors import Interrupted
 
@@ -46,3 +48,31 @@ class InterruptGuard:
         if self.asked is not None:
             save()
             raise Interrupted(f"stopped by {self.asked.name} after saving; run the same command to go on")
+
+
+@contextmanager
+def leaving_at_once(doing: str) -> Iterator[None]:
+    """Within the block, a signal to stop raises, whatever the process does about it elsewhere.
+
+    Snakemake's handlers and `InterruptGuard` only note a signal, and a call that waits then goes on. Outside the main
+    thread, which alone may set handlers, nothing changes.
+
+    Args:
+        doing: ends the message: ``waiting for ...``.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name} while {doing}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

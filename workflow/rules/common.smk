@@ -50,12 +50,15 @@ HELD = ExitStack()
 # One Snakemake per experiment at a time: a killed `dvc repro` leaves its Snakemake running, and two would delete each
 # other's outputs. The kernel frees the lock when the holder dies; -n takes no lock.
 onstart:
-    HELD.enter_context(
-        locked(
-            ARTIFACTS / f".snakemake-{EXPERIMENT_NAME}.lock",
-            f"experiment {EXPERIMENT_NAME}",
+    try:
+        HELD.enter_context(
+            locked(
+                ARTIFACTS / f".snakemake-{EXPERIMENT_NAME}.lock",
+                f"experiment {EXPERIMENT_NAME}",
+            )
         )
-    )
+    except MlsError as error:
+        raise WorkflowError(str(error))
 
 
 # Other jobs went on (keep-going), so the failed ones may be far above in the log.
