@@ -44,8 +44,8 @@ def validate(args: argparse.Namespace) -> None:
 def stage(args: argparse.Namespace) -> None:
     """Make the artifacts that the targets name; ``mls data pin`` and ``mls data check`` do something else."""
     if args.command == "data" and args.target[0] in ("pin", "check"):
-        if len(args.target) == 1:
-            raise MlsError(f"usage: mls data {args.target[0]} NAME")
+        if len(args.target) == 1 or args.pin:
+            raise MlsError(f"usage: mls data {args.target[0]} NAME, or mls data NAME --pin")
         return COMMANDS[f"data {args.target[0]}"](args)
     from mls.pipeline.make import make
 
@@ -53,6 +53,10 @@ def stage(args: argparse.Namespace) -> None:
         signal.signal(number, _stop)
     if clone_root() is None:
         say(f"mls {args.command}: {Path.cwd()} is not in a clone of this repository; artifacts are kept there")
+    if args.command == "data" and args.pin:
+        from mls.data.build_store import pin_and_make
+
+        return pin_and_make(args.target, args.experiment)
     plan = plan_here(args.experiment)
     jobs = [job for target in args.target for job in plan.find(args.command, target)]
     make(args.command, plan, jobs, args.experiment, args.attempt)

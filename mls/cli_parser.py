@@ -29,6 +29,7 @@ STAGE_HELP = {
     "data": (
         "Turn a source (generated scenes, COCO, VOC, a folder) into a verified store of images and labels.",
         "mls data scenes          the dataset `scenes`\n"
+        "mls data photos --pin    the same of your own files, after writing their digest into data.lock\n"
         "mls data pin photos      write the digest of the files of `photos` into data.lock\n"
         "mls data check scenes    report what the finished dataset holds, and what in it contradicts itself",
     ),
@@ -90,6 +91,9 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
         command = add(name)
         command.epilog = "examples:\n" + textwrap.indent(examples, "  ")
         command.add_argument("target", nargs="+", help="label or id; `mls status` lists them")
+        if name == "data":
+            text = "write the digest of a source's files into data.lock first, in the same pass"
+            command.add_argument("--pin", action="store_true", help=text)
         text = "number of this try, from a scheduler: from 2 on, a recorded failure is final"
         command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)
     for name in ("doctor", "status", "show", "verify", "publish", "report"):

@@ -24,6 +24,7 @@ SLOW = (
     "download/test_download.py",
     "download/test_fetch.py",
     "data/test_decode.py",
+    "data/test_fuzz.py",
     "methods/test_pins.py",
     "models/test_batchnorm.py",
     "pipeline/test_artifact_store.py",

@@ -48,7 +48,8 @@ class _Local(Section):
     """Folder of your own copy: absolute, or below ``$MLS_DATA``. Nothing is downloaded into it. Without ``root``, the
     folder is ``$MLS_DATA/<dataset name>``, and missing files are downloaded into it."""
     max_excluded: Share = 0.01
-    """Largest share of images that may fail to decode; above it, the data stage fails."""
+    """Largest share of images that may fail to decode, and of objects that may have no area; above it, the data stage
+    fails."""
     short_side: Side | None = None
     """Shrink images (with their annotations and masks) whose shorter side is longer than this, pixels. A crop of a
     given share then shows fewer, already smoothed pixels, so this is part of the id."""

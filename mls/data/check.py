@@ -20,8 +20,9 @@ A finding **contradicts** if no correct data set can have it:
   (these masks are decoded, one at a time).
 
 Everything else is a note: classes without a positive, duplicates within train and val, images left out, boxes of no
-width or height, boxes a little over the edge, objects without a mask, masks that differ from their box by more than
-``SLACK`` pixels (official COCO has all of these), labelled images without a mask if others have one.
+width or height, polygons of fewer than three points, boxes a little over the edge, objects without a mask, masks that
+differ from their box by more than ``SLACK`` pixels (official COCO has all of these), labelled images without a mask if
+others have one.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Report:
     """Bytes of the smallest and the largest image, and of all."""
     excluded: list[dict[str, str]]
     """``{"name", "reason"}`` of each image left out when the artifact was made."""
+    degenerate: int
+    """Objects that `mls.data.listing.Listing` calls so."""
     crowds: int
     difficult: int | None
     """None if annotations have no such field."""
@@ -121,6 +124,8 @@ def check_artifact(path: Path, name: str) -> Report:
         for number in np.flatnonzero(positives_C == 0):
             found.note(f"classes without an image in {split}", store.classes[number])
     sizes_N2, lengths_N = store.sizes_N2, index["length"].to_numpy()
+    listed = json.loads((path / "excluded.json").read_text(encoding="utf-8"))
+    excluded = [item for item in listed if "object" not in item]
     return Report(
         name=name,
         path=path,
@@ -130,7 +135,8 @@ def check_artifact(path: Path, name: str) -> Report:
         instances_SC=_per_split(np.array(validator.keys, dtype=np.int64), store.splits_N, classes),
         sizes_23=np.stack([sizes_N2.min(0), np.median(sizes_N2, 0), sizes_N2.max(0)], axis=1),
         bytes_3=np.array([lengths_N.min(), lengths_N.max(), lengths_N.sum()]),
-        excluded=json.loads((path / "excluded.json").read_text(encoding="utf-8")),
+        excluded=excluded,
+        degenerate=len(listed) - len(excluded),
         crowds=validator.crowds,
         difficult=validator.difficult,
         masks=masks,
@@ -205,6 +211,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             line(f"  {item['name']}: {item['reason']}")
         if len(report.excluded) > SHOWN_EXCLUDED:
             line(f"  ... and {len(report.excluded) - SHOWN_EXCLUDED:,} more, in {report.path / 'excluded.json'}")
+    if report.degenerate:
+        line(f"\n{report.degenerate:,} objects have no area; {report.path / 'excluded.json'} says which and why")
     notes = [finding for finding in report.findings if not finding.contradicts]
     for title, findings, style in (("notes", notes, "yellow"), ("contradictions", report.contradictions, "bold red")):
         if findings:

@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 
 from mls.config import catalog
 from mls.config.datasets import ClassificationDataset
-from mls.data.listing import Entry, Listing, check_name, in_order, read_lines, with_val
+from mls.data.listing import Entry, Listing, check_classes, check_name, in_order, read_lines, with_val
 from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
 
@@ -92,6 +92,7 @@ def read_listing(config: ClassificationDataset, reader: Reader) -> Listing:
         classes, entries = _read_with_torchvision(SETS[config.source], reader)
     else:
         classes, entries = _read_cub200(reader) if config.source == "cub200" else _read_indoor67(reader)
+    check_classes((f"{reader.root}: class {number}", name) for number, name in enumerate(classes, 1))
     if len(classes) != CLASSES[config.source]:
         raise MlsError(
             f"{reader.root}: {len(classes)} classes are listed; {config.source} has {CLASSES[config.source]}. "

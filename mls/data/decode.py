@@ -33,10 +33,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from mls.data.listing import MAX_PIXELS
 from mls.runtime.errors import MlsError
 
-MAX_PIXELS = 2**26
-"""Largest picture, 8192 x 8192: 192 MiB when decoded."""
 READ = ("JPEG", "PNG", "WEBP", "GIF")
 OTHERS = {b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\1\0": "ICO", b"\0\0\0\x0cjP": "JPEG 2000"}
 """First bytes of formats that are rejected by name."""

@@ -15,7 +15,7 @@ from itertools import islice
 
 from mls.config.datasets import FolderDataset
 from mls.data.image_store import LABELLED
-from mls.data.listing import Entry, Listing, check_name, in_order, with_val
+from mls.data.listing import Entry, Listing, check_classes, check_name, in_order, with_val
 from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
 
@@ -36,18 +36,20 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
     classes = _class_columns(header, f"{reader.root / FILE}, line {line}")
     multi_label = "label" not in classes
     if not multi_label:  # class indices need all labels; a second pass takes less memory than keeping the rows
-        classes = sorted({cells[header.index("label")] for _, cells in islice(_rows(content, reader), 1, None)})
+        first: dict[str, int] = {}
+        for line, cells in islice(_rows(content, reader), 1, None):
+            first.setdefault(cells[header.index("label")], line)
+        check_classes((f"{reader.root / FILE}, line {line}: column 'label'", name) for name, line in first.items())
+        classes = sorted(first)
     numbers = {name: i for i, name in enumerate(classes)}
     entries: list[Entry] = []
     seen: dict[str, str] = {}
     for line, cells in islice(_rows(content, reader), 1, None):
         where, row = f"{reader.root / FILE}, line {line}", dict(zip(header, cells, strict=True))
         if row["split"] not in LABELLED:
-            raise MlsError(f"{where}: split {row['split']!r} is none of {', '.join(LABELLED)}")
+            raise MlsError(f"{where}: split {row['split'][:80]!r} is none of {', '.join(LABELLED)}")
         if odd := [name for name in classes if row[name] not in ("0", "1")] if multi_label else []:
-            raise MlsError(f"{where}: column {odd[0]!r} is {row[odd[0]]!r}; only 0 and 1 are allowed")
-        if not multi_label and not row["label"]:
-            raise MlsError(f"{where}: column 'label' is empty")
+            raise MlsError(f"{where}: column {odd[0]!r} is {row[odd[0]][:80]!r}; only 0 and 1 are allowed")
         check_name(row["file"], where, f"line {line}", seen, reader)
         shown = [name for name in classes if row[name] == "1"] if multi_label else [row["label"]]
         entries.append(Entry(row["file"], row["split"], [numbers[name] for name in shown], []))
@@ -63,7 +65,7 @@ def _rows(content: bytes, reader: Reader) -> Iterator[tuple[int, list[str]]]:
             width = width or len(cells)
             if len(cells) != width:
                 where = f"{reader.root / FILE}, line {lines.line_num}"
-                raise MlsError(f"{where}: has {len(cells)} cells, the header {width}: {','.join(cells)!r}")
+                raise MlsError(f"{where}: has {len(cells)} cells, the header {width}: {','.join(cells)[:200]!r}")
             yield lines.line_num, cells
     except (UnicodeDecodeError, csv.Error) as error:
         raise MlsError(f"{reader.root / FILE}: not a CSV file in UTF-8 ({error})") from error
@@ -71,14 +73,13 @@ def _rows(content: bytes, reader: Reader) -> Iterator[tuple[int, list[str]]]:
 
 def _class_columns(header: list[str], where: str) -> list[str]:
     """Return the columns that say the classes: one a class, or only ``label``."""
+    check_classes((f"{where}: column {number}", name) for number, name in enumerate(header, 1))
     for column in ("file", "split"):
         if column not in header:
-            raise MlsError(f"{where}: column {column!r} is missing; there are: {', '.join(header)}")
-    if len(set(header)) != len(header) or "" in header:
-        raise MlsError(f"{where}: column names must differ and not be empty: {', '.join(header)}")
+            raise MlsError(f"{where}: column {column!r} is missing; there are: {', '.join(header)[:200]}")
     columns = [name for name in header if name not in ("file", "split")]
     if not columns:
         raise MlsError(f"{where}: there is neither a column 'label' nor one column per class")
     if "label" in columns and len(columns) > 1:
-        raise MlsError(f"{where}: a column 'label' can't stand beside other class columns: {', '.join(columns)}")
+        raise MlsError(f"{where}: a column 'label' can't stand beside other class columns: {', '.join(columns)[:200]}")
     return columns

@@ -13,7 +13,7 @@
 | ``index.parquet`` | for each image: offset and length there, size, name, split, sha256 of the stored bytes |
 | ``labels.parquet``, ``classes.json`` | class indices of each image, names of the classes |
 | ``annotations.json`` | COCO's format, one annotation per line |
-| ``excluded.json`` | images that were left out, with reasons |
+| ``excluded.json`` | images that were left out, and objects without a box or mask to learn, with reasons |
 | ``masks.bin``, ``masks.parquet`` | only if any image has a mask: grey PNGs end to end; image, offset, length |
 | ``store.json`` | only if images are not kept as files: ``{"format": "raw"}`` |
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -39,15 +39,17 @@ def load_records(
         listing: what to read.
         reader: reads (and hashes) each file once.
         excluded: filled with ``{"name", "reason"}`` of images that do not decode, or do not have the size that their
-            annotations are for, or whose label file can't be used.
-        config: ``max_excluded`` is the share of the listed images that may be excluded, ``short_side`` and
-            ``format`` say what is kept (see `mls.data.shrink`).
+            annotations are for, or whose label file can't be used; and with `Listing.degenerate` of the others.
+        config: ``max_excluded`` is the share of the listed images that may be excluded, and of their objects that may
+            be degenerate; ``short_side`` and ``format`` say what is kept (see `mls.data.shrink`).
         threads: images prepared at the same time.
 
     Raises:
-        MlsError: a file is missing, or too many images are excluded (names the first few).
+        MlsError: a file is missing, too many images are excluded, or too many objects degenerate (names the first
+            few).
     """
-    total = len(listing.entries)
+    total, objects = len(listing.entries), sum(len(entry.annotations) for entry in listing.entries)
+    _check_share(listing.degenerate, objects, "objects", reader, config)
     with ThreadPoolExecutor(threads) as pool:
         submitted = ((entry, pool.submit(_load, entry, listing, reader, config)) for entry in listing.entries)
         waiting = deque(islice(submitted, 4 * threads))
@@ -60,14 +62,23 @@ def load_records(
                     yield result
                     continue
                 excluded.append({"name": entry.name, "reason": result})
-                if len(excluded) > config.max_excluded * total:
-                    names = "; ".join(f"{item['name']} {item['reason']}" for item in excluded[:SHOWN])
-                    raise MlsError(
-                        f"{reader.root}: more than max_excluded = {config.max_excluded:g} of {total:,} images can't be "
-                        f"used: {names}. Repair these files, or raise max_excluded in the dataset's entry"
-                    )
+                _check_share(excluded, total, "images", reader, config)
         finally:  # also if the caller stops before the last image
             pool.shutdown(cancel_futures=True)
+    gone = {item["name"] for item in excluded}
+    excluded += [dict(item) for item in listing.degenerate if item["name"] not in gone]
+
+
+def _check_share(
+    found: Sequence[Mapping[str, str]], total: int, what: str, reader: Reader, config: LocalDataset
+) -> None:
+    """Stop if more than ``max_excluded`` of all can't be used."""
+    if len(found) > config.max_excluded * total:
+        named = (" ".join(filter(None, (item["name"], item.get("object"), item["reason"]))) for item in found[:SHOWN])
+        raise MlsError(
+            f"{reader.root}: more than max_excluded = {config.max_excluded:g} of {total:,} {what} can't be used: "
+            f"{'; '.join(named)}. Repair these files, or raise max_excluded in the dataset's entry"
+        )
 
 
 def _load(entry: Entry, listing: Listing, reader: Reader, config: LocalDataset) -> Record | str:

@@ -5,10 +5,12 @@ Also what the readers of several sources share: text lists, checks of names and 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unicodedata import is_normalized
 
 from mls.config.datasets import LocalDataset
 from mls.data.image_store import SPLITS
@@ -18,6 +20,11 @@ from mls.runtime.errors import MlsError
 
 BOX_SLACK = 2.0
 """Pixels by which a box may reach over the image's edge: boxes are rounded, polygons are drawn by hand."""
+MAX_PIXELS = 2**26
+"""Largest picture that is read, 8192 x 8192: 192 MiB when decoded."""
+
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Characters that show nothing, although Python calls them printable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,9 @@ class Listing:
     values: Mapping[int, int] | None = None
     """Pixel value in a label file -> class index, or `mls.data.image_store.IGNORE`. An image with a label file has the
     classes that the file shows."""
+    degenerate: Sequence[Mapping[str, str]] = ()
+    """``{"name", "object", "reason"}`` of each object that has no box or mask to learn: its image, what names it in the
+    source, and why. The store keeps these objects; what needs boxes or masks leaves them out."""
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
@@ -99,6 +109,34 @@ def read_lines(reader: Reader, file: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines, 1):
         if text := line.strip():
             yield number, text
+
+
+def check_classes(named: Iterable[tuple[str, str]]) -> None:
+    """Check the class names of a source: two that look alike must not be two classes, and each fits on one line.
+
+    Args:
+        named: where the source has each name, which begins the error, and the name.
+
+    Raises:
+        MlsError: a name is blank, has space around it, is not in Unicode's form NFC, holds a line break or another
+            control or invisible character, or was there before.
+    """
+    seen: dict[str, str] = {}
+    for where, name in named:
+        problem = ""
+        if not name.strip():
+            problem = "is blank"
+        elif name != name.strip():
+            problem = "has space around it; remove it"
+        elif odd := next((c for c in name if not c.isprintable() or BLANK.match(c)), None):
+            problem = f"holds U+{ord(odd):04X}, which can't be seen; remove it"
+        elif not is_normalized("NFC", name):
+            problem = "is not in Unicode's form NFC, so an equal name may be written in another way; convert it"
+        elif name in seen:
+            problem = f"was there before ({seen[name]}); one of them needs another name"
+        if problem:
+            raise MlsError(f"{where}: class name {name[:80]!a} {problem}")
+        seen[name] = where.rpartition(": ")[2]
 
 
 def check_name(name: str, where: str, place: str, seen: dict[str, str], reader: Reader) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from mls.data.image_store import Format, decode_mask
-from mls.data.validator import to_rle
+from mls.data.masks import to_rle
 from mls.data.writer import Record, encode_jpeg, encode_mask
 from mls.runtime.errors import MlsError
 
@@ -102,8 +102,9 @@ def _scaled(values: list[float], x: float, y: float) -> list[float]:
 
 
 def _shrunk_rle(segmentation: dict[str, Any], old: Size, new: Size, name: str) -> dict[str, Any]:
-    compressed = to_rle(segmentation, *old) if segmentation["size"] == [old[1], old[0]] else None
-    if compressed is None:
-        raise MlsError(f"{name} has an annotation whose RLE is not one of {old[0]} x {old[1]} px; it can't be shrunk")
+    try:
+        compressed = to_rle(segmentation, *old)
+    except ValueError as error:
+        raise MlsError(f"{name} has an annotation that can't be shrunk: {error}") from error
     code = rle.encode(np.asfortranarray(resize_nearest(rle.decode(compressed), new)))
     return {"size": [new[1], new[0]], "counts": code["counts"].decode("ascii")}

@@ -121,8 +121,7 @@ def pin(name: str, config: Dataset, lock_path: Path) -> dict[str, Any]:
     Raises:
         MlsError: the source is missing or contradicts itself, or is generated and needs no digest.
     """
-    if isinstance(config, ScenesDataset):
-        raise MlsError(f"dataset {name!r} is generated: its parameters identify it, so it needs no digest")
+    config = require_files(name, config)
     reader = open_reader([name], config)
     listing = read_listing(config, reader)
     if problem := _count_problem(config, listing):
@@ -133,30 +132,53 @@ def pin(name: str, config: Dataset, lock_path: Path) -> dict[str, Any]:
             if entry.mask:
                 reader.read(entry.mask)
             bar.advance(1, 1)
-    lock = {**read_lock(lock_path), name: reader.digest()}
+    return write_pin(name, reader.digest(), lock_path)
+
+
+def require_files(name: str, config: Dataset) -> LocalDataset:
+    """Return an entry if it is of a source that is read from files.
+
+    Raises:
+        MlsError: it is generated.
+    """
+    if isinstance(config, ScenesDataset):
+        raise MlsError(f"dataset {name!r} is generated: its parameters identify it, so it needs no digest")
+    return config
+
+
+def write_pin(name: str, digest: dict[str, Any], lock_path: Path) -> dict[str, Any]:
+    """Write a digest into ``data.lock`` (other entries stay) and return it."""
+    lock = {**read_lock(lock_path), name: digest}
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.dump({key: dict(sorted(lock[key].items())) for key in sorted(lock)}, text)
     write_atomic(lock_path, text.getvalue())
-    digest: dict[str, Any] = lock[name]
     return digest
 
 
-def check_origin(names: Sequence[str], config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
-    """Before images are read, check a source that published checksums identify: its archives and its counts.
+def check_origin(names: Sequence[str], config: LocalDataset, reader: Reader, digest: str) -> None:
+    """Before anything is read, check that a source that published checksums identify was unpacked from its archives.
 
     Raises:
-        MlsError: it was not unpacked from checked archives, or does not have the official counts.
+        MlsError: it was not; says how to pin it.
     """
-    if not digest.startswith(PUBLISHED):
-        return
-    if not fetch.verified(config, find_root(names, config)):
+    if digest.startswith(PUBLISHED) and not fetch.verified(config, find_root(names, config)):
         raise MlsError(
             f"dataset {names[0]!r}: {reader.root} was not unpacked here from archives with the published checksums, so "
-            f"nothing proves what it holds. To identify it by its own content, run: mls data pin {names[0]} -e FILE"
+            f"nothing proves what it holds. To identify it by its own content, pin it first: mls data {names[0]} --pin "
+            "-e FILE (makes the data set in the same pass), or: "
+            f"mls data pin {names[0]} -e FILE"
         )
-    if problem := _count_problem(config, listing):
+
+
+def check_counts(names: Sequence[str], config: LocalDataset, reader: Reader, listing: Listing, digest: str) -> None:
+    """Before images are read, compare the counts of a source that published checksums identify with the official ones.
+
+    Raises:
+        MlsError: they differ.
+    """
+    if digest.startswith(PUBLISHED) and (problem := _count_problem(config, listing)):
         raise MlsError(f"dataset {names[0]!r}: {reader.root} {problem}")
 
 

@@ -22,6 +22,7 @@ from pycocotools import mask as rle
 
 from mls.data.image_store import IGNORE, ImageStore
 from mls.data.listing import BOX_SLACK, overhang
+from mls.data.masks import polygons, to_rle
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 
@@ -124,14 +125,19 @@ class Validator:
         if isinstance(segmentation, dict) and segmentation["size"] != [size[1], size[0]]:
             self._other_size(f"{where}: mask of {segmentation['size'][1]} x {segmentation['size'][0]} px")
             return
-        (x, y, w, h), mask = box, to_rle(segmentation, *size)
-        left, top, width, height = (0.0, 0.0, 0.0, 0.0) if mask is None else rle.toBbox(mask).tolist()
+        try:
+            mask = to_rle(segmentation, *size)
+        except ValueError as error:
+            self._found.contradiction("masks that can't be decoded", f"{where}: {error}")
+            return
+        if isinstance(segmentation, list) and not polygons(segmentation):
+            self._found.note("objects whose polygons have fewer than three points", where)
+            return
+        (x, y, w, h), (left, top, width, height) = box, rle.toBbox(mask).tolist()
         right, bottom = left + width, top + height
-        empty = mask is not None and not rle.area(mask)
+        empty = not rle.area(mask)
         off = max(abs(left - x), abs(top - y), abs(right - x - w), abs(bottom - y - h))
-        if mask is None or right > size[0] or bottom > size[1]:
-            self._found.contradiction("masks that can't be decoded", where)
-        elif empty and min(w, h) > SLACK:
+        if empty and min(w, h) > SLACK:
             what = f"masks that decode to nothing, of boxes larger than {SLACK:g} px both ways"
             self._found.contradiction(what, where)
         elif empty:
@@ -184,47 +190,3 @@ def validate_masks(store: ImageStore, found: Findings, label: str) -> tuple[int,
             elif not shown <= set(np.flatnonzero(store.labels([row])).tolist()):
                 found.contradiction("masks of images with a class that the image's labels lack", name)
     return readable, float(pixels_K[IGNORE] / max(1, pixels_K.sum()))
-
-
-def to_rle(segmentation: Any, width: int, height: int) -> Any:
-    """Turn the polygons or the RLE of an object into one compressed RLE; None if it is neither.
-
-    The lengths are checked here because pycocotools trusts them: with a wrong RLE it reads memory beyond the mask.
-    """
-    try:
-        if isinstance(segmentation, list):
-            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-                return None
-            return rle.merge(rle.frPyObjects(segmentation, height, width))
-        counts = segmentation["counts"]
-        runs = counts if isinstance(counts, list) else run_lengths(counts)
-        if sum(runs) != width * height or min(runs) < 0:
-            return None
-        if isinstance(counts, list):
-            return rle.frPyObjects(segmentation, height, width)
-        return {"size": [height, width], "counts": counts.encode("ascii")}
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def run_lengths(counts: str) -> list[int]:
-    """Decode COCO's compressed ``counts`` into the lengths of the runs, zeros first (as pycocotools' rleFrString).
-
-    Raises:
-        ValueError: the text ends within a number, or holds a character that no number has.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        six = ord(character) - 48
-        if not 0 <= six < 64:
-            raise ValueError(f"{character!r} is not part of a number")
-        value |= (six & 31) << shift
-        shift += 5
-        if not six & 32:  # the last five bits of a number; their highest is its sign
-            value -= (six & 16) << (shift - 4)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))  # from the fourth run on: a difference
-            value = shift = 0
-    if shift:
-        raise ValueError("ends within a number")
-    return runs

@@ -133,10 +133,11 @@ class _Annotation:
             self._fail(f"holds <{root.tag}>, not <annotation>")
         filename = root.find("filename")
         if filename is not None and (filename.text or "").strip() not in (stem, f"{stem}.jpg"):
-            self._fail(f"filename is {filename.text!r}: this is the annotation of another image")
+            self._fail(f"filename is {(filename.text or '')[:80]!r}: this is the annotation of another image")
         size = self._child(root, "size", "")
         self.width, self.height = (
-            int(self._text(size, side, "size: ", "[1-9][0-9]*", "a number of pixels")) for side in ("width", "height")
+            int(self._text(size, side, "size: ", "[1-9][0-9]{0,8}", "a number of pixels"))
+            for side in ("width", "height")
         )
         self.annotations = [self._object(item, i) for i, item in enumerate(root.findall("object"), 1)]
 
@@ -177,7 +178,7 @@ class _Annotation:
         """Return the text of the only child of this name, which must match a pattern."""
         text = (self._child(parent, tag, where).text or "").strip()
         if not fullmatch(pattern, text):
-            self._fail(f"{where}{tag} is {text!r}, not {allowed}")
+            self._fail(f"{where}{tag} is {text[:80]!r}, not {allowed}")
         return text
 
     def _fail(self, what: str) -> NoReturn:

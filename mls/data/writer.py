@@ -77,8 +77,8 @@ def write_store(
         records: in final order: split (as in `SPLITS`), then name.
         classes: names, by class index.
         multi_label: whether an image may have any number of classes (otherwise exactly one).
-        excluded: ``{"name", "reason"}`` of images left out; read after the last record, so the
-            records' source may still fill it.
+        excluded: ``{"name", "reason"}`` of images left out, and ``{"name", "object", "reason"}`` of degenerate objects
+            (`mls.data.listing.Listing`); read after the last record, so the records' source may still fill it.
         format: what the records' ``data`` are.
 
     Raises:

@@ -37,7 +37,10 @@ class Reader:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        return (self.root / name).is_file()
+        try:
+            return (self.root / name).is_file()
+        except OSError:  # a name that is too long for the file system, a folder that may not be read
+            return False
 
     def read(self, name: str) -> tuple[bytes, str]:
         """Return a file's content and its sha256 (hex), and count it into the digest.

@@ -215,7 +215,7 @@ def data_job(name: str, config: Dataset, lock: dict[str, Any], file: Path, read:
         if digest is None:
             raise MlsError(
                 f"dataset {name!r} has no digest in {DATA_LOCK}, and no checksums are published for all that it reads; "
-                f"run: mls data pin {name} -e {file}"
+                f"run: mls data pin {name} -e {file} (or mls data {name} --pin -e {file}, which also makes it)"
             )
         params["digest"] = digest
     if isinstance(config, CocoDataset) and config.subset and config.subset.ids:

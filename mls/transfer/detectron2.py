@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
+from mls.data.masks import polygons
 from mls.runtime import streams
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.transfer.detector import DetectorTask
 from mls.transfer.detectron2_model import make_config, place
 from mls.transfer.evaluate import as_result, in_batches
-from mls.transfer.instances import polygons, run_lengths
+from mls.transfer.instances import run_lengths
 from mls.transfer.interface import Given
 from mls.transfer.order import Planned, order_and_flips
 

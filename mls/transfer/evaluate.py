@@ -21,11 +21,13 @@ from pycocotools.cocoeval import COCOeval
 
 from mls.config.transfers import Detectron2Detector, TorchvisionDetector
 from mls.data.image_store import ImageStore
+from mls.data.masks import polygons
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.train.finetune import read_ahead
 from mls.transfer.detectron2_install import require_detectron2
+from mls.transfer.instances import has_mask
 
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The first six numbers of `COCOeval.stats`, in its order."""
@@ -84,7 +86,7 @@ def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:
     if not any(not item["iscrowd"] and not item.get("difficult", 0) for item in truth["annotations"]):
         needs = "boxes and masks" if kind == "instance" else "boxes"
         raise MlsError(f"the test split of this dataset holds no instances; the task {kind!r} needs {needs}")
-    if kind == "instance" and not any(item["segmentation"] for item in truth["annotations"]):
+    if kind == "instance" and not any(has_mask(item["segmentation"]) for item in truth["annotations"]):
         raise MlsError("the test split of this dataset holds boxes, but no masks; the task 'detection' needs no masks")
     return truth
 
@@ -148,7 +150,8 @@ def coco_metrics(truth: dict[str, Any], results: list[dict[str, Any]], targets: 
     for target in targets:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             found = make_coco(truth, as_annotations(results, target))
-            evaluation = DifficultEval(make_coco(truth, truth["annotations"]), found, TARGETS[target])
+            true = truth["annotations"] if target == "box" else with_masks(truth["annotations"])
+            evaluation = DifficultEval(make_coco(truth, true), found, TARGETS[target])
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -160,6 +163,17 @@ def coco_metrics(truth: dict[str, Any], results: list[dict[str, Any]], targets: 
             known = precision_TRK[:, :, index][precision_TRK[:, :, index] > -1]
             per_class[names[category]][f"{target}_AP"] = percent(known.mean() if known.size else -1)
     return {**metrics, "per_class": per_class}
+
+
+def with_masks(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return those with a mask, without polygons of fewer than three points, which pycocotools would take for boxes."""
+    kept = [annotation for annotation in annotations if has_mask(annotation["segmentation"])]
+    return [
+        {**annotation, "segmentation": polygons(annotation["segmentation"])}
+        if isinstance(annotation["segmentation"], list)
+        else annotation
+        for annotation in kept
+    ]
 
 
 def as_annotations(results: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:

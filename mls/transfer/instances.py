@@ -13,18 +13,16 @@ from pycocotools import mask as coco_mask
 
 from mls.config.transfers import TrainOn
 from mls.data.image_store import ImageStore
+from mls.data.masks import Segmentation, polygons
 from mls.runtime.errors import MlsError
-
-Segmentation = list[list[float]] | dict[str, Any]
-"""COCO's polygons, or a run-length code whose counts are a list or compressed."""
 
 
 def training_instances(store: ImageStore, splits: TrainOn, masks: bool) -> dict[int, list[dict[str, Any]]]:
     """Return the annotations of each image with instances, by row, ascending.
 
     As in Detectron2's default, crowd regions are left out (evaluation ignores detections in them), and so are
-    instances without a mask if masks are needed, and images in which no instance remains. VOC's difficult objects
-    are trained on.
+    boxes of no area, instances whose mask covers no pixel if masks are needed, and images in which no instance
+    remains. VOC's difficult objects are trained on.
 
     Raises:
         MlsError: no instance is left.
@@ -33,7 +31,7 @@ def training_instances(store: ImageStore, splits: TrainOn, masks: bool) -> dict[
     for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
         if annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0:
             continue
-        if not masks or has_mask(annotation["segmentation"]):
+        if not masks or _covers(annotation["segmentation"], *store.size(annotation["image_id"])):
             found.setdefault(annotation["image_id"], []).append(annotation)
     if not found:
         raise MlsError(
@@ -48,9 +46,9 @@ def has_mask(segmentation: Segmentation) -> bool:
     return isinstance(segmentation, dict) or bool(polygons(segmentation))
 
 
-def polygons(segmentation: list[list[float]]) -> list[list[float]]:
-    """Return the polygons with at least three points; Detectron2 drops the others too."""
-    return [polygon for polygon in segmentation if len(polygon) >= 6]
+def _covers(segmentation: Segmentation, width: int, height: int) -> bool:
+    """Return whether a mask covers a pixel."""
+    return has_mask(segmentation) and bool(coco_mask.area(run_lengths(segmentation, height, width)))
 
 
 def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

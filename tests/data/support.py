@@ -75,7 +75,7 @@ def instances(first: int, count: int) -> dict[str, Any]:
     annotations = [{**box, "id": 1000 - i["id"], "image_id": i["id"], "category_id": 17} for i in images[1:]]
     crowd = {"segmentation": {"size": [10, 20], "counts": [0, 200]}, "bbox": [0, 0, 20, 10], "area": 200, "iscrowd": 1}
     annotations.append({**crowd, "id": 2000 + first, "image_id": first + 1, "category_id": 3})
-    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    return {"images": images, "annotations": annotations, "categories": [dict(one) for one in CATEGORIES]}
 
 
 def make_coco(root: Path, change: Callable[[dict[str, Any]], object] = lambda train: None) -> Reader:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mls.data.image_store import ImageStore
 from mls.download.reader import Reader
 from mls.pipeline.plan import DATA_LOCK, read_lock
 from mls.runtime.errors import Interrupted, MlsError
-from tests.data.support import make, plan_of
+from tests.data.support import experiment_of, make, plan_of
 
 MLS_DATA = os.environ.get("MLS_DATA", "/nonexistent")
 FILES = [
@@ -106,6 +107,43 @@ def test_pin_keeps_other_entries_and_matches_what_is_read(photos: Path) -> None:
     assert pin() == digest
     with pytest.raises(MlsError, match="needs no digest"):
         sources.pin("s", ScenesDataset(source="scenes"), DATA_LOCK)
+
+
+def test_one_pass_pins_and_makes(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, run_mls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned = DATA_LOCK.read_bytes()
+    expected = {name: (make(photos={"source": "folder"}) / name).read_bytes() for name in FILES}
+    for folder in ("artifacts", ".store", "work"):
+        shutil.rmtree(folder)
+    DATA_LOCK.unlink()
+    Path("params.yaml").write_text(json.dumps(experiment_of(photos={"source": "folder"})))
+    assert run_mls("data", "photos") == 1
+    assert "mls data photos --pin -e params.yaml" in capsys.readouterr().err
+    read: list[str] = []
+    whole = Reader.read
+
+    def counted(self: Reader, name: str) -> tuple[bytes, str]:
+        read.append(name)
+        return whole(self, name)
+
+    monkeypatch.setattr(Reader, "read", counted)
+    assert run_mls("data", "photos", "--pin") == 0
+    assert len(read) == len(set(read)) == 21, "each file once"
+    assert DATA_LOCK.read_bytes() == pinned
+    _, job = plan_of(photos={"source": "folder"})
+    assert {name: (job.path / name).read_bytes() for name in FILES} == expected
+    assert not Path("work/pin-photos/build").exists()
+    assert run_mls("data", "pin", "photos", "--pin") == 1 and run_mls("data", "other", "--pin") == 1
+    assert "plans no data 'other'" in capsys.readouterr().err
+
+
+def test_a_failed_pass_pins_nothing(photos: Path, run_mls: Callable[..., int]) -> None:
+    DATA_LOCK.unlink()
+    (photos / "03.jpg").write_bytes(b"no image")
+    Path("params.yaml").write_text(json.dumps(experiment_of(photos={"source": "folder"})))
+    assert run_mls("data", "photos", "--pin") == 1
+    assert not DATA_LOCK.exists() and not Path("artifacts").exists() and not Path("work/pin-photos/build").exists()
 
 
 @pytest.mark.parametrize("changed", ["03.jpg", "labels.csv"])

@@ -109,7 +109,13 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, bool]] = {
         True,
     ),
     "RLE of nonsense": (item(segmentation={"size": [H, W], "counts": "ü"}), "masks that can't be decoded", True),
-    "polygon of two points": (item(segmentation=[[1, 1, 5, 5]]), "masks that can't be decoded", True),
+    "polygon of two points": (
+        item(segmentation=[[1, 1, 5, 5]]),
+        "objects whose polygons have fewer than three points",
+        False,
+    ),
+    "odd polygon": (item(segmentation=[[2, 2, 9, 2, 9, 7, 2]]), "masks that can't be decoded", True),
+    "polygon far away": (item(segmentation=[[2, 2, 4e7, 2, 9, 7]]), "masks that can't be decoded", True),
     "another class": (item(category_id=2), "images whose classes are not those of their annotations", True),
 }
 

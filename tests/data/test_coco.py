@@ -71,6 +71,32 @@ def on(section: str, **values: Any) -> Callable[[dict[str, Any]], object]:
         (on("annotations", area=float("nan")), "holds NaN"),
         (on("annotations", iscrowd=2), "annotation 996: iscrowd is 2"),
         (on("annotations", segmentation={"size": [20, 10], "counts": [0]}), "annotation 996: segmentation"),
+        (on("annotations", area=-1), "annotation 996: area is -1, and COCO's evaluation drops such objects; its mask"),
+        (on("annotations", area=1e11), "annotation 996: area is 100000000000.0, and COCO's evaluation drops"),
+        (on("annotations", iscrowd=1.0), "annotation 996: iscrowd is 1.0"),
+        (on("annotations", segmentation=[[1, 2, 9, 2, 9, 7, 1]]), "annotation 996: segmentation is a polygon of 7 num"),
+        (on("annotations", segmentation=[[1, 2, 4e7, 2, 9, 7]]), "annotation 996: segmentation is a polygon that re"),
+        (on("annotations", segmentation=[[1, 2, 9, -1e10, 9, 7]]), "annotation 996: segmentation is a polygon that r"),
+        (on("annotations", segmentation=[[1, 40]]), "annotation 996: segmentation is a polygon that reaches 30.0 px"),
+        (
+            on("annotations", segmentation={"size": [10, 20], "counts": [150, 20]}),
+            "an RLE of 170 pixels, but",
+        ),
+        (
+            on("annotations", segmentation={"size": [10, 20], "counts": [199, 1.0]}),
+            "an RLE with a run that is no",
+        ),
+        (on("annotations", segmentation={"size": [10, 20], "counts": "ü"}), "an RLE that does not decode: 'ü' is not"),
+        (on("annotations", segmentation={"size": [10, 20], "counts": "o" * 99}), "holds a number of more than 32 bits"),
+        (on("annotations", bbox=[1, 2, 10**399, 3]), "holds 100000000000..., a number of 400 digits; 18 are allowed"),
+        (on("images", width=10**399), "holds 100000000000..., a number of 400 digits; 18 are allowed"),
+        (on("images", file_name="x" * 300), "is missing below"),
+        (on("categories", name="cat"), "category 90: class name 'cat' was there before (category 17)"),
+        (on("categories", name="cat "), "category 90: class name 'cat ' has space around it"),
+        (on("categories", name="ca\u0308r"), "category 90: class name 'ca\\u0308r' is not in Unicode's form NFC"),
+        (on("categories", name="\ud83d"), "category 90: class name '\\ud83d' holds U+D83D, which can't be seen"),
+        (on("categories", name="a\u200db"), "category 90: class name 'a\\u200db' holds U+200D"),
+        (on("categories", name="\u3164"), "category 90: class name '\\u3164' holds U+3164"),
         (on("annotations", id=2001), "annotations: id 2001 is there twice"),
         (on("annotations", id=None), "annotations: an entry without an integer id"),
         (on("images", file_name="../x.jpg"), "image 3: file_name '../x.jpg' leaves"),
@@ -101,6 +127,51 @@ def test_invalid_json_is_named(tmp_path: Path) -> None:
         read_listing(CONFIG, reader)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "not valid JSON (it is nested too deeply)"),
+        ('{"images": ' + '{"a": ' * 100_000, "not valid JSON (it is nested too deeply)"),
+        ('{"images": [], "images": []}', "key 'images' is there twice in one object"),
+        ('{"images": [{"id": 1, "id": 2}]}', "key 'id' is there twice in one object, which has 'id', 'id'"),
+        ("\xff", "not valid JSON"),
+        ("[]", "must hold a mapping"),
+    ],
+)
+def test_json_that_is_no_data_set_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    reader = make_coco(tmp_path)
+    (tmp_path / "annotations/instances_val2017.json").write_text(text, encoding="latin-1")
+    with pytest.raises(MlsError) as caught:
+        read_listing(CONFIG, reader)
+    assert str(caught.value).startswith(str(tmp_path / "annotations/instances_val2017.json"))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+DEGENERATE: dict[str, tuple[dict[str, Any], str]] = {
+    "polygon of two points": ({"segmentation": [[1.5, 2, 9.5, 7]]}, "its polygons have fewer than three points"),
+    "empty polygon": ({"segmentation": [[]]}, "its polygons have fewer than three points"),
+    "box of no height": ({"bbox": [1.5, 2, 8, 0]}, "its box, [1.5, 2, 8, 0], has no area"),
+    "line": ({"segmentation": [[1, 2, 5, 2, 1, 2]]}, "its mask covers no pixel"),
+    "empty RLE": ({"segmentation": {"size": [10, 20], "counts": [200]}}, "its mask covers no pixel"),
+}
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_an_object_of_no_area_is_listed_and_kept(tmp_path: Path, kind: str) -> None:
+    """Official COCO has a few."""
+    values, reason = DEGENERATE[kind]
+    listing = read_listing(CONFIG, make_coco(tmp_path, on("annotations", **values)))
+    name = "train2017/000000000004.jpg"
+    assert listing.degenerate == [{"name": name, "object": "annotation 996", "reason": reason}]
+    (entry,) = (entry for entry in listing.entries if entry.name == name)
+    assert entry.annotations[0].items() >= values.items()
+
+
+def test_a_short_polygon_beside_a_good_one_is_no_degenerate_object(tmp_path: Path) -> None:
+    both = [[1.5, 2, 3, 2], [1.5, 2, 9.5, 2, 9.5, 7]]
+    assert not read_listing(CONFIG, make_coco(tmp_path, on("annotations", segmentation=both))).degenerate
+
+
 def test_boxes_may_touch_the_edge_and_be_empty(tmp_path: Path) -> None:
     """Official COCO has a few boxes of no height, and rounds."""
     read_listing(CONFIG, make_coco(tmp_path, on("annotations", bbox=[12, 0, 8.6, 0])))
@@ -115,6 +186,7 @@ def test_coco_tiny_is_read_in_full() -> None:
     assert (len(of[False]), len(of[True])) == (470, 382)
     assert sum(a["iscrowd"] for a in of[False]) == sum(a["iscrowd"] for a in of[True]) == 5
     assert len({c for e in listing.entries if e.split == "test" for c in e.classes}) == 48
+    assert not listing.degenerate
 
 
 def subset(**changes: Any) -> CocoDataset:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mls.data.decode import MAX_PIXELS, decode, prove
+from mls.data.decode import decode, prove
+from mls.data.listing import MAX_PIXELS
 from mls.runtime.errors import MlsError
 from tests.data.support import NOISY, PHOTO, PIXELS, H, W, X, encoded, output_of, palette, png
 

@@ -99,14 +99,28 @@ def test_bad_rows_are_named(tmp_path: Path, row: str, message: str) -> None:
     ("header", "message"),
     [
         ("name,split,sea,trees", "line 1: column 'file' is missing; there are: name, split, sea, trees"),
-        ("file,split,sea,sea", "must differ"),
-        ("file,split,sea,", "must differ and not be empty"),
+        ("file,split,sea,sea", "line 1: column 4: class name 'sea' was there before .column 3."),
+        ("file,split,sea,", "line 1: column 4: class name '' is blank"),
+        ("file,split,sea,sea ", "line 1: column 4: class name 'sea ' has space around it"),
+        ("file,split,sea,\u00a0", "is blank"),
+        ("file,split,sea,s\u200bea", r"class name 's\\u200bea' holds U.200B, which can't be seen"),
+        ("file,split,sea,s\ufe0fea", "holds U.FE0F"),
+        ("file,split,sea,s\0ea", "holds U.0000|NUL"),
+        ('file,split,sea,"s\nea"', "holds U.000A"),
+        ("file,split,sea,cafe\u0301", r"class name 'cafe\\u0301' is not in Unicode's form NFC"),
         ("file,split,sea,label", "'label' can't stand beside"),
     ],
 )
 def test_bad_headers_are_named(tmp_path: Path, header: str, message: str) -> None:
     with pytest.raises(MlsError, match=message):
         read_listing(CONFIG, make_folder(tmp_path, [header, *GOOD[1:]]))
+
+
+@pytest.mark.parametrize(("label", "message"), [("sea ", "has space"), ("", "is blank"), (" ", "is blank")])
+def test_bad_labels_are_named(tmp_path: Path, label: str, message: str) -> None:
+    lines = ["file,split,label", "x/0.png,train,sea", f"x/1.png,train,{label}", "x/2.png,test,sea"]
+    with pytest.raises(MlsError, match=rf"labels\.csv, line 3: column 'label': class name '{label}' {message}"):
+        read_listing(CONFIG, make_folder(tmp_path, lines))
 
 
 @pytest.mark.parametrize("lines", [[], GOOD[:1], GOOD[:9], [GOOD[0], *GOOD[-2:]], [*GOOD[:2], GOOD[-1]]])

@@ -98,7 +98,7 @@ def test_excluded_images_have_a_reason(root: Path) -> None:
     records, excluded = load(root, listing, short_side=16)
     assert [(record.name, record.width, record.height) for record in records] == [("02.png", 26, 16)]
     assert [item["name"] for item in excluded] == ["00.png", "01.png", "bad.png"]
-    assert excluded[0]["reason"] == "has an annotation whose RLE is not one of 30 x 20 px; it can't be shrunk"
+    assert excluded[0]["reason"] == "has an annotation that can't be shrunk: an RLE of 3 pixels, but the image has 600"
     assert excluded[1]["reason"] == "is 31 x 20 px, but its annotations are for 30 x 20"
     assert excluded[2]["reason"].startswith("does not decode: ")
     with pytest.raises(MlsError, match=r"max_excluded = 0\.5 of 4 images.*00\.png has an ann.*01\.png is 31.*bad"):

@@ -111,7 +111,8 @@ def test_downloaded_and_copied_files_give_the_same_bytes(coco: Server, tmp_path:
 
 def test_an_unverified_copy_is_not_taken_for_the_published_set(coco: Server, tmp_path: Path) -> None:
     plan = plan_of({"root": str(tmp_path / "made")})
-    with pytest.raises(MlsError, match=r"nothing proves what it holds.*run: mls data pin photos"):
+    (tmp_path / "made/annotations/instances_train2017.json").write_text("is not read")
+    with pytest.raises(MlsError, match=r"nothing proves what it holds.*pin it first: mls data photos --pin"):
         make(plan)
     assert not plan.stage("data")[0].path.exists()
 

@@ -10,8 +10,10 @@ from pycocotools import mask as coco_mask
 
 from mls.config.datasets import CocoDataset, VocDataset
 from mls.data import sources
+from mls.data.check import check_artifact
 from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
+from mls.runtime.errors import MlsError
 from mls.transfer.evaluate import coco_metrics
 from mls.transfer.instances import training_instances
 from tests.data.support import an_object, make, make_coco, make_voc_tree, xml
@@ -120,3 +122,36 @@ def test_classes_that_occur_only_in_train_or_only_in_test(tmp_path: Path) -> Non
     assert metrics["per_class"]["green"] == pytest.approx({"box_AP": 100, "mask_AP": 100})
     assert metrics["per_class"]["blue"] == {"box_AP": 0, "mask_AP": 0}
     assert metrics["box_AP"] == pytest.approx(50)
+
+
+def test_objects_of_no_area_are_left_out_where_masks_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A polygon of two points, which pycocotools takes for a box, a mask of no pixel and a box of no height."""
+    root = tmp_path / "data" / "coco"
+    root.mkdir(parents=True)
+    bad = ({"segmentation": [[1, 2, 8, 5]]}, {"segmentation": [[1, 2, 5, 2, 1, 2]]}, {"bbox": [1.5, 2, 8, 0]})
+    make_coco(root, lambda raw: [raw["annotations"][i].update(values) for i, values in enumerate(bad)])
+    file = root / "annotations/instances_val2017.json"
+    raw = json.loads(file.read_text())
+    raw["annotations"][0].update(bad[0])
+    file.write_text(json.dumps(raw))
+    monkeypatch.setenv("MLS_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    entry = {"source": "coco", "root": "coco", "val_share": 0.2, "max_excluded": 0.5}
+    sources.pin("coco", CocoDataset.model_validate(entry), DATA_LOCK)
+    with pytest.raises(MlsError, match=r"max_excluded = 0.01 of 14 objects can't be used: train2017/0.*2.jpg annotat"):
+        make(coco={**entry, "max_excluded": 0.01})
+    store = ImageStore(make(coco=entry))
+    assert "4 of 14 objects have no area" in capsys.readouterr().err
+    excluded = json.loads((store.path / "excluded.json").read_text())
+    assert len(store) == 14 and [item["object"] for item in excluded] == [
+        f"annotation {i}" for i in (998, 997, 996, 949)
+    ]
+    report = check_artifact(store.path, "coco")
+    assert (report.degenerate, report.excluded) == (4, [])
+    counts = [sum(map(len, training_instances(store, "train+val", masks=masks).values())) for masks in (False, True)]
+    assert counts == [8, 6]
+    truth = store.ground_truth("test")
+    found = perfect({**truth, "annotations": truth["annotations"][2:]})
+    assert coco_metrics(truth, found, ("mask",))["mask_AP"] == pytest.approx(100)
