@@ -24,11 +24,11 @@ from mls.config.probes import TASKS
 
 STAGES = ("data", "pretrain", "features", "probe", "transfer", "tables")
 
-STAGE_VERSIONS = {"data": 1, "pretrain": 2, "features": 1, "probe": 2, "transfer": 1, "tables": 4}
+STAGE_VERSIONS = {"data": 1, "pretrain": 2, "features": 1, "probe": 3, "transfer": 1, "tables": 5}
 """Raise a stage's version when the same params would give different results. Adding a log column does not count.
 Snakemake does not see edits to ``mls/*.py``; it sees this version."""
 
-KIND_VERSIONS: dict[tuple[str, str], int] = {}
+KIND_VERSIONS = {("transfer", "instance"): 2, ("transfer", "detection"): 2, ("transfer", "detectron2"): 2}
 """(Stage, `kind_of` its section) -> version, for kinds whose version has been raised: from 1, which is left out here
 and in ids, to 2 and so on. Raise it when the same params of that kind would give different results, and other kinds of
 the stage still give the same: ``("probe", "svm"): 2`` makes SVMs again, and the tables that read them."""

@@ -62,7 +62,7 @@ MECHANISM: dict[str, Panel] = {
 """Title -> panel."""
 AGREEMENT: dict[str, tuple[str, Any]] = {
     "agreement": ("agreement: shares a class with its image", "-"),
-    "agreement_base": ("chance: the same of all entries", ":"),
+    "agreement_base": ("chance: the same for all entries", ":"),
 }
 """Column -> its entry in the legend, and its line."""
 

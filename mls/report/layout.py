@@ -24,9 +24,9 @@ PAPER, DIFFERENCE = "paper", "ours - paper"
 """Groups of the columns to the right of ``n``."""
 Kind = Literal["measured", "difference", "paper"]
 REASONS: dict[Kind, str] = {
-    "measured": "pretrained otherwise than most rows",
+    "measured": "pretrained differently from most rows",
     "difference": "of two unlike pretrainings",
-    "paper": "another protocol than the paper's",
+    "paper": "the protocol differs from the paper's",
 }
 """Where a mark stands (at a row, at a difference of rows, at a difference from the paper) -> what it warns of."""
 Marks = dict[tuple[Kind, str], str]
@@ -157,13 +157,18 @@ def _notes(table: FilledTable) -> Iterator[str]:
         yield "±: half the width of the 95 % t-interval of the mean over n."
     if "seeds" in averaged:
         several = any(c.over == "seeds" and len(c.sources) > c.of for c in measured)
-        yield "n seeds: pretrained n times" + ("; each seed counts with the mean of its trials." if several else ".")
+        yield "n seeds: n pretrainings" + ("; each seed counts with the mean of its trials." if several else ".")
     if "trials" in averaged:
-        yield "n trials: one pretraining, the task trained n times; ± does not cover how pretrainings vary."
+        yield (
+            "n trials: one pretraining, the task trained n times; ± does not include the variance between pretrainings."
+        )
     if any(c.of == 1 for c in cells):
         yield "n = 1: one value, so no interval." if not sampled else "n = 1: one value, so no ±."
     for level, covers in sampled:
-        yield f"[low, high]: {100 * level:g} % bootstrap interval over the images: {covers}, not how pretrainings vary."
+        yield (
+            f"[low, high]: {100 * level:g} % bootstrap interval over the images: {covers}, without the variance "
+            "between pretrainings."
+        )
     for counts in sorted(set(table.partial.values())):
         tasks = ", ".join(task for task, own in table.partial.items() if own == counts)
         yield (

@@ -43,7 +43,7 @@ def small_plan(**changes: Any) -> Plan:
     raw: dict[str, Any] = {
         "experiment": "tiny",
         "datasets": {"scenes": SCENES},
-        "pretrain": {"dataset": "scenes"},
+        "pretrain": {"dataset": "scenes", "batch_size": 4, "moco": {"bn_splits": 2}},
         "runs": {"random": {"method": "none"}, "mls": {}},
         "probe": {"linear": {"kind": "linear", "dataset": "scenes"}},
         "transfer": {"detect": {"kind": "instance", "dataset": "scenes"}},

@@ -30,7 +30,10 @@ def filled(seeds: dict[str, list[dict[str, Any]]], column: str = "svm.mAP", **mo
 
 
 ONE = {"mls": [probed(52.04, [50.6, 53.25])]}
-NOTE = "[low, high]: 95 % bootstrap interval over the images: test sampling only, not how pretrainings vary."
+NOTE = (
+    "[low, high]: 95 % bootstrap interval over the images: test sampling only, without the variance between "
+    "pretrainings."
+)
 
 
 def lines(table: FilledTable) -> list[str]:

@@ -320,8 +320,8 @@ def test_another_protocol_is_marked_and_explained() -> None:
     )
     text = to_markdown(other, "e")
     assert any(line.startswith("| mls (a) | 40.0 | 1 | 85.8 | -45.8 (b) | ") for line in shown(text))
-    assert "- (a): pretrained otherwise than most rows: 4 epochs." in text
-    assert "- (b): another protocol than the paper's: 4 epochs instead of 400 epochs." in text
+    assert "- (a): pretrained differently from most rows: 4 epochs." in text
+    assert "- (b): the protocol differs from the paper's: 4 epochs instead of 400 epochs." in text
     assert "mls (a)" in to_latex(other, "e")
     lines = [r for r in csv.DictReader(io.StringIO(to_csv(other))) if r["protocol"]]
     assert [(r["column"], r["protocol"]) for r in lines] == [

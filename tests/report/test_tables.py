@@ -83,7 +83,7 @@ def test_trials_of_one_seed_are_called_trials(in_tmp: Path) -> None:
     path = make_tables(plan)
     assert cells(path)["mls", "detect.box_AP"] == f"**20.0 ± {T2 * 10 / math.sqrt(3):.1f}**"
     assert cells(path)["mls", "n"] == "linear 1, detect 3 trials"
-    assert "does not cover how pretrainings vary" in notes(path)
+    assert "does not include the variance between pretrainings" in notes(path)
 
 
 def test_trials_are_averaged_within_each_seed_first() -> None:

@@ -129,8 +129,8 @@ def test_dvc_repro_follows_a_changed_param_after_a_direct_run(original: Clone) -
 def test_a_raised_stage_version_is_planned_by_snakemake_and_dvc(pulled: Clone) -> None:
     file = pulled.path / "mls" / "config" / "identity.py"
     text = file.read_text()
-    assert '"probe": 2' in text
-    file.write_text(text.replace('"probe": 2', '"probe": 3'))
+    assert '"probe": 3' in text
+    file.write_text(text.replace('"probe": 3', '"probe": 4'))
     assert pulled.planned() == {"probe_artifact": 2, "tables_artifact": 1, "publish": 1}
     status = pulled.run("dvc", "status")
     assert "probe:" in status and "mls" in status
