@@ -23,6 +23,7 @@ SLOW = (
     "workflow/",
     "download/test_download.py",
     "download/test_fetch.py",
+    "data/test_build_store.py",
     "data/test_decode.py",
     "data/test_fuzz.py",
     "methods/test_pins.py",
