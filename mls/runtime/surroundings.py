@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-MARKS = ("Snakefile", "mls", "dvc.yaml")
+MARKS = ("params.yaml", "data.lock", "mls")
 """What the root of a clone holds."""
 CALLED_FROM = "MLS_CALLED_FROM"
 """Names the folder where a command was called, if that is another than the root."""

@@ -35,8 +35,7 @@ handle.write("done")
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The least that looks like a clone, with an experiment in a folder, where the command is called."""
-    for name in ("Snakefile", "dvc.yaml", "data.lock"):
-        (tmp_path / name).touch()
+    (tmp_path / "data.lock").touch()
     (tmp_path / "mls").mkdir()
     (tmp_path / "experiments").mkdir()
     text = (ROOT / "experiments" / "micro.yaml").read_text()
