@@ -21,7 +21,7 @@ for place in ("MLS_STORE", "MLS_WORK"):  # tests must not touch a developer's ow
 
 SLOW = (
     "workflow/",
-    "download/test_download.py",
+    "download/test_download",
     "download/test_fetch.py",
     "data/test_build_store.py",
     "data/test_decode.py",
