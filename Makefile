@@ -3,8 +3,6 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 EXPERIMENT ?= params.yaml
-# One more than the processors: a quarter of the tests' time is waiting for other processes.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -31,10 +29,10 @@ report: setup ## write report/<experiment>.html (EXPERIMENT=params.yaml): tables
 	  snakemake --config experiment=$(EXPERIMENT) --quiet all --report $$file -- pages && echo $$file
 
 test: setup ## run the tests, in parallel
-	python -m pytest -n $(WORKERS)
+	python -m pytest -n 2
 
 test-fast: setup ## the tests that need no other process: for use while editing
-	python -m pytest -n $(WORKERS) -m "not slow"
+	python -m pytest -n 2 -m "not slow"
 
 lint: setup ## ruff, mypy, import-linter, snakefmt; changes nothing
 	ruff check .
