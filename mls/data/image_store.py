@@ -12,7 +12,7 @@
 | ``images.bin`` | image files end to end; in a raw store, pixels: uint8 (H, W, 3), RGB |
 | ``index.parquet`` | for each image: offset and length there, size, name, split, sha256 of the stored bytes |
 | ``labels.parquet``, ``classes.json`` | class indices of each image, names of the classes |
-| ``annotations.json`` | COCO's format, one annotation per line |
+| ``annotations.json`` | COCO's format, one annotation per line (`mls.data.annotations`) |
 | ``excluded.json`` | images that were left out, and objects without a box or mask to learn, with reasons |
 | ``masks.bin``, ``masks.parquet`` | only if any image has a mask: grey PNGs end to end; image, offset, length |
 | ``store.json`` | only if images are not kept as files: ``{"format": "raw"}`` |
@@ -28,7 +28,7 @@ import io
 import json
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +40,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from mls.data.annotations import Annotations
 from mls.runtime.errors import MlsError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and naming and hashing files does not need it
@@ -94,6 +95,7 @@ class ImageStore:
         names = json.loads((path / "classes.json").read_text(encoding="utf-8"))
         self.classes: list[str] = names["classes"]
         self.multi_label: bool = names["multi_label"]
+        self._annotations = Annotations(path / "annotations.json")
         self._raw = (path / "store.json").exists()
         self.has_masks = (path / "masks.parquet").exists()
         """Whether any image has a mask."""
@@ -190,13 +192,28 @@ class ImageStore:
         width, height = self.sizes_N2[row].tolist()
         return width, height
 
+    def annotations(self, row: int) -> list[dict[str, Any]]:
+        """Return an image's annotations in COCO's format; ``image_id`` is its row."""
+        return self._annotations.of(row)
+
+    def annotations_of(self, *splits: str) -> Iterator[dict[str, Any]]:
+        """Yield the annotations of some splits in the order of rows."""
+        for split in sorted(splits, key=SPLITS.index):
+            if len(rows := self.split(split)):
+                yield from self._annotations.between(int(rows[0]), int(rows[-1]) + 1)
+
     def ground_truth(self, *splits: str) -> dict[str, Any]:
         """Return the annotations of some splits as a COCO dictionary; an image's ``id`` is its row."""
-        coco: dict[str, Any] = json.loads((self.path / "annotations.json").read_text(encoding="utf-8"))
-        rows = {row for split in splits for row in self.split(split).tolist()}
-        coco["images"] = [image for image in coco["images"] if image["id"] in rows]
-        coco["annotations"] = [item for item in coco["annotations"] if item["image_id"] in rows]
-        return coco
+        rows = sorted(row for split in splits for row in self.split(split).tolist())
+        sizes = zip(rows, self.sizes_N2[rows].tolist(), strict=True)
+        return {
+            "annotations": list(self.annotations_of(*splits)),
+            "categories": [{"id": i, "name": name} for i, name in enumerate(self.classes, 1)],
+            "images": [
+                {"id": row, "file_name": self.name(row), "width": width, "height": height}
+                for row, (width, height) in sizes
+            ],
+        }
 
     @cached_property
     def _bytes(self) -> torch.Tensor:

@@ -39,7 +39,7 @@ def load_records(
         listing: what to read.
         reader: reads (and hashes) each file once.
         excluded: filled with ``{"name", "reason"}`` of images that do not decode, or do not have the size that their
-            annotations are for, or whose label file can't be used; and with `Listing.degenerate` of the others.
+            annotations are for, or whose label file can't be used; and with `Listing.find_degenerate` of the others.
         config: ``max_excluded`` is the share of the listed images that may be excluded, and of their objects that may
             be degenerate; ``short_side`` and ``format`` say what is kept (see `mls.data.shrink`).
         threads: images prepared at the same time.
@@ -49,7 +49,8 @@ def load_records(
             few).
     """
     total, objects = len(listing.entries), sum(len(entry.annotations) for entry in listing.entries)
-    _check_share(listing.degenerate, objects, "objects", reader, config)
+    degenerate = listing.find_degenerate()
+    _check_share(degenerate, objects, "objects", reader, config)
     with ThreadPoolExecutor(threads) as pool:
         submitted = ((entry, pool.submit(_load, entry, listing, reader, config)) for entry in listing.entries)
         waiting = deque(islice(submitted, 4 * threads))
@@ -66,7 +67,7 @@ def load_records(
         finally:  # also if the caller stops before the last image
             pool.shutdown(cancel_futures=True)
     gone = {item["name"] for item in excluded}
-    excluded += [dict(item) for item in listing.degenerate if item["name"] not in gone]
+    excluded += [dict(item) for item in degenerate if item["name"] not in gone]
 
 
 def _check_share(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unicodedata import is_normalized
@@ -36,8 +36,8 @@ class Entry:
     split: str
     classes: list[int]
     """Sorted class indices."""
-    annotations: list[dict[str, Any]]
-    """As in `mls.data.writer.Record`."""
+    annotations: Sequence[dict[str, Any]]
+    """As in `mls.data.writer.Record`; COCO's are parsed when they are asked for."""
     size: tuple[int, int] | None = None
     """Width and height that the source claims, pixels; its annotations are in these coordinates."""
     mask: str | None = None
@@ -55,9 +55,10 @@ class Listing:
     values: Mapping[int, int] | None = None
     """Pixel value in a label file -> class index, or `mls.data.image_store.IGNORE`. An image with a label file has the
     classes that the file shows."""
-    degenerate: Sequence[Mapping[str, str]] = ()
-    """``{"name", "object", "reason"}`` of each object that has no box or mask to learn: its image, what names it in the
-    source, and why. The store keeps these objects; what needs boxes or masks leaves them out."""
+    find_degenerate: Callable[[], Sequence[Mapping[str, str]]] = tuple
+    """Decode the mask of every object; return ``{"name", "object", "reason"}`` of each that has no box or mask to
+    learn: its image, what names it in the source, and why. The store keeps these objects; what needs boxes or masks
+    leaves them out. An `MlsError` names a mask that contradicts itself."""
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:

@@ -94,7 +94,7 @@ def open_reader(names: Sequence[str], config: LocalDataset, poll: Callable[[], N
     root = find_root(names, config)
     if config.root is None and not (isinstance(config, VocDataset) and voc.is_bare(root, config)):
         fetch.fetch_archives(names[0], config, root, poll)
-    return Reader(voc.devkit(root, config) if isinstance(config, VocDataset) else root)
+    return Reader(voc.devkit(root, config) if isinstance(config, VocDataset) else root, poll)
 
 
 def read_listing(config: LocalDataset, reader: Reader, poll: Callable[[], None] = lambda: None) -> Listing:

@@ -36,7 +36,7 @@ class Record:
     height: int
     classes: list[int]
     """Sorted class indices."""
-    annotations: list[dict[str, Any]]
+    annotations: Sequence[dict[str, Any]]
     """COCO annotations without ``id`` and ``image_id``, which the store assigns; ``category_id`` is class index + 1."""
     sha256: str = ""
     """Of ``data``; computed unless the source already has it."""
@@ -146,5 +146,4 @@ def _check(record: Record, format: Format) -> None:
         )
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
+_dumps = json.JSONEncoder(sort_keys=True, allow_nan=False).encode

@@ -8,6 +8,7 @@ reader.digest()     # {"sha256": ..., "files": 1, "bytes": ...} over all files r
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,14 @@ def unsafe(name: str) -> str | None:
 class Reader:
     """The files below one root. Reading from several threads is safe."""
 
-    def __init__(self, root: Path) -> None:
-        """Take the source's root; nothing is read yet."""
-        self.root = root
+    def __init__(self, root: Path, poll: Callable[[], None] = lambda: None) -> None:
+        """Take the source's root; nothing is read yet.
+
+        Args:
+            root: a folder.
+            poll: what reads for more than a second calls it now and then; an exception that it raises ends the reading.
+        """
+        self.root, self.poll = root, poll
         self._seen: dict[str, tuple[int, str]] = {}
         """Size and sha256 by name."""
 

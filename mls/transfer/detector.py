@@ -19,7 +19,7 @@ from mls.config.transfers import Detectron2Detector, TorchvisionDetector
 from mls.models.backbone import feature_maps, load_backbone
 from mls.transfer.convert import as_pretrained, first_pixels, load, prove
 from mls.transfer.evaluate import ground_truth
-from mls.transfer.instances import training_instances
+from mls.transfer.instances import TrainingInstances
 from mls.transfer.interface import Given, TransferTask
 
 WARMUP_FACTOR = 0.001
@@ -40,7 +40,7 @@ class DetectorTask(TransferTask):
         """
         self.task, self.given, self.store = task, given, given.store
         ground_truth(given.store, task.kind)  # a test split without instances stops here, not after the training
-        self.instances = training_instances(given.store, task.train_on, masks=task.kind == "instance")
+        self.instances = TrainingInstances(given.store, task.train_on, masks=task.kind == "instance")
         self.rows = list(self.instances)
         self.train_images, self.rows_N = len(self.rows), given.store.split("test")
         self.batch_size, self.total = task.batch_size, cast(int, task.steps_on(self.train_images))

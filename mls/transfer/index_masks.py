@@ -16,8 +16,6 @@ are skipped (some of COCO's are too small for a polygon).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -50,15 +48,14 @@ class IndexMasks:
         """Class names; a mask holds their indices."""
         if len(self.classes) > IGNORE:
             raise MlsError(f"{len(self.classes)} classes do not fit into index masks, which hold at most {IGNORE}")
-        self._of: dict[int, list[dict[str, Any]]] = {}
         if store.has_masks:
             masked = set(store.mask_rows)
             self.rows = [row for row in self.rows if row in masked]
+            found = bool(self.rows)
         else:
-            for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
-                if has_mask(annotation["segmentation"]):
-                    self._of.setdefault(annotation["image_id"], []).append(annotation)
-        if not (self.rows if store.has_masks else self._of):
+            annotations = store.annotations_of(*splits.split("+"))
+            found = any(has_mask(annotation["segmentation"]) for annotation in annotations)
+        if not found:
             raise MlsError(
                 f"split {splits!r} of this dataset holds no masks; the task 'semantic' needs index masks, or instances "
                 "with masks"
@@ -97,7 +94,7 @@ class IndexMasks:
     def _drawn(self, row: int, height: int, width: int) -> Tensor:
         mask_HW = torch.full((height, width), len(self.classes) - 1, dtype=torch.uint8)  # background is the last class
         shapes = []
-        for annotation in self._of.get(row, ()):
+        for annotation in filter(lambda item: has_mask(item["segmentation"]), self.store.annotations(row)):
             shape_HW = torch.from_numpy(decode_mask(annotation["segmentation"], height, width)).bool()
             value = IGNORE if annotation["iscrowd"] else annotation["category_id"] - 1
             shapes.append((bool(annotation["iscrowd"]), -int(shape_HW.sum()), value, shape_HW))

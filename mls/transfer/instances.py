@@ -1,11 +1,12 @@
 """The instances that detectors are trained on, and the masks of instances.
 
-instances = training_instances(store, "train", masks=True)      # row -> annotations in COCO's format
+instances = TrainingInstances(store, "train", masks=True)      # row -> annotations in COCO's format
 mask_HW = decode_mask(instances[row][0]["segmentation"], height, width)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,30 +16,58 @@ from mls.config.transfers import TrainOn
 from mls.data.image_store import ImageStore
 from mls.data.masks import Segmentation, polygons
 from mls.runtime.errors import MlsError
+from mls.runtime.progress import Bar
+
+LARGE = 1 << 14
+"""Images from which indexing shows a bar."""
 
 
-def training_instances(store: ImageStore, splits: TrainOn, masks: bool) -> dict[int, list[dict[str, Any]]]:
-    """Return the annotations of each image with instances, by row, ascending.
+class TrainingInstances(Mapping[int, list[dict[str, Any]]]):
+    """The annotations of each image with instances, by row, ascending.
 
     As in Detectron2's default, crowd regions are left out (evaluation ignores detections in them), and so are
     boxes of no area, instances whose mask covers no pixel if masks are needed, and images in which no instance
-    remains. VOC's difficult objects are trained on.
-
-    Raises:
-        MlsError: no instance is left.
+    remains. VOC's difficult objects are trained on. An image's are parsed when asked for: those of COCO take 3 GB.
     """
-    found: dict[int, list[dict[str, Any]]] = {}
-    for annotation in store.ground_truth(*splits.split("+"))["annotations"]:
+
+    def __init__(self, store: ImageStore, splits: TrainOn, masks: bool) -> None:
+        """Find the images with instances.
+
+        Raises:
+            MlsError: no instance is left.
+        """
+        self._store, self._masks = store, masks
+        self._rows: dict[int, None] = {}
+        with Bar(f"index {splits}", len(store), hidden=len(store) < LARGE) as bar:
+            for annotation in store.annotations_of(*splits.split("+")):
+                row = annotation["image_id"]
+                if row not in self._rows and self._learned(annotation):
+                    self._rows[row] = None
+                    bar.advance(row - bar.done, row - bar.done)
+        if not self._rows:
+            raise MlsError(
+                f"split {splits!r} of this dataset holds no instances{' with masks' if masks else ''}; "
+                f"the task {'instance' if masks else 'detection'!r} needs boxes{' and masks' if masks else ''}"
+            )
+
+    def __getitem__(self, row: int) -> list[dict[str, Any]]:
+        """Return an image's instances in COCO's format."""
+        if row not in self._rows:
+            raise KeyError(row)
+        return [annotation for annotation in self._store.annotations(row) if self._learned(annotation)]
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the rows, ascending."""
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._rows)
+
+    def _learned(self, annotation: dict[str, Any]) -> bool:
         if annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0:
-            continue
-        if not masks or _covers(annotation["segmentation"], *store.size(annotation["image_id"])):
-            found.setdefault(annotation["image_id"], []).append(annotation)
-    if not found:
-        raise MlsError(
-            f"split {splits!r} of this dataset holds no instances{' with masks' if masks else ''}; "
-            f"the task {'instance' if masks else 'detection'!r} needs boxes{' and masks' if masks else ''}"
-        )
-    return dict(sorted(found.items()))
+            return False
+        return not self._masks or _covers(annotation["segmentation"], *self._store.size(annotation["image_id"]))
 
 
 def has_mask(segmentation: Segmentation) -> bool:

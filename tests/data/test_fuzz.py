@@ -29,7 +29,7 @@ from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
 from mls.transfer.evaluate import coco_metrics
 from mls.transfer.index_masks import IndexMasks
-from mls.transfer.instances import training_instances
+from mls.transfer.instances import TrainingInstances
 from tests.data.support import add_set, make_coco
 
 COMPRESSED = rle.encode(np.asfortranarray(np.eye(10, 20, dtype=np.uint8)))["counts"].decode()
@@ -76,7 +76,7 @@ def use(store: ImageStore) -> None:
     if store.ground_truth("train", "test")["annotations"]:
         for masks in (False, True):
             try:
-                training_instances(store, "train", masks)
+                TrainingInstances(store, "train", masks)
                 IndexMasks(store, "train").of(int(store.split("train")[0]))
                 coco_metrics(truth, [], ("box", "mask"))
             except MlsError as error:  # nothing is left to learn from: one line, before a training

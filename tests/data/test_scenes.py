@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def masks(annotations: list[dict[str, Any]]) -> np.ndarray:
+def masks(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.stack([rle.decode(a["segmentation"]) for a in annotations]).astype(bool)
 
 

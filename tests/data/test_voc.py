@@ -23,7 +23,7 @@ from mls.data.voc import CLASSES, devkit, read_listing
 from mls.download.reader import Reader
 from mls.pipeline.plan import DATA_LOCK, Job, Plan
 from mls.runtime.errors import MlsError
-from mls.transfer.instances import training_instances
+from mls.transfer.instances import TrainingInstances
 from tests.data.support import HEIGHT, WIDTH, add_set, an_object, experiment_of, make, make_voc_tree, plan_of, xml
 
 CONFIG = VocDataset(source="voc", val_share=0.25)
@@ -354,7 +354,7 @@ def test_the_artifact_holds_boxes_and_flags(root: Path, tmp_path: Path) -> None:
     truth = store.ground_truth("test")
     assert [(a["difficult"], a["iscrowd"]) for a in truth["annotations"]] == [(0, 0), (1, 0), (0, 0), (0, 0)]
     with pytest.raises(MlsError, match=r"holds no instances with masks; the task .instance. needs boxes"):
-        training_instances(store, "train", masks=True)
+        TrainingInstances(store, "train", masks=True)
     (tmp_path / "test.json").write_text(json.dumps(truth))
     coco = COCO(str(tmp_path / "test.json"))
     found = coco.loadRes(

@@ -15,7 +15,7 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
 from mls.runtime.errors import MlsError
 from mls.transfer.evaluate import coco_metrics
-from mls.transfer.instances import training_instances
+from mls.transfer.instances import TrainingInstances
 from tests.data.support import an_object, make, make_coco, make_voc_tree, xml
 from tests.transfer.support import make_record, perfect, write_records
 
@@ -75,11 +75,11 @@ def test_detections_in_a_crowd_count_neither_way(coco: ImageStore) -> None:
 
 
 def test_crowds_are_not_trained_on(coco: ImageStore) -> None:
-    trained = training_instances(coco, "train+val", masks=True)
+    trained = TrainingInstances(coco, "train+val", masks=True)
     found = [annotation for annotations in trained.values() for annotation in annotations]
     assert len(trained) == len(found) == 9, "ten images, the first without objects"
     assert not any(annotation["iscrowd"] for annotation in found)
-    assert len(training_instances(coco, "train", masks=True)) < 9
+    assert len(TrainingInstances(coco, "train", masks=True)) < 9
 
 
 def test_voc_truth_scores_100_and_difficult_objects_count_neither_way(voc_root: Path) -> None:
@@ -114,7 +114,7 @@ def test_classes_that_occur_only_in_train_or_only_in_test(tmp_path: Path) -> Non
         record.classes = sorted({annotation["category_id"] - 1 for annotation in record.annotations})
     store = write_records(tmp_path / "lacking", records)
     truth = store.ground_truth("test")
-    trained = training_instances(store, "train", masks=True)
+    trained = TrainingInstances(store, "train", masks=True)
     assert {a["category_id"] for annotations in trained.values() for a in annotations} == {1}
     green = [result for result in perfect(truth) if result["category_id"] == 2]
     metrics = coco_metrics(truth, green, BOTH)
@@ -150,7 +150,7 @@ def test_objects_of_no_area_are_left_out_where_masks_are_needed(
     ]
     report = check_artifact(store.path, "coco")
     assert (report.degenerate, report.excluded) == (4, [])
-    counts = [sum(map(len, training_instances(store, "train+val", masks=masks).values())) for masks in (False, True)]
+    counts = [sum(map(len, TrainingInstances(store, "train+val", masks=masks).values())) for masks in (False, True)]
     assert counts == [8, 6]
     truth = store.ground_truth("test")
     found = perfect({**truth, "annotations": truth["annotations"][2:]})

@@ -16,7 +16,7 @@ from mls.data.image_store import ImageStore
 from mls.models.backbone import build_backbone, feature_maps
 from mls.runtime.errors import DeterministicError, MlsError
 from mls.train.finetune import finetune
-from mls.transfer.instances import training_instances
+from mls.transfer.instances import TrainingInstances
 from mls.transfer.interface import Given
 from mls.transfer.torchvision import FIRST_STRIDE, TorchvisionDetection, anchor_sizes
 from tests.transfer.support import live, make_record, write_records
@@ -92,7 +92,7 @@ def test_the_detectors_random_numbers_do_not_depend_on_the_comparison(given: Giv
 
 
 def test_instances_leave_out_crowds_and_empty_images(store: ImageStore) -> None:
-    assert list(training_instances(store, "train", masks=True)) == list(range(7))
+    assert list(TrainingInstances(store, "train", masks=True)) == list(range(7))
     assert len(store.split("train")) == 9
 
 
