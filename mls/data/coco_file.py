@@ -243,4 +243,4 @@ def _shown(value: Any) -> str:
 
 
 def _numbers(values: list[Any]) -> bool:
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 PLAIN_EVERY_S = 15.0
+FANCY_EVERY_S = 0.1
+"""A million annotations advance a bar by one each: to draw each of them would take longer than to read them."""
 
 
 class Bar:
@@ -52,10 +54,13 @@ class Bar:
         self.done += steps
         self._count += count
         now = time.monotonic()
+        every = PLAIN_EVERY_S if self._fancy is None else FANCY_EVERY_S
+        if self.hidden or (now - self._last < every and self.done != self.total):
+            return
+        self._last = now
         text = f"{note}  {self.rate:,.0f} {self.unit}/s".strip()
         if self._fancy is not None:
             self._fancy.update(self._task, completed=self.done, note=text)
-        elif not self.hidden and (now - self._last >= PLAIN_EVERY_S or self.done == self.total):
-            self._last = now
+        else:
             left = (now - self._start) / max(self.done - self._begun, 1) * (self.total - self.done)
             print(f"[{self.name}] {self.done}/{self.total}  {text}  {left:,.0f} s left", file=sys.stderr, flush=True)
