@@ -17,14 +17,11 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
+from measured import Taken, check_out, copy_tree, run
 from record import append
 
 from mls.pipeline.plan import Plan, plan_file
@@ -60,14 +57,6 @@ transfer:
 tables:
   main: {columns: [linear.mAP, svm.mAP, tuned.mAP, segment.mIoU]}
 """
-
-
-class Taken(NamedTuple):
-    """By one process and those it waited for."""
-
-    cpu_s: float
-    wall_s: float
-    peak_MiB: float
 
 
 def main() -> None:
@@ -119,38 +108,6 @@ def line(command: str, state: str, jobs: int, taken: dict[str, Taken]) -> dict[s
         "snakemake": importlib.metadata.version("snakemake"),
         "code": (code()["revision"] or "")[:10],
     }
-
-
-def run(command: list[str], folder: Path) -> Taken:
-    """Run a command that must succeed."""
-    began = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "MLS_PLAIN": "1"}
-    )
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed\n{said[-2000:]}")
-    return Taken(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
-
-
-def copy_tree(to: Path) -> Path:
-    """The code of the working tree, as git knows it or would add it."""
-    listed = ["git", "ls-files", "-co", "--exclude-standard", "--", "mls", "workflow"]
-    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines():
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, to / name)
-    return to
-
-
-def check_out(revision: str, to: Path) -> Path:
-    """The code of a revision."""
-    to.mkdir()
-    archive = subprocess.run(["git", "archive", revision, "mls", "workflow"], cwd=ROOT, check=True, capture_output=True)
-    subprocess.run(["tar", "-x", "-C", str(to)], input=archive.stdout, check=True)
-    return to
 
 
 def make_up(plan: Plan, folders: list[Path]) -> None:

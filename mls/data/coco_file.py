@@ -120,9 +120,10 @@ class Instances(Images):
         self.categories: dict[int, str] = {}
         self._each("categories", self._add_category)
         check_classes((f"{reader.root / self.file}: category {key}", name) for key, name in self.categories.items())
-        self._columns = {name: array("q") for name in ("image", "id", "place", "category")}
+        self._columns = [array("q") for _ in range(4)]
         self._each("annotations", self._add_annotation)
-        images, ids, places, categories = (np.array(column) for column in self._columns.values())
+        images, ids, places, categories = map(np.array, self._columns)
+        self._columns.clear()
         order = np.lexsort((ids, images))
         self._image, self._place, self._category = images[order], places[order], categories[order]
 
@@ -133,7 +134,7 @@ class Instances(Images):
         if problem := self._problem(item):
             self.fail(f"annotation {key}: {problem}")
         values = (item["image_id"], key, place, item["category_id"])
-        for column, value in zip(self._columns.values(), values, strict=True):
+        for column, value in zip(self._columns, values, strict=True):
             column.append(value)
 
     def entry(self, image: int, split: str, numbers: dict[int, int]) -> Entry:

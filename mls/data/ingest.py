@@ -33,7 +33,9 @@ SHOWN = 5
 def load_records(
     listing: Listing, reader: Reader, excluded: list[dict[str, str]], config: LocalDataset, threads: int
 ) -> Iterator[Record]:
-    """Read, hash and decode every listed image; yield those that can be used, in the listing's order.
+    """Check every listed object; then read, hash and decode each image that is asked for, in the listing's order.
+
+    Images that can't be used are left out.
 
     Args:
         listing: what to read.
@@ -48,9 +50,21 @@ def load_records(
         MlsError: a file is missing, too many images are excluded, or too many objects degenerate (names the first
             few).
     """
-    total, objects = len(listing.entries), sum(len(entry.annotations) for entry in listing.entries)
+    objects = sum(len(entry.annotations) for entry in listing.entries)
     degenerate = listing.find_degenerate()
     _check_share(degenerate, objects, "objects", reader, config)
+    return _loaded(listing, reader, excluded, degenerate, config, threads)
+
+
+def _loaded(
+    listing: Listing,
+    reader: Reader,
+    excluded: list[dict[str, str]],
+    degenerate: Sequence[Mapping[str, str]],
+    config: LocalDataset,
+    threads: int,
+) -> Iterator[Record]:
+    total = len(listing.entries)
     with ThreadPoolExecutor(threads) as pool:
         submitted = ((entry, pool.submit(_load, entry, listing, reader, config)) for entry in listing.entries)
         waiting = deque(islice(submitted, 4 * threads))

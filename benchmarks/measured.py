@@ -1,0 +1,58 @@
+"""Measure commands, in copies of the project or of an earlier revision of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1].resolve()
+PARTS = ("mls", "workflow", "Snakefile", "params.yaml", "data.lock")
+"""What a copy needs to be a clone for the commands."""
+
+
+class Taken(NamedTuple):
+    """By one process and those it waited for."""
+
+    cpu_s: float
+    wall_s: float
+    peak_MiB: float
+
+
+def run(command: list[str], folder: Path, env: dict[str, str] | None = None) -> Taken:
+    """Run a command that must succeed, with further environment variables."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "MLS_PLAIN": "1", **(env or {})},
+    )
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed\n{said[-2000:]}")
+    return Taken(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
+
+
+def copy_tree(to: Path) -> Path:
+    """The project as the working tree holds it, as git knows it or would add it."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "--", *PARTS]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, to / name)
+    return to
+
+
+def check_out(revision: str, to: Path) -> Path:
+    """The project of a revision."""
+    to.mkdir()
+    archive = subprocess.run(["git", "archive", revision, *PARTS], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["tar", "-x", "-C", str(to)], input=archive.stdout, check=True)
+    return to
