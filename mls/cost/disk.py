@@ -11,9 +11,11 @@ bytes of their tensors are exact; files are slightly larger, for names and the r
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mls.config.catalog import needed
 from mls.config.datasets import ScenesDataset
@@ -115,9 +117,16 @@ def _checkpoint_bytes(module: nn.Module, kept: int) -> int:
     return sum(tensor.nbytes for tensor in module.state_dict().values()) + kept * trained
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leave out the drawing of initial values, which on the meta device takes most of the time, and changes no size."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
 @cache
 def _backbone_bytes(backbone: Backbone) -> int:
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return _checkpoint_bytes(build_backbone(backbone), kept=0)
 
 
@@ -134,7 +143,7 @@ def _pretraining_bytes(config_json: str) -> int:
         return 0
     # the momentum and, for AdamW, the mean of the squared gradient
     kept = {"sgd": int(config.optimizer.momentum > 0), "lars": 1, "adamw": 2}[config.optimizer.name]
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return _checkpoint_bytes(build_method(config), kept)
 
 
@@ -144,7 +153,7 @@ def _fine_tuning_bytes(stage: str, task_json: str, backbone: Backbone, classes: 
     task = SCHEMAS[stage].validate_json(task_json)
     if isinstance(task, Detectron2Detector) and detectron2_problem():
         return None
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         if stage == "transfer":
             model = made_by(task).build(task, backbone, classes)
         else:
