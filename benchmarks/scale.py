@@ -7,7 +7,8 @@ python benchmarks/scale.py /disk/scale --train 2000 --val 200 # a small one
 
 Every file of the set differs (a JPEG comment), every annotation is copied. The network is small (ResNet-18 of an eighth
 of the width, 32 px), so that what grows with the images shows. Of each command: CPU time, wall time and peak memory,
-added to benchmarks/results/scale.csv. FOLDER/coco is kept, and used again; FOLDER/this can be removed afterwards.
+added to benchmarks/results/scale.csv; "start" and "resume" end with their first step. FOLDER/coco is kept, and used
+again; FOLDER/this can be removed afterwards.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from typing import Any
 from measured import ROOT, Taken, check_out, copy_tree, run
 from record import append
 
-from mls.config.datasets import ScenesDataset
-from mls.data.scenes import CLASSES, records
 from mls.pipeline.plan import plan_file
 from mls.pipeline.provenance import code
 
@@ -97,11 +96,11 @@ def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = 
     (tree / "scale.yaml").write_text(text, encoding="utf-8")
     os.environ |= {"MLS_DATA": str(folder), "MLS_STORE": str(tree / "artifacts"), "MLS_WORK": str(tree / "work")}
 
-    def step(name: str, *command: str) -> None:
-        write(line(side, name, images, run([sys.executable, *command], tree)))
+    def step(name: str, *command: str, stop: bool = False) -> None:
+        write(line(side, name, images, run([sys.executable, *command], tree, stop)))
 
-    def mls(*command: str) -> None:
-        step(f"mls {' '.join(command)}", "-m", "mls", *command, "-e", "scale.yaml")
+    def mls(*command: str, note: str = "") -> None:
+        step(f"mls {' '.join(command)}{note}", "-m", "mls", *command, "-e", "scale.yaml", stop=bool(note))
 
     mls("data", "pin", "coco")
     mls("data", "coco")
@@ -112,8 +111,15 @@ def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = 
         return
     for command in (("validate", "scale.yaml"), ("status", "-e", "scale.yaml"), ("plan", "scale.yaml"), ("doctor",)):
         step(f"mls {command[0]}", "-m", "mls", *command)
-    mls("draw", "mls")
-    for command in (("pretrain", "mls"), ("features", "mls"), ("probe", "linear/mls"), ("transfer", "detect/mls")):
+    mls("pretrain", "mls", note=", start")
+    mls("pretrain", "mls", note=", resume")
+    for command in (
+        ("pretrain", "mls"),
+        ("draw", "mls"),
+        ("features", "mls"),
+        ("probe", "linear/mls"),
+        ("transfer", "detect/mls"),
+    ):
         mls(*command)
     mls("tables")
 
@@ -131,6 +137,10 @@ def photos(root: Path) -> Iterator[Photo]:
 
 def drawn() -> Iterator[Photo]:
     """Draw scenes of about a photo's size."""
+    # Imported here: Linux counts what this process takes into the peak of every command that it starts.
+    from mls.config.datasets import ScenesDataset
+    from mls.data.scenes import records
+
     for record in records(ScenesDataset(source="scenes", train=100, val=1, test=1, size=480)):
         yield record.data, {"width": record.width, "height": record.height}, list(record.annotations)
 
@@ -138,7 +148,7 @@ def drawn() -> Iterator[Photo]:
 def make(folder: Path, found: list[Photo], sizes: dict[str, int]) -> None:
     """Write the set below ``folder / "coco"``, from copies of the photos."""
     numbers = sorted({item["category_id"] for _, _, objects in found for item in objects})
-    categories = [{"id": n, "name": CLASSES[n - 1] if n <= len(CLASSES) else f"class {n}"} for n in numbers]
+    categories = [{"id": n, "name": f"class {n}"} for n in numbers]
     root, count = folder / "coco.partial", 0
     (root / "annotations").mkdir(parents=True)
     for split, size in sizes.items():

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from mls import cli
 from mls.pipeline.make import STAGE_MODULES
 from mls.runtime.errors import Interrupted
+from mls.runtime.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +46,25 @@ def test_interruptions_exit_75(
     monkeypatch.setattr(cli, "plan_here", interrupted)
     assert run_mls("status") == 75
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_signal_while_a_file_is_read_is_no_error_of_the_file(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, run_mls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The handler may raise anywhere; what explains a library's errors must let it pass."""
+    (in_tmp / "one.yaml").write_text("experiment: one")
+
+    def slow(self: YAML, stream: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(YAML, "load", slow)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert run_mls("pretrain", "mls", "-e", "one.yaml") == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "stopped by SIGTERM" in (error := capsys.readouterr().err) and "YAML" not in error
 
 
 def test_validate_lists_every_file_and_every_problem(

@@ -19,7 +19,7 @@ from mls.pipeline.artifact import Artifact, open_artifact
 from mls.pipeline.artifact_store import building, claimed, restore, reuse
 from mls.pipeline.plan import Job, Plan, payload
 from mls.pipeline.provenance import digest
-from mls.runtime.errors import DamagedArtifact, DeterministicError, Interrupted, MlsError
+from mls.runtime.errors import DamagedArtifact, DeterministicError, MlsError
 from mls.runtime.files import explain_full_disk, write_atomic
 from mls.runtime.locks import say
 from mls.runtime.ranks import RANK, WORLD
@@ -149,8 +149,6 @@ def _recording_failure(job: Job) -> Iterator[None]:
     """Write ``work/<id>/failed.json`` if the block fails. An interruption is not a failure."""
     try:
         yield
-    except Interrupted:
-        raise
     except Exception as error:
         # With several ranks, the first to fail says why; the others only notice that it has left.
         if WORLD == 1 or not job.failure.exists():

@@ -22,5 +22,8 @@ class DamagedArtifact(MlsError):
     """An artifact with a file that is missing, or whose size or content is wrong."""
 
 
-class Interrupted(MlsError):
-    """The stage was asked to stop and has saved its state (exit code 75)."""
+class Interrupted(BaseException):
+    """The stage was asked to stop and has saved what it saves (exit code 75).
+
+    Not an `Exception`: a signal's handler may raise it anywhere, also where any error of a library is explained.
+    """

@@ -16,7 +16,7 @@ min_version("9.0")
 
 sys.path.insert(0, os.getcwd())  # each clone runs its own code
 
-from mls.runtime.errors import MlsError
+from mls.runtime.errors import Interrupted, MlsError
 from mls.pipeline.leases import devices, gpus_of, trains_together
 from mls.config.identity import STAGES
 from mls.runtime.locks import locked
@@ -57,7 +57,7 @@ onstart:
                 f"experiment {EXPERIMENT_NAME}",
             )
         )
-    except MlsError as error:
+    except (Interrupted, MlsError) as error:
         raise WorkflowError(str(error))
 
 
