@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -23,8 +22,8 @@ class Taken(NamedTuple):
     peak_MiB: float
 
 
-def run(command: list[str], folder: Path, stop: bool = False) -> Taken:
-    """Run a command that must succeed; or ask it to stop as soon as it listens, which must then exit with 75."""
+def run(command: list[str], folder: Path, stop: str = "") -> Taken:
+    """Run a command that must succeed; or ask it to stop once it has said something, and it must then exit with 75."""
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -34,21 +33,15 @@ def run(command: list[str], folder: Path, stop: bool = False) -> Taken:
         env={**os.environ, "MLS_PLAIN": "1"},
     )
     assert process.stderr is not None
-    if stop:
-        while not listens(process.pid):
-            time.sleep(0.05)
-        process.terminate()
-    said = process.stderr.read().decode()
+    said = ""
+    for line in map(bytes.decode, process.stderr):
+        said += line
+        if stop and stop in line:
+            process.terminate()
     _, status, used = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) != (75 if stop else 0):
         raise SystemExit(f"{' '.join(command)} failed\n{said[-2000:]}")
     return Taken(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
-
-
-def listens(pid: int) -> bool:
-    """Whether a process has a handler for SIGTERM (Linux only)."""
-    caught = Path(f"/proc/{pid}/status").read_text().split("SigCgt:")[1].split()[0]
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def copy_tree(to: Path) -> Path:

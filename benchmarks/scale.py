@@ -96,11 +96,11 @@ def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = 
     (tree / "scale.yaml").write_text(text, encoding="utf-8")
     os.environ |= {"MLS_DATA": str(folder), "MLS_STORE": str(tree / "artifacts"), "MLS_WORK": str(tree / "work")}
 
-    def step(name: str, *command: str, stop: bool = False) -> None:
+    def step(name: str, *command: str, stop: str = "") -> None:
         write(line(side, name, images, run([sys.executable, *command], tree, stop)))
 
-    def mls(*command: str, note: str = "") -> None:
-        step(f"mls {' '.join(command)}{note}", "-m", "mls", *command, "-e", "scale.yaml", stop=bool(note))
+    def mls(*command: str, note: str = "", stop: str = "") -> None:
+        step(f"mls {' '.join(command)}{note}", "-m", "mls", *command, "-e", "scale.yaml", stop=stop)
 
     mls("data", "pin", "coco")
     mls("data", "coco")
@@ -111,12 +111,12 @@ def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = 
         return
     for command in (("validate", "scale.yaml"), ("status", "-e", "scale.yaml"), ("plan", "scale.yaml"), ("doctor",)):
         step(f"mls {command[0]}", "-m", "mls", *command)
-    mls("pretrain", "mls", note=", start")
-    mls("pretrain", "mls", note=", resume")
+    mls("pretrain", "mls", note=", start", stop="dictionary begins")
+    mls("pretrain", "mls", note=", resume", stop="resumes at step")
     for command in (
         ("pretrain", "mls"),
         ("draw", "mls"),
-        ("features", "mls"),
+        ("features", "linear/mls"),
         ("probe", "linear/mls"),
         ("transfer", "detect/mls"),
     ):
