@@ -19,7 +19,18 @@ from typing import Any
 from mls.runtime.ranks import WORLD
 
 PACKAGE = Path(__file__).parent.parent
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pycocotools", "pillow", "pyarrow", "snakemake", "dvc")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "pycocotools",
+    "faster-coco-eval",
+    "pillow",
+    "pyarrow",
+    "snakemake",
+    "dvc",
+)
 
 
 def start_record() -> Callable[[], dict[str, Any]]:

@@ -14,7 +14,7 @@ from mls.data.check import check_artifact
 from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
 from mls.runtime.errors import MlsError
-from mls.transfer.evaluate import coco_metrics
+from mls.transfer.coco_score import coco_metrics
 from mls.transfer.instances import training_instances
 from tests.data.support import an_object, make, make_coco, make_voc_tree, xml
 from tests.transfer.support import make_record, perfect, write_records
