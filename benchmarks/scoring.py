@@ -57,14 +57,8 @@ def main() -> None:
             command = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--targets", target]
             command += ["--images", str(args.images), "--boxes", str(args.boxes)]
             done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-            row = {
-                "target": target,
-                "side": side,
-                "images": args.images,
-                "boxes": args.boxes,
-                **json.loads(done.stdout),
-            }
-            row |= {
+            row = {"target": target, "side": side, "images": args.images, "boxes": args.boxes}
+            row |= json.loads(done.stdout) | {
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "load": round(os.getloadavg()[0], 1),
                 "python": platform.python_version(),
