@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mls.runtime.ranks import WORLD
+from mls.runtime.ranks import ranks
 
 PACKAGE = Path(__file__).parent.parent
 PACKAGES = (
@@ -95,4 +95,4 @@ def _devices() -> dict[str, Any]:
     if torch is None:
         return {}
     device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.processor() or "cpu"
-    return {"device": device, "threads": torch.get_num_threads(), "ranks": WORLD}
+    return {"device": device, "threads": torch.get_num_threads(), "ranks": ranks().world}
