@@ -150,6 +150,9 @@ def test_objects_of_no_area_are_left_out_where_masks_are_needed(
     ]
     report = check_artifact(store.path, "coco")
     assert (report.degenerate, report.excluded) == (4, [])
+    assert ("objects whose mask covers no pixel", 1) in [(finding.what, finding.count) for finding in report.findings]
+    masks = [finding.what for finding in report.contradictions if "image" not in finding.what]
+    assert not masks, "what the data stage accepts is no contradiction"
     counts = [sum(map(len, training_instances(store, "train+val", masks=masks).values())) for masks in (False, True)]
     assert counts == [8, 6]
     truth = store.ground_truth("test")
