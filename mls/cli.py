@@ -22,8 +22,8 @@ from mls.pipeline.artifact_store import add_all, plan_here
 from mls.pipeline.plan import DATA_LOCK, Job, Plan, experiment_files, plan_file
 from mls.pipeline.status import forget_failure, print_status, verify_plan
 from mls.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MlsError
-from mls.runtime.locks import say
-from mls.runtime.surroundings import CALLED_FROM, clone_root, enter_root, open_streams
+from mls.runtime.ranks import ranks
+from mls.runtime.surroundings import CALLED_FROM, enter_root, open_streams, require_root
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -51,8 +51,6 @@ def stage(args: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
-    if clone_root() is None:
-        say(f"mls {args.command}: {Path.cwd()} is not in a clone of this repository; artifacts are kept there")
     if args.command == "data" and args.pin:
         from mls.data.build_store import pin_and_make
 
@@ -237,16 +235,24 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **{f"data {function.__name__}": function for function in (pin, check)},
 }
 """The function of each command; ``mls --help`` shows the first line of its docstring."""
+ANYWHERE = ("validate", "plan", "doctor")
+"""Commands that read experiment files, but no artifacts."""
 
 
 def main() -> None:
     """Run one command; an error for people becomes one line and an exit code."""
     open_streams()
-    enter_root()
+    try:
+        enter_root()
+        ranks()
+    except MlsError as error:
+        sys.exit(f"mls: {error}")
     run_the_clones_own_code()
     args = parser({name: function.__doc__ or "" for name, function in COMMANDS.items()}).parse_args()
     os.environ.pop(CALLED_FROM, None)  # the processes that this one starts are called from the root
     try:
+        if args.command not in ANYWHERE and not (args.command == "score" and args.target.endswith(".parquet")):
+            require_root()
         COMMANDS[args.command](args)
     except BrokenPipeError:  # `mls show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

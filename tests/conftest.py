@@ -18,6 +18,7 @@ from mls.pipeline.plan import Plan, make_plan
 os.environ["MLS_PLAIN"] = "1"
 for place in ("MLS_STORE", "MLS_WORK"):  # tests must not touch a developer's own
     os.environ.pop(place, None)
+os.environ["MLS_ROOT"] = "."  # they work in folders of their own, which are no clones
 
 SLOW = (
     "workflow/",

@@ -40,6 +40,7 @@ NOT_IDENTITY = {
     *((section.__name__, "trials") for section in TASKS),  # each trial is a job of its own
     *((section.__name__, "root") for section in get_args(LocalDataset)),  # a path on one machine
     *((section.__name__, "max_excluded") for section in get_args(LocalDataset)),  # stops the stage, or changes nothing
+    *((section, "engine") for section in ("TorchvisionDetector", "Detectron2Detector")),  # equal numbers
     ("CocoSubset", "ids"),  # a path on one machine; the plan adds the ids themselves
 }
 """Section and field that never belong to an identity."""

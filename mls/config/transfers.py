@@ -39,6 +39,8 @@ TrainOn = Literal["train", "train+val"]
 Steps = Annotated[Drops, Ascending]
 Images = Annotated[int, Field(ge=1), at_most(4096, "no machine holds more images of this size at once")]
 """Images in a batch."""
+Engine = Literal["faster-coco-eval", "pycocotools"]
+"""Library that scores detections; both give the same numbers."""
 Regions = Annotated[int, Field(ge=1), at_most(100_000, "an image has no more regions of interest")]
 
 
@@ -96,6 +98,8 @@ class TorchvisionDetector(TransferSection):
     """Proposals kept per image after non-maximum suppression when testing; training keeps twice as many."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the backbone and FPN (autocast); heads and losses are float32."""
+    engine: Engine = "faster-coco-eval"
+    """Library that scores the predictions. ``pycocotools`` is the reference: the same numbers, many times slower."""
 
     def steps_on(self, images: int | None) -> int | None:
         """Steps of ``epochs`` passes over that many images, at least one step."""
@@ -159,6 +163,8 @@ class Detectron2Detector(TransferSection):
     precise_bn: Index = 200
     """Batches of ``reference_batch`` images from which batch norm statistics are computed again after training; 0 keeps
     the running statistics."""
+    engine: Engine = "faster-coco-eval"
+    """Library that scores the predictions, as for torchvision's."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -13,16 +13,15 @@ A finding **contradicts** if no correct data set can have it:
 - a test image whose content is also in another split; equal content with different classes;
 - an annotation of an image or class that is not there, or made for an image of a different size;
 - a box that reaches over the edge by more than ``BOX_SLACK`` pixels;
-- a mask that can't be decoded, or is empty although its box is larger than ``SLACK`` both ways, or that does not meet
-  its box at all;
+- a mask that can't be decoded, or that does not meet its box at all;
 - an image whose classes are not those of its annotations (without difficult ones), in a set that has annotations;
 - a mask of a whole image that can't be decoded, is of a different size, or shows a class that the image's labels lack
   (these masks are decoded, one at a time).
 
 Everything else is a note: classes without a positive, duplicates within train and val, images left out, boxes of no
-width or height, polygons of fewer than three points, boxes a little over the edge, objects without a mask, masks that
-differ from their box by more than ``SLACK`` pixels (official COCO has all of these), labelled images without a mask if
-others have one.
+width or height, polygons of fewer than three points and masks that cover no pixel (the data stage leaves such objects
+out of what needs them), boxes a little over the edge, objects without a mask, masks that differ from their box by more
+than ``SLACK`` pixels (official COCO has all of these), labelled images without a mask if others have one.
 """
 
 from __future__ import annotations

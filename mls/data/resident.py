@@ -16,7 +16,6 @@ S = side.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,6 +27,7 @@ from torch import Tensor
 from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
+from mls.runtime.ranks import ranks
 
 AT_ONCE = 2**25
 """Pixels to cut at a time, with each box padded to the largest: about 1.2 GiB of memory."""
@@ -52,8 +52,8 @@ class Resident:
         size = int(bytes_N.sum())
         self._offset_R = torch.zeros(len(store), dtype=torch.int64)
         self._offset_R[torch.from_numpy(rows)] = torch.from_numpy(bytes_N.cumsum() - bytes_N)
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each rank keeps its own copy
-        check_fits(size * ranks, psutil.virtual_memory().available, "memory")
+        # each rank keeps its own copy
+        check_fits(size * ranks().local_world, psutil.virtual_memory().available, "memory")
         self._pixels_N = torch.empty(size, dtype=torch.uint8)
         with ThreadPoolExecutor(threads) as pool, Bar("decode", len(rows)) as bar:
 

@@ -27,7 +27,7 @@ from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 
 SLACK = 2.0
-"""Pixels by which a mask's own box may differ from the box; also the size up to which a box may have an empty mask."""
+"""Pixels by which a mask's own box may differ from the box."""
 EXAMPLES = 3
 """Places that a finding names."""
 Counts = NDArray[np.int64]
@@ -133,16 +133,13 @@ class Validator:
         if isinstance(segmentation, list) and not polygons(segmentation):
             self._found.note("objects whose polygons have fewer than three points", where)
             return
+        if not rle.area(mask):
+            self._found.note("objects whose mask covers no pixel", where)
+            return
         (x, y, w, h), (left, top, width, height) = box, rle.toBbox(mask).tolist()
         right, bottom = left + width, top + height
-        empty = not rle.area(mask)
         off = max(abs(left - x), abs(top - y), abs(right - x - w), abs(bottom - y - h))
-        if empty and min(w, h) > SLACK:
-            what = f"masks that decode to nothing, of boxes larger than {SLACK:g} px both ways"
-            self._found.contradiction(what, where)
-        elif empty:
-            self._found.note(f"masks that decode to nothing, of boxes of {SLACK:g} px or less one way", where)
-        elif max(left, x) > min(right, x + w) or max(top, y) > min(bottom, y + h):
+        if max(left, x) > min(right, x + w) or max(top, y) > min(bottom, y + h):
             self._found.contradiction("masks that do not meet their box", where, off)
         elif off > SLACK:
             self._found.note(f"masks that differ from their box by more than {SLACK:g} px", where, off)

@@ -25,6 +25,7 @@ from mls.pipeline.leases import trains_together
 from mls.pipeline.plan import Job
 from mls.pipeline.runner import forget_passing_failure
 from mls.runtime.errors import EXIT_INTERRUPTED, Interrupted, MlsError
+from mls.runtime.ranks import number
 from mls.runtime.signals import InterruptGuard
 
 PR_SET_PDEATHSIG = 1
@@ -115,9 +116,9 @@ def torchrun(command: Sequence[str], execution: Execution, gpus: int) -> list[st
     if execution.nodes == 1:
         where = ["--standalone"]
     else:
-        step = 16 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
+        step = 16 * number("SLURM_JOB_ID") + number("SLURM_STEP_ID", least=0)
         port = 20000 + step % 10000  # below the ports that Linux assigns to clients
-        where = ["--nnodes", str(execution.nodes), "--node-rank", os.environ["SLURM_NODEID"]]
+        where = ["--nnodes", str(execution.nodes), "--node-rank", str(number("SLURM_NODEID", least=0))]
         where += ["--master-addr", os.environ["MASTER_ADDR"], "--master-port", str(port)]
     return [*where, "--nproc-per-node", str(max(1, gpus)), "-m", *command]
 

@@ -14,7 +14,7 @@ from mls.pipeline.leases import gpus_of, leased
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.runner import forget_passing_failure, run_stage
 from mls.runtime.errors import MlsError
-from mls.runtime.ranks import WORLD
+from mls.runtime.ranks import ranks
 
 STAGE_MODULES = {
     "data": "mls.data.build_store",
@@ -41,7 +41,7 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
         MlsError: a job failed.
         Interrupted: the same command resumes.
     """
-    if attempt == 1 and WORLD == 1:
+    if attempt == 1 and ranks().world == 1:
         # Before anything else: this attempt may be stopped while it waits, and the next one would take an old failure
         # as its own.
         for job in jobs:
@@ -50,7 +50,7 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
     function = importlib.import_module(STAGE_MODULES[stage]).run
     while True:
         # Wait here, without a GPU, for other processes that make one of the artifacts.
-        missing = [] if WORLD > 1 else [job for job in jobs if not restore(plan, job)]
+        missing = [] if ranks().world > 1 else [job for job in jobs if not restore(plan, job)]
         gpus = {job.id: 0 if awaits_srun(job, execution) else gpus_of(job, execution) for job in missing}
         with leased(max(gpus.values(), default=0)), _joined_ranks(stage, execution):
             if any(gpus[job.id] and being_made(job.id) for job in missing):
@@ -66,7 +66,7 @@ def make(stage: str, plan: Plan, jobs: Sequence[Job], experiment: Path, attempt:
 
 def _joined_ranks(stage: str, execution: Execution) -> AbstractContextManager[None]:
     """Join the other ranks, if torchrun started several."""
-    if WORLD == 1:
+    if ranks().world == 1:
         return nullcontext()
     if stage != "pretrain":
         raise MlsError(f"torchrun started several processes, but only pretrain can use them, not {stage}")

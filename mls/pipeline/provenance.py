@@ -16,10 +16,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mls.runtime.ranks import WORLD
+from mls.runtime.ranks import ranks
 
 PACKAGE = Path(__file__).parent.parent
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pycocotools", "pillow", "pyarrow", "snakemake", "dvc")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "pycocotools",
+    "faster-coco-eval",
+    "pillow",
+    "pyarrow",
+    "snakemake",
+    "dvc",
+)
 
 
 def start_record() -> Callable[[], dict[str, Any]]:
@@ -84,4 +95,4 @@ def _devices() -> dict[str, Any]:
     if torch is None:
         return {}
     device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.processor() or "cpu"
-    return {"device": device, "threads": torch.get_num_threads(), "ranks": WORLD}
+    return {"device": device, "threads": torch.get_num_threads(), "ranks": ranks().world}

@@ -22,7 +22,7 @@ from mls.pipeline.provenance import digest
 from mls.runtime.errors import DamagedArtifact, DeterministicError, MlsError
 from mls.runtime.files import explain_full_disk, write_atomic
 from mls.runtime.locks import say
-from mls.runtime.ranks import RANK, WORLD
+from mls.runtime.ranks import ranks
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Context:
 
     def log(self, message: str) -> None:
         """Print one line with the job's name to stderr; only rank 0 prints."""
-        if RANK == 0:
+        if ranks().rank == 0:
             say(f"[{self.job.stage} {self.label}] {message}")
 
 
@@ -64,7 +64,7 @@ def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -
         MlsError: the stage failed, or has failed before in a way that would repeat.
         Interrupted: the state is saved in ``work/<id>/``; the same command resumes.
     """
-    if RANK > 0:
+    if ranks().rank > 0:
         _follow(plan, job, function)
         return
     # The lock comes first, so that everything below describes a state that no other process changes.
@@ -97,14 +97,14 @@ def run_stage(plan: Plan, job: Job, function: StageFunction, attempt: int = 1) -
 def _follow(plan: Plan, job: Job, function: StageFunction) -> None:
     """Take part as a rank other than rank 0, which holds the lock and writes the artifact."""
     if _broadcast_go(True):
-        nowhere = job.work / f"rank-{RANK}-writes-nothing"
+        nowhere = job.work / f"rank-{ranks().rank}-writes-nothing"
         with _recording_failure(job):
             function(_context(plan, job, nowhere, open_inputs(plan, job)))
 
 
 def _broadcast_go(go: bool) -> bool:
     """Rank 0's decision whether to make the artifact, on every rank."""
-    if WORLD == 1:
+    if ranks().world == 1:
         return go
     from mls.runtime.collectives import broadcast  # it imports torch, which takes seconds; one process does not need it
 
@@ -151,11 +151,11 @@ def _recording_failure(job: Job) -> Iterator[None]:
         yield
     except Exception as error:
         # With several ranks, the first to fail says why; the others only notice that it has left.
-        if WORLD == 1 or not job.failure.exists():
+        if ranks().world == 1 or not job.failure.exists():
             message = str(error) if isinstance(error, MlsError) else f"{type(error).__name__}: {error}"
             record = {"message": message, "deterministic": isinstance(error, DeterministicError), "code": digest()}
-            if WORLD > 1:
-                record["rank"] = RANK
+            if ranks().world > 1:
+                record["rank"] = ranks().rank
             with suppress(OSError):  # on a full disk this fails too, which must not hide the error
                 write_atomic(job.failure, json.dumps(record, indent=1) + "\n")
         raise

@@ -73,8 +73,10 @@ def all_figures(
     probes, transfers = of_stage(inputs, "probe"), of_stage(inputs, "transfer")
     for (task, split), by_run in per_class_ap(params, probes).items():
         yield f"per_class-{task}", draw_per_class(f"{task}, {split}", by_run, runs)
-    for (name, task), apart in class_differences(params, probes | transfers).items():
-        yield f"per_class_difference-{name}-{task}", draw_differences(f"{name}, {task}", apart, runs)
+    differences = class_differences(params, probes | transfers)
+    files = apart({f"{table}/{task}": f"{table}-{task}" for table, task in differences})
+    for (table, task), by_run in differences.items():
+        yield f"per_class_difference-{files[f'{table}/{task}']}", draw_differences(f"{table}, {task}", by_run, runs)
     for one, artifact in of_stage(inputs, "data").items():
         if is_generated(artifact):
             yield f"scenes-{one}", draw_scenes(ImageStore(artifact.path))
@@ -109,12 +111,16 @@ def is_generated(data: Artifact) -> bool:
 
 
 def file_names(runs: Iterable[str]) -> dict[str, str]:
-    """Run -> its name in a file name: only letters, digits and ``._+-``; names that would be equal get a digest."""
-    plain = {run: re.sub(r"[^A-Za-z0-9._+-]+", "_", run).strip("_") for run in runs}
-    counts = Counter(plain.values())
+    """Run -> its name in a file name: only letters, digits and ``._+-``."""
+    return apart({run: re.sub(r"[^A-Za-z0-9._+-]+", "_", run).strip("_") for run in runs})
+
+
+def apart(names: Mapping[str, str]) -> dict[str, str]:
+    """What is named -> its name; names that would be equal get a digest of what they name."""
+    counts = Counter(names.values())
     return {
-        run: name if counts[name] == 1 else f"{name}-{hashlib.sha256(run.encode()).hexdigest()[:6]}"
-        for run, name in plain.items()
+        what: name if counts[name] == 1 else f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}"
+        for what, name in names.items()
     }
 
 

@@ -22,11 +22,10 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from mls.runtime.errors import MlsError
 from mls.runtime.locks import say
-from mls.runtime.ranks import RANK, WORLD
+from mls.runtime.ranks import ALONE, number, ranks
 from mls.runtime.signals import leaving_at_once
 
 POLL_S = 0.2
-ALONE = "start all ranks with torchrun, or unset RANK and WORLD_SIZE to train with one"
 
 _decisions: dist.ProcessGroup | None = None
 """For `broadcast`: on the CPU, and with a long timeout, since rank 0 may have to wait for another process's lock."""
@@ -43,13 +42,14 @@ def process_group(timeout_s: float = 600) -> Iterator[None]:
         MlsError: ranks are missing after that time; names them and the address.
         Interrupted: a signal came while this rank waited.
     """
-    if WORLD == 1:
+    this = ranks()
+    if this.world == 1:
         yield
         return
     global _decisions
     store = meet(timeout_s)
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD)
+    dist.init_process_group(backend, store=store, rank=this.rank, world_size=this.world)
     group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
     _decisions = group if isinstance(group, dist.ProcessGroup) else None
     try:
@@ -64,14 +64,12 @@ def meet(timeout_s: float) -> PrefixStore:
 
     torch's own rendezvous waits inside one call, which says nothing, and during which no signal is handled.
     """
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError) as error:
-        raise MlsError(f"WORLD_SIZE is {WORLD}, but MASTER_ADDR or MASTER_PORT is missing; {ALONE}") from error
-    if not 0 <= RANK < WORLD:
-        raise MlsError(f"RANK is {RANK}, but WORLD_SIZE is {WORLD}: ranks are 0 to {WORLD - 1}; {ALONE}")
+    me, size, *_ = ranks()
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise MlsError(f"WORLD_SIZE is {size}, but MASTER_ADDR or MASTER_PORT is missing; {ALONE}")
+    address, port = os.environ["MASTER_ADDR"], number("MASTER_PORT", most=65535)
     where = f"at {address}:{port}"
-    hosts = RANK == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun hosts it
+    hosts = me == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun hosts it
     end, said, missing, store = time.monotonic() + timeout_s, False, "rank 0, or torchrun,", None
     with leaving_at_once(f"waiting for other ranks {where}"):
         while True:
@@ -79,19 +77,18 @@ def meet(timeout_s: float) -> PrefixStore:
                 if store is None:
                     found = TCPStore(address, port, None, hosts, timedelta(seconds=2), wait_for_workers=False)
                     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
-                    store.set(f"joined/{RANK}", "")
-                absent = [str(one) for one in range(WORLD) if not store.check([f"joined/{one}"])]
+                    store.set(f"joined/{me}", "")
+                absent = [str(one) for one in range(size) if not store.check([f"joined/{one}"])]
                 if not absent:
                     store.set_timeout(timedelta(seconds=timeout_s))
                     return store
                 missing = f"rank{'s' if len(absent) > 1 else ''} {', '.join(absent)}"
             if time.monotonic() > end:
                 raise MlsError(
-                    f"{missing} of {WORLD} did not come {where} within {timeout_s:g} s "
-                    f"(execution.join_timeout); {ALONE}"
+                    f"{missing} of {size} did not come {where} within {timeout_s:g} s (execution.join_timeout); {ALONE}"
                 )
             if not said:
-                say(f"rank {RANK} of {WORLD} waits for {missing} {where}, for at most {timeout_s:g} s")
+                say(f"rank {me} of {size} waits for {missing} {where}, for at most {timeout_s:g} s")
                 said = True
             time.sleep(POLL_S)
 

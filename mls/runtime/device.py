@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mls.runtime.errors import MlsError
+from mls.runtime.ranks import ranks
 
 
 def set_up(device_name: str, threads: int, seed: int) -> torch.device:
@@ -35,7 +36,7 @@ def set_up(device_name: str, threads: int, seed: int) -> torch.device:
         raise MlsError("execution.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
     device = torch.device("cpu")
     if has_gpu and device_name != "cpu":
-        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()  # torchrun sets LOCAL_RANK
+        local, gpus = ranks().local_rank, torch.cuda.device_count()
         if local >= gpus:
             raise MlsError(
                 f"torchrun started more processes than this machine has GPUs ({gpus}); lower --nproc-per-node"
@@ -55,8 +56,7 @@ def workers_of(workers: int | Literal["auto"], threads: int, device: torch.devic
         return workers
     if device.type == "cpu":
         return threads
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it
-    return min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
+    return min(16, max(1, len(os.sched_getaffinity(0)) // ranks().local_world))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

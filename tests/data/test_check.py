@@ -81,16 +81,8 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "box above": (item((2, -1, 5, 5)), "boxes reaching over the image's edge by 2 px or less", False),
     "flat box": (item((2, 2, 0, 5), segmentation=polygon(2, 2, 1, 5)), "boxes of no width or height", False),
     "no mask": (item(segmentation=[]), "objects without a mask", False),
-    "empty mask": (
-        item(segmentation=NOTHING),
-        "masks that decode to nothing, of boxes larger than 2 px both ways",
-        True,
-    ),
-    "empty mask of a line": (
-        item((2, 2, 8, 0.3), segmentation=NOTHING),
-        "masks that decode to nothing, of boxes of 2 px or less one way",
-        False,
-    ),
+    "empty mask": (item(segmentation=NOTHING), "objects whose mask covers no pixel", False),
+    "empty mask of a line": (item((2, 2, 8, 0.3), segmentation=NOTHING), "objects whose mask covers no pixel", False),
     "mask 3 px wider": (
         item(segmentation=polygon(2, 2, 11, 5)),
         "masks that differ from their box by more than 2 px",

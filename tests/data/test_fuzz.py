@@ -27,7 +27,7 @@ from mls.data.image_store import ImageStore
 from mls.data.writer import write_store
 from mls.download.reader import Reader
 from mls.runtime.errors import MlsError
-from mls.transfer.evaluate import coco_metrics
+from mls.transfer.coco_score import coco_metrics
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.instances import TrainingInstances
 from tests.data.support import add_set, make_coco

@@ -131,6 +131,18 @@ def test_names_of_runs_are_safe_and_stay_apart_in_file_names() -> None:
     assert made["a[b=1]"] != made["a_b_1"] and len(set(made.values())) == 5
 
 
+def test_differences_of_each_table_and_task_have_a_file_of_their_own(in_tmp: Path) -> None:
+    """``a`` with ``b-c`` and ``a-b`` with ``c`` would both be ``a-b-c``."""
+    probe = {"kind": "linear", "dataset": "scenes"}
+    tasks = {"b-c": {**probe, "image_size": 32}, "c": {**probe, "image_size": 64}}
+    tables = {name: {"columns": ["b-c.mAP", "c.mAP"], "baseline": "random"} for name in ("a", "a-b")}
+    plan = small_plan(transfer={}, probe=tasks, tables=tables)
+    write_inputs(plan, lambda label: METRICS)
+    names = [path.stem for path in (make_tables(plan) / "figures").glob("per_class_difference-*.png")]
+    assert len(names) == 4 and {"per_class_difference-a-c", "per_class_difference-a-b-b-c"} < set(names)
+    assert sum(name.startswith("per_class_difference-a-b-c-") for name in names) == 2
+
+
 def test_a_legend_names_some_of_many_equal_runs() -> None:
     assert short(["D[queue_size=1024]", "mls"]) == "mls = D[queue_size=1024]"
     assert short(["D[queue_size=1024]", "mls", "k[topk=20]", "k"]) == "mls = k (+2)"

@@ -43,6 +43,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text(text)
     monkeypatch.chdir(tmp_path / "experiments")
     monkeypatch.setenv(surroundings.CALLED_FROM, "")
+    monkeypatch.delenv(surroundings.ROOT)
     return tmp_path
 
 
@@ -66,12 +67,72 @@ def test_the_default_experiment_is_the_roots(
     assert "not in a clone" not in capsys.readouterr().err
 
 
-def test_outside_a_clone_a_stage_says_where_it_keeps_artifacts(
+MICRO = ["-e", str(ROOT / "experiments" / "micro.yaml")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "scenes", *MICRO],
+        ["data", "pin", "scenes", *MICRO],
+        ["data", "check", "scenes", *MICRO],
+        ["pretrain", "mls", *MICRO],
+        ["tables", "tables", *MICRO],
+        ["status", *MICRO],
+        ["publish", *MICRO],
+        ["score", "linear/mls:0", *MICRO],
+        ["gc"],
+        ["store", "add"],
+        ["retry", "0123456789"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_outside_a_clone_a_command_refuses_and_leaves_nothing(
+    command: list[str], in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(surroundings.ROOT)
+    monkeypatch.setattr(sys, "argv", ["mls", *command])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        f"mls {command[0]}: {in_tmp} is not in a clone of this repository, where artifacts/, .store/ and work/ belong: "
+        "change to one, or set MLS_ROOT to the folder that should hold them (MLS_ROOT=. for this one)\n"
+    )
+    assert not list(in_tmp.iterdir())
+
+
+def test_experiment_files_are_read_anywhere(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["mls", "data", "scenes", "-e", str(ROOT / "experiments" / "micro.yaml")])
+    monkeypatch.delenv(surroundings.ROOT)
+    for command in (["validate", MICRO[1]], ["plan", MICRO[1]]):
+        monkeypatch.setattr(sys, "argv", ["mls", *command])
+        cli.main()
+    assert f"{MICRO[1]}: valid" in capsys.readouterr().out
+    assert not list(in_tmp.iterdir())
+    monkeypatch.setattr(sys, "argv", ["mls", "score", "other.parquet"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "clone" not in (err := capsys.readouterr().err) and "other.parquet" in err
+
+
+def test_a_named_root_is_used_from_any_folder(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (in_tmp / "mine").mkdir()
+    (in_tmp / "mine" / "a.yaml").write_text((ROOT / "experiments" / "micro.yaml").read_text())
+    monkeypatch.setenv(surroundings.ROOT, "mine")
+    monkeypatch.setenv(surroundings.CALLED_FROM, "")
+    monkeypatch.setattr(sys, "argv", ["mls", "data", "scenes", "-e", "mine/a.yaml"])
     cli.main()
-    assert f"{in_tmp} is not in a clone of this repository; artifacts are kept there" in capsys.readouterr().err
+    assert Path.cwd() == in_tmp / "mine" and [*in_tmp.glob("mine/artifacts/data/*/artifact.json")]
+    assert os.environ[surroundings.ROOT] == ".", "for processes that are started there"
+    assert [path.name for path in in_tmp.iterdir()] == ["mine"]
+
+
+def test_a_named_root_must_be_there(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(surroundings.ROOT, "typo")
+    monkeypatch.setattr(sys, "argv", ["mls", "status"])
+    with pytest.raises(SystemExit, match="mls: MLS_ROOT is 'typo': there is no such folder"):
+        cli.main()
 
 
 def test_closed_streams_write_nowhere(tmp_path: Path) -> None:

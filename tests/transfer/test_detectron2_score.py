@@ -23,7 +23,7 @@ from mls.data.writer import Record
 from mls.models.backbone import build_backbone
 from mls.models.foreign import translate
 from mls.models.weights_file import read_tensors
-from mls.transfer.evaluate import coco_metrics
+from mls.transfer.coco_score import coco_metrics
 from mls.transfer.interface import Given
 from tests.transfer.support import R50, make_record, make_store, perfect, write_records
 

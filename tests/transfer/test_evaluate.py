@@ -19,7 +19,8 @@ from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.runtime.errors import MlsError
 from mls.transfer import run_transfer
-from mls.transfer.evaluate import as_result, coco_metrics
+from mls.transfer.coco_score import coco_metrics
+from mls.transfer.evaluate import as_result
 from mls.transfer.torchvision import detections_to_coco
 from tests.transfer.support import perfect
 

@@ -14,7 +14,7 @@ from mls.data.check import check_artifact
 from mls.data.image_store import ImageStore
 from mls.pipeline.plan import DATA_LOCK
 from mls.runtime.errors import MlsError
-from mls.transfer.evaluate import coco_metrics
+from mls.transfer.coco_score import coco_metrics
 from mls.transfer.instances import TrainingInstances
 from tests.data.support import an_object, make, make_coco, make_voc_tree, xml
 from tests.transfer.support import make_record, perfect, write_records
@@ -150,6 +150,9 @@ def test_objects_of_no_area_are_left_out_where_masks_are_needed(
     ]
     report = check_artifact(store.path, "coco")
     assert (report.degenerate, report.excluded) == (4, [])
+    assert ("objects whose mask covers no pixel", 1) in [(finding.what, finding.count) for finding in report.findings]
+    masks = [finding.what for finding in report.contradictions if "image" not in finding.what]
+    assert not masks, "what the data stage accepts is no contradiction"
     counts = [sum(map(len, TrainingInstances(store, "train+val", masks=masks).values())) for masks in (False, True)]
     assert counts == [8, 6]
     truth = store.ground_truth("test")

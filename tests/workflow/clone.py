@@ -23,7 +23,7 @@ MICRO = ROOT / "experiments" / "micro.yaml"
 
 def environment() -> dict[str, str]:
     """An environment with the tools of this Python and no variable that leads a clone to another one's code or data."""
-    leading = ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS", "MLS_STORE", "MLS_WORK")
+    leading = ("PYTHONPATH", "MLS_DATA", "MLS_WEIGHTS", "MLS_STORE", "MLS_WORK", "MLS_ROOT")
     env = {k: v for k, v in os.environ.items() if k not in leading}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     env |= {"OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1", "MLS_PLAIN": "1"}
