@@ -75,8 +75,8 @@ def all_figures(
         yield f"per_class-{task}", draw_per_class(f"{task}, {split}", by_run, runs)
     differences = class_differences(params, probes | transfers)
     files = apart({f"{table}/{task}": f"{table}-{task}" for table, task in differences})
-    for (table, task), by_run in differences.items():
-        yield f"per_class_difference-{files[f'{table}/{task}']}", draw_differences(f"{table}, {task}", by_run, runs)
+    for (table, task), by_row in differences.items():
+        yield f"per_class_difference-{files[f'{table}/{task}']}", draw_differences(f"{table}, {task}", by_row, runs)
     for one, artifact in of_stage(inputs, "data").items():
         if is_generated(artifact):
             yield f"scenes-{one}", draw_scenes(ImageStore(artifact.path))
