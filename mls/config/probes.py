@@ -32,11 +32,10 @@ from mls.config.values import (
     Side,
     check_pixels,
 )
-from mls.config.views import Augment
+from mls.config.views import Augment, Interpolation
 
 Strengths = Annotated[list[Positive], Field(min_length=1), Grid]
 Fit = Literal["crop", "squash"]
-Interpolation = Literal["bilinear", "bicubic"]
 
 CLASSIFIED = ("mAP", "mAP_11", "mAP_envelope", "top1")
 """Metrics of every classifier: three definitions of mAP (see `mls.metrics`), or top-1."""
@@ -206,7 +205,7 @@ class Trained(Section):
     trials: Repeats = 1
     """Repeats of this task with different seeds, on the same pretrained backbone."""
     augment: TrainAugment = TrainAugment()
-    """Training views; ``crop`` is also the side of the square in testing: 224 or 448."""
+    """Training views; ``crop``, 224 or 448, and ``interpolation`` are also those of the square in testing."""
     resize: Side | None = None
     """As in `Features`, for testing [256 with a crop of 224]."""
     fit: Fit = "crop"

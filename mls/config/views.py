@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -17,6 +17,7 @@ def half_a_circle(jitter: list[float]) -> list[float]:
     return jitter
 
 
+Interpolation = Literal["bilinear", "bicubic"]
 Jitter = Annotated[list[NonNegative], Field(min_length=4, max_length=4), AfterValidator(half_a_circle)]
 
 
@@ -31,6 +32,8 @@ class Augment(Section):
     """Side of a view, pixels."""
     scale: ShareRange = [0.2, 1.0]
     """Smallest and largest area of a crop, as a share of the image."""
+    interpolation: Interpolation = "bilinear"
+    """How a crop is resized; antialiased [``bicubic`` in BYOL's paper and SlotCon]."""
     jitter: Jitter = [0.4, 0.4, 0.4, 0.1]
     """Strength of brightness, contrast, saturation and hue changes. Hue is a share of its circle, at most 0.5."""
     jitter_p: Share = 0.8

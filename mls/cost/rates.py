@@ -41,7 +41,8 @@ SCHEMAS: dict[str, TypeAdapter[Any]] = {
 }
 DECIDE = (
     *("method", "kind", "backend", "architecture", "batch_size", "precision", "compile", "resident", "channels_last"),
-    *("augment.crop", "augment.resize", "moco.queue_size", "moco.projection_dim", "moco.bn_splits", "optimizer.name"),
+    *("augment.crop", "augment.resize", "augment.interpolation"),
+    *("moco.queue_size", "moco.projection_dim", "moco.bn_splits", "optimizer.name"),
     *("byol.hidden_dim", "slotcon.hidden_dim", "slotcon.prototypes"),
     *("image_size", "resize", "layer", "strengths", "costs", "folds", "low_shot", "samples", "ks", "batchnorm"),
     *("train_sizes", "test_size", "max_size", "norm", "freeze_at", "fpn_norm", "box_head", "head_norm", "extra_norm"),

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image, resized_crop_image
 
-from mls.config.views import Augment
+from mls.config.views import Augment, Interpolation
 from mls.runtime import streams
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, pixels in [0, 1]
@@ -106,34 +107,43 @@ def flips(config: Augment, draws_VBU: Tensor) -> Tensor:
     return draws_VBU[..., FLIP] < config.flip_p
 
 
-def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int) -> Tensor:
-    """Cut a box out of an image and resize it to a square (bilinear, antialiased).
+def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Cut a box out of an image and resize it to a square (antialiased).
 
     Args:
         image_CHW: uint8.
         box_4: top, left, height, width, pixels.
         side: of the square, pixels.
+        interpolation: of the resize.
 
     Returns:
         uint8 (C, side, side).
     """
     top, left, height, width = (int(v) for v in box_4)
-    return resized_crop_image(image_CHW, top, left, height, width, size=[side, side], antialias=True)
+    mode = InterpolationMode(interpolation)
+    return resized_crop_image(image_CHW, top, left, height, width, [side, side], mode, antialias=True)
 
 
-def plain_crop(image_CHW: Tensor, u_U: NDArray[np.float64], shorter: int, side: int) -> Tensor:
-    """Resize an image (bilinear, antialiased), then cut out a random square: torchvision's ``Resize``, ``RandomCrop``.
+def plain_crop(
+    image_CHW: Tensor,
+    u_U: NDArray[np.float64],
+    shorter: int,
+    side: int,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """Resize an image (antialiased), then cut out a random square: torchvision's ``Resize``, ``RandomCrop``.
 
     Args:
         image_CHW: uint8.
         u_U: draws of `draw`; each position of the square has the same chance.
         shorter: length of the resized image's shorter side, pixels; at least ``side``.
         side: of the square, pixels.
+        interpolation: of the resize.
 
     Returns:
         uint8 (C, side, side).
     """
-    image_CHW = resize_image(image_CHW, [shorter], antialias=True)
+    image_CHW = resize_image(image_CHW, [shorter], InterpolationMode(interpolation), antialias=True)
     top, left = (int(u * (n - side + 1)) for u, n in zip(u_U[[TOP, LEFT]], image_CHW.shape[1:], strict=True))
     return image_CHW[:, top : top + side, left : left + side].contiguous()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from mls.config.views import Interpolation
 from mls.data.augment import normalisation
 
 
@@ -20,7 +21,7 @@ def square(
     side: int,
     resize: int | None = None,
     fit: Literal["crop", "squash"] = "crop",
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """Resize an image to a square (antialiased).
 

@@ -138,12 +138,12 @@ class TwoViews(Dataset[ViewBatch]):
         The images come from the store or from memory (``resident: cpu``). Both give the same pixels and go through the
         same `crop`, so the crops are bit-identical.
         """
-        side = self.config.augment.crop
+        side, interpolation = self.config.augment.crop, self.config.augment.interpolation
         crops_VBCHW = torch.empty((2, len(rows), 3, side, side), dtype=torch.uint8)
         for i, row in enumerate(rows):
             image_CHW = self._images.decode(int(row))
             for view in (0, 1):
-                crops_VBCHW[view, i] = crop(image_CHW, boxes[view][i], side)
+                crops_VBCHW[view, i] = crop(image_CHW, boxes[view][i], side, interpolation)
         return crops_VBCHW
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:

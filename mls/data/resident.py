@@ -6,9 +6,10 @@
     crops_BCHW = on_gpu.crops(rows_B, boxes_B4, side=224)
 
 ``cpu`` changes no bit of a crop: only the source of the pixels differs, and the loader crops them with the same code.
-It is therefore not part of the id. ``cuda`` computes the same antialiased bilinear crop from the same boxes, but in
-floating point, and rounds once; torchvision uses fixed point and rounds after each axis. Pixels differ by at most one
-level, so ``cuda`` is part of the id.
+It is therefore not part of the id. ``cuda`` computes the same antialiased crop from the same boxes, but in floating
+point, where torchvision uses fixed point. Bilinear crops are rounded once, torchvision's after each axis: pixels differ
+by at most one level. Bicubic ones are rounded after each axis too: one pixel in 200 differs by one level, very few by
+two. So ``cuda`` is part of the id.
 
 Shapes: R rows of the store, N bytes of all pixels, B crops, C = 3 channels, H x W pixels of the largest box of a batch,
 S = side.
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mls.config.views import Interpolation
 from mls.data.image_store import ImageStore
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
@@ -83,13 +85,14 @@ class Resident:
             setattr(self, name, value.to(device))
         return self
 
-    def crops(self, row_B: Tensor, boxes_B4: Tensor, side: int) -> Tensor:
-        """Cut boxes and resize them to squares (bilinear, antialiased), on the device of the pixels.
+    def crops(self, row_B: Tensor, boxes_B4: Tensor, side: int, interpolation: Interpolation = "bilinear") -> Tensor:
+        """Cut boxes and resize them to squares (antialiased), on the device of the pixels.
 
         Args:
             row_B: int64 rows of the store, on the CPU.
             boxes_B4: int64 top, left, height, width, pixels; within the images, on the CPU.
             side: of the result, pixels.
+            interpolation: of the resize.
 
         Returns:
             uint8 (B, 3, S, S), on the device of the pixels.
@@ -97,9 +100,9 @@ class Resident:
         height, width = (int(n) for n in boxes_B4[:, 2:].amax(0))  # on the CPU: the host does not wait for the device
         at_once = max(1, AT_ONCE // (height * width))
         chunks = zip(row_B.split(at_once), boxes_B4.split(at_once), strict=True)
-        return torch.cat([self._crops(row, boxes, side) for row, boxes in chunks])
+        return torch.cat([self._crops(row, boxes, side, interpolation) for row, boxes in chunks])
 
-    def _crops(self, row_B: Tensor, boxes_B4: Tensor, side: int) -> Tensor:
+    def _crops(self, row_B: Tensor, boxes_B4: Tensor, side: int, interpolation: Interpolation) -> Tensor:
         device = self._pixels_N.device
         height, width = (int(n) for n in boxes_B4[:, 2:].amax(0))
         top_B, left_B, height_B, width_B = boxes_B4.to(device, non_blocking=True).unbind(1)
@@ -113,29 +116,42 @@ class Resident:
         byte_BHW = self._offset_R[row_B][:, None, None] + 3 * pixel_BHW
         channel_C = torch.arange(3, device=device)
         image_BCHW = self._pixels_N[byte_BHW[:, None] + channel_C[:, None, None]].float()
-        rows_BSH = resize_weights(height_B, height, side)[:, None]
-        columns_BSW = resize_weights(width_B, width, side)[:, None]
-        resized_BCSS = rows_BSH @ image_BCHW @ columns_BSW.transpose(-1, -2)
+        rows_BSH = resize_weights(height_B, height, side, interpolation)[:, None]
+        columns_BSW = resize_weights(width_B, width, side, interpolation)[:, None]
+        if interpolation == "bicubic":  # it overshoots: torchvision resizes along rows first, and clamps after that too
+            resized_BCSS = rows_BSH @ (image_BCHW @ columns_BSW.transpose(-1, -2)).round_().clamp_(0, 255)
+        else:
+            resized_BCSS = rows_BSH @ image_BCHW @ columns_BSW.transpose(-1, -2)
         return resized_BCSS.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def resize_weights(length_B: Tensor, longest: int, side: int) -> Tensor:
-    """Return the weights of an antialiased bilinear resize along one axis: float32 (B, side, longest).
+def resize_weights(length_B: Tensor, longest: int, side: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Return the weights of an antialiased resize along one axis: float32 (B, side, longest).
 
-    The filter is the triangle of PIL and torchvision. It reaches one output pixel to either side, or one input pixel if
-    that is larger. Input beyond ``length_B`` has weight 0; the other weights sum to 1.
+    The filters are those of PIL and torchvision: a triangle, which reaches one output pixel to either side, or Keys'
+    cubic with a = -0.5, which reaches two; or as many input pixels, if these are larger. Input beyond ``length_B`` has
+    weight 0; the other weights sum to 1.
 
     Args:
         length_B: length of each crop along the axis, pixels.
         longest: padded length, pixels.
         side: pixels of the result.
+        interpolation: the filter.
     """
     scale_B = length_B.float() / side
     centre_BS = (torch.arange(side, device=length_B.device) + 0.5) * scale_B[:, None]
     place_L = torch.arange(longest, device=length_B.device)
     distance_BSL = (place_L + 0.5 - centre_BS[:, :, None]).abs() / scale_B.clamp(min=1)[:, None, None]
-    weight_BSL = (1 - distance_BSL).clamp(min=0) * (place_L < length_B[:, None])[:, None, :]
+    filtered_BSL = (1 - distance_BSL).clamp(min=0) if interpolation == "bilinear" else cubic(distance_BSL)
+    weight_BSL = filtered_BSL * (place_L < length_B[:, None])[:, None, :]
     return weight_BSL / weight_BSL.sum(-1, keepdim=True)
+
+
+def cubic(distance: Tensor) -> Tensor:
+    """Return Keys' cubic with a = -0.5, elementwise, of distances of at least 0."""
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 def check_fits(needed: int, free: int, where: str) -> None:

@@ -26,6 +26,7 @@ from torchvision.models.resnet import ResNet
 
 from mls.config.experiment import Backbone
 from mls.config.probes import Features
+from mls.config.views import Interpolation
 from mls.data.eval_view import normalise, square
 from mls.data.image_store import LABELLED, ImageStore
 from mls.models.backbone import LAYERS, channels_last, feature_maps, load_backbone
@@ -170,7 +171,7 @@ def prepared(
     resize: int | None,
     fit: Literal["crop", "squash"],
     workers: int,
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
 ) -> Iterator[Tensor]:
     """Yield images as `mls.data.eval_view.square` makes them, uint8 (B, C, H, W), prepared ahead by threads."""
 

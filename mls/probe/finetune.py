@@ -108,10 +108,10 @@ class Views:
         u_1U, augment = draw(self.seed, epoch, self.rows_N[[index]], 0), self.task.augment
         image_CHW = self.store.decode(int(self.rows_N[index]))
         if augment.resize:
-            view_CHW = plain_crop(image_CHW, u_1U[0], augment.resize, augment.crop)
+            view_CHW = plain_crop(image_CHW, u_1U[0], augment.resize, augment.crop, augment.interpolation)
         else:
             box_14 = crop_boxes(u_1U, self.sizes_N2[[index]], augment.scale)
-            view_CHW = crop(image_CHW, box_14[0], augment.crop)
+            view_CHW = crop(image_CHW, box_14[0], augment.crop, augment.interpolation)
         return index, view_CHW, torch.from_numpy(u_1U[0])
 
     def batches(self, steps: range, workers: int) -> Generator[LabelledBatch]:
@@ -231,7 +231,8 @@ def train_and_score(
     write_csv(history.timing, context.out / "timing.csv")
     write_json({"seed": seed, "total_steps": views.steps}, context.out / "derived.json")
     workers = workers_of(execution.workers, execution.threads, device)
-    squares = prepared(store, rows[split], task.augment.crop, task.resize, task.fit, workers)
+    side, interpolation = task.augment.crop, task.augment.interpolation
+    squares = prepared(store, rows[split], side, task.resize, task.fit, workers, interpolation=interpolation)
     scores_NC = outputs_of(training.model.eval(), squares, len(rows[split]), device, f"{name}: {split}")
     if bad := int((~np.isfinite(scores_NC)).any(axis=1).sum()):
         raise DeterministicError(

@@ -74,9 +74,9 @@ def all_figures(
     for (task, split), by_run in per_class_ap(params, probes).items():
         yield f"per_class-{task}", draw_per_class(f"{task}, {split}", by_run, runs)
     differences = class_differences(params, probes | transfers)
-    files = apart({f"{table}/{task}": f"{table}-{task}" for table, task in differences})
-    for (table, task), by_run in differences.items():
-        yield f"per_class_difference-{files[f'{table}/{task}']}", draw_differences(f"{table}, {task}", by_run, runs)
+    files = apart({f"{name}/{task}": f"{name}-{task}" for name, task in differences})
+    for (name, task), against in differences.items():
+        yield f"per_class_difference-{files[f'{name}/{task}']}", draw_differences(f"{name}, {task}", against, runs)
     for one, artifact in of_stage(inputs, "data").items():
         if is_generated(artifact):
             yield f"scenes-{one}", draw_scenes(ImageStore(artifact.path))

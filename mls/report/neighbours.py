@@ -236,10 +236,10 @@ def encode_crops(
 ) -> Tensor:
     """Return the L2-normalised features (N, G) of crops by the online backbone in evaluation mode, float32."""
     mean_C11, std_C11 = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-    backbone = copy.deepcopy(method.backbone).eval()
+    backbone, augment = copy.deepcopy(method.backbone).eval(), method.config.augment
     parts = []
     for row, box_4 in zip(rows_N, boxes_N4, strict=True):
-        image_CHW = crop(store.decode(int(row)), box_4, method.config.augment.crop).float() / 255
+        image_CHW = crop(store.decode(int(row)), box_4, augment.crop, augment.interpolation).float() / 255
         parts.append(backbone(((image_CHW - mean_C11) / std_C11)[None]))
     return F.normalize(torch.cat(parts), dim=1)
 

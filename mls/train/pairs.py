@@ -42,7 +42,8 @@ def pair_of(
         if batch.crops_VBCHW is not None:
             crops_BCHW = batch.crops_VBCHW[v].to(device, non_blocking=True)
         elif resident is not None:
-            crops_BCHW = resident.crops(batch.rows_B, batch.boxes_VB4[v], config.augment.crop)
+            side, interpolation = config.augment.crop, config.augment.interpolation
+            crops_BCHW = resident.crops(batch.rows_B, batch.boxes_VB4[v], side, interpolation)
         else:
             raise ValueError("a batch without crops needs resident images")
         augmented_BCHW = ColourAugment(config.augment, v)(crops_BCHW, batch.draws_VBU[v])

@@ -15,6 +15,7 @@ import mls.data.build_store
 import mls.train.pretrain
 from mls.config.experiment import Pretrain
 from mls.config.load import check
+from mls.config.views import Interpolation
 from mls.data.augment import crop, crop_boxes, draw
 from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews, ViewBatch
@@ -72,9 +73,10 @@ def test_only_train_images_are_kept(store: ImageStore) -> None:
         assert torch.equal(kept.decode(int(row)), store.decode(int(row)))
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("side", "at_once"), [(16, 2**25), (48, 2**14), (224, 1)])
-def test_crops_in_batch_equal_torchvisions_within_a_level(
-    store: ImageStore, side: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+def test_crops_in_batch_equal_torchvisions_within_a_level_or_two(
+    store: ImageStore, side: int, at_once: int, interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mls.data.resident.AT_ONCE", at_once)
     rows = np.repeat(np.arange(len(store)), 20)
@@ -82,15 +84,24 @@ def test_crops_in_batch_equal_torchvisions_within_a_level(
     boxes_N4 = crop_boxes(draw(0, side, np.arange(len(rows)), 0), sizes_N2, [0.05, 1.0])
     boxes_N4[:3, 2:] = 1  # a single pixel
     images = Resident(store, np.arange(len(store)), 1)
-    ours = images.crops(torch.from_numpy(rows), torch.from_numpy(boxes_N4), side)
-    theirs = torch.stack([crop(store.decode(int(r)), box, side) for r, box in zip(rows, boxes_N4, strict=True)])
+    ours = images.crops(torch.from_numpy(rows), torch.from_numpy(boxes_N4), side, interpolation)
+    each = zip(rows, boxes_N4, strict=True)
+    theirs = torch.stack([crop(store.decode(int(row)), box, side, interpolation) for row, box in each])
     difference = (ours.int() - theirs.int()).abs()
     assert ours.shape == theirs.shape and ours.dtype == torch.uint8
-    assert int(difference.max()) <= 1 and abs(float((ours.int() - theirs.int()).float().mean())) < 0.05
+    assert int(difference.max()) <= (1 if interpolation == "bilinear" else 2)
+    assert abs(float((ours.int() - theirs.int()).float().mean())) < 0.05
+    if interpolation == "bicubic":
+        assert float((difference > 0).float().mean()) < 0.02 and float((difference > 1).float().mean()) < 1e-4
+        plain = torch.stack([crop(store.decode(int(row)), box, side) for row, box in zip(rows, boxes_N4, strict=True)])
+        assert float((plain != theirs).float().mean()) > 0.3, "the two filters differ"
 
 
-def test_a_batch_without_crops_takes_those_of_the_resident_images(store: ImageStore) -> None:
-    plain = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "crop": 16}
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_batch_without_crops_takes_those_of_the_resident_images(
+    store: ImageStore, interpolation: Interpolation
+) -> None:
+    plain = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "crop": 16, "interpolation": interpolation}
     with_crops = TwoViews(store, config(augment=plain), 0)
     without = TwoViews(store, config(resident="cuda", augment=plain), 0)
     batch = without[1]
@@ -98,9 +109,11 @@ def test_a_batch_without_crops_takes_those_of_the_resident_images(store: ImageSt
     kept = Resident(store, without.rows, 1)
     ours = pair_of(batch, without, without.config, 1, CPU, kept)
     theirs = pair_of(with_crops[1], with_crops, with_crops.config, 1, CPU)
-    one_level = 1.01 / 255 / 0.224
+    one_level = (1.01 if interpolation == "bilinear" else 2.01) / 255 / 0.224
     assert torch.allclose(ours.query_BCHW, theirs.query_BCHW, atol=one_level)
     assert torch.allclose(ours.key_BCHW, theirs.key_BCHW, atol=one_level)
+    own, row = crops(with_crops[1])[0, 0], int(with_crops[1].rows_B[0])
+    assert torch.equal(own, crop(store.decode(row), with_crops[1].boxes_VB4[0, 0].numpy(), 16, interpolation))
     with pytest.raises(ValueError, match="needs resident images"):
         pair_of(batch, without, without.config, 1, CPU)
 
@@ -142,6 +155,15 @@ def test_only_what_changes_pixels_is_in_the_id() -> None:
     assert ids["no"] == ids["cpu"] != ids["cuda"]
     plans = [make_plan(check(experiment(kept), Path("x.yaml")), {}).stage("pretrain")[0] for kept in ("no", "cpu")]
     assert payload(plans[0]) == payload(plans[1])
+
+
+def test_only_another_interpolation_is_in_the_id() -> None:
+    ids = []
+    for keys in ({}, {"interpolation": "bilinear"}, {"interpolation": "bicubic"}):
+        raw = experiment("no")
+        raw["pretrain"]["augment"] |= keys
+        ids.append(make_plan(check(raw, Path("x.yaml")), {}).stage("pretrain")[0].id)
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize("kept", ["cpu", "cuda"])

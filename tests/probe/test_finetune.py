@@ -24,6 +24,7 @@ from torchvision.models.resnet import ResNet
 from mls.config.datasets import FolderDataset
 from mls.config.experiment import Backbone, Execution
 from mls.config.probes import Features, FinetuneProbe, SgdProbe, TrainedProbe
+from mls.config.views import Interpolation
 from mls.data import build_store, sources
 from mls.data.eval_view import normalise, square
 from mls.data.image_store import ImageStore
@@ -416,16 +417,23 @@ def test_with_test_val_is_trained_on(store: ImageStore, tmp_path: Path, monkeypa
     assert read[18:] == outcome.evaluation.rows_N.tolist() == store.split("test").tolist()
 
 
-@pytest.mark.parametrize("kind", ["finetune", "sgd"])
-def test_evaluated_views_are_those_of_the_other_probes(store: ImageStore, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "interpolation"), [("finetune", "bilinear"), ("sgd", "bilinear"), ("sgd", "bicubic")])
+def test_evaluated_views_are_those_of_the_other_probes(
+    store: ImageStore, tmp_path: Path, kind: str, interpolation: Interpolation
+) -> None:
     """Evaluation as `square` makes them, in evaluation mode, by the weights that were left."""
-    task = make_task(kind, resize=20, epochs=1)
+    task = make_task(kind, resize=18, epochs=1, augment={"crop": SIDE, "interpolation": interpolation})
     outcome = fit(task, store, tmp_path / "work")
     state, _ = load_resumable(tmp_path / "work")
     assert state is not None
     model = Classifier(make_backbone(), 3, task, seed=1).eval()
     model.trained.load_state_dict(state["model"])
-    squares = torch.stack([square(store.decode(int(row)), SIDE, 20) for row in outcome.evaluation.rows_N])
+    rows_N, other = outcome.evaluation.rows_N, {"bilinear": "bicubic", "bicubic": "bilinear"}[interpolation]
+    squares, others = (
+        torch.stack([square(store.decode(int(row)), SIDE, 18, interpolation=one) for row in rows_N])  # type: ignore[arg-type]
+        for one in (interpolation, other)
+    )
+    assert not torch.equal(squares, others)
     with torch.no_grad():
         expected_NC = model.fc(model.backbone(normalise(squares, CPU))).numpy()
     np.testing.assert_allclose(outcome.evaluation.scores_NC[:, :2], expected_NC[:, :2], rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, resized_crop_image
 
 from mls.config.probes import FinetuneProbe, TrainAugment
@@ -125,6 +127,19 @@ def test_a_plain_crop_is_a_random_square_of_the_resized_image(store: ImageStore)
     assert ((tops - 100) ** 2 / 100).sum() < 18.5 and ((lefts - 20) ** 2 / 20).sum() < 51.2  # p = 0.001
     smaller = make_views(store, augment={"crop": 16, "resize": 16}).load((2, 0))[1]
     assert smaller.shape == (3, 16, 16) and smaller.is_contiguous()
+
+
+def test_crops_and_plain_crops_are_bicubic_if_asked_for(store: ImageStore) -> None:
+    whole = {"crop": 16, "scale": [1.0, 1.0], "interpolation": "bicubic"}
+    _, crop_CHW, _ = make_views(store, augment=whole).load((2, 0))
+    cut = partial(resized_crop_image, store.decode(2), 0, 6, 20, 27, size=[16, 16], antialias=True)
+    assert torch.equal(crop_CHW, cut(interpolation=InterpolationMode.BICUBIC)) and not torch.equal(crop_CHW, cut())
+    plain = {"crop": 16, "resize": 18}
+    (_, linear_CHW, _), (_, cubic_CHW, _) = (
+        make_views(store, augment={**plain, **other}).load((2, 0)) for other in ({}, {"interpolation": "bicubic"})
+    )
+    places = resize(store.decode(2), [18], InterpolationMode.BICUBIC, antialias=True).unfold(1, 16, 1).unfold(2, 16, 1)
+    assert (places == cubic_CHW[:, None, None]).all(dim=(0, 3, 4)).any() and not torch.equal(linear_CHW, cubic_CHW)
 
 
 @pytest.mark.parametrize(
