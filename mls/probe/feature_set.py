@@ -17,10 +17,10 @@ Shape legend: N images, D features, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,10 @@ from mls.metrics import Truth
 from mls.probe.columns import IMAGE, LABELS, listed, unlisted
 from mls.runtime.errors import MlsError
 
+Features = NDArray[np.floating[Any]]
+"""float16 or float32 (N, D)."""
+BLOCK = 2**22
+"""Numbers in a block of features: 2,048 images of 2,048 features, 32 MiB as float64."""
 SCHEMA = pa.schema([*IMAGE, *LABELS])
 
 
@@ -42,7 +46,8 @@ class Images:
     rows_N: NDArray[np.int64]
     """Rows of the data artifact."""
     names: list[str]
-    features_ND: NDArray[np.float32]
+    features_ND: Features
+    """Part of the file, memory-mapped: read it in `blocks`, and no second copy of all is in memory."""
     truth_NC: Truth
     ignored_NC: Truth
     """Classes that count neither for nor against an image, see `mls.data.image_store.ImageStore.ignored`."""
@@ -72,7 +77,8 @@ class FeatureSet:
         about = json.loads((path / "classes.json").read_text(encoding="utf-8"))
         self.classes: list[str] = about["classes"]
         self.multi_label: bool = about["multi_label"]
-        self._features_ND = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+        # "c" maps privately: torch takes arrays only if they can be written
+        self._features_ND = np.load(path / "features.npy", mmap_mode="c", allow_pickle=False)
         self._images = pq.read_table(path / "images.parquet", schema=SCHEMA)
 
     def images(self, *splits: str) -> Images:
@@ -81,7 +87,9 @@ class FeatureSet:
         places = np.concatenate([np.flatnonzero(of_split == split) for split in splits])
         table = self._images.take(pa.array(places))
         truth_NC, ignored_NC = (unlisted(table, name, len(self.classes)) for name in ("classes", "ignored"))
-        rows_N, names, features_ND = table["image"].to_numpy(), table["name"].to_pylist(), self._features_ND[places]
+        rows_N, names = table["image"].to_numpy(), table["name"].to_pylist()
+        whole = len(places) and (np.diff(places) == 1).all()  # as `write` leaves them
+        features_ND = self._features_ND[places[0] : places[-1] + 1] if whole else self._features_ND[places]
         return Images(rows_N, names, features_ND, truth_NC, ignored_NC, self.classes, self.multi_label)
 
 
@@ -103,13 +111,25 @@ def write(out: Path, store: ImageStore, features: Mapping[str, NDArray[np.float3
     (out / "classes.json").write_text(json.dumps(about, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_finite(features_ND: NDArray[np.float32], split: str) -> None:
+def blocks(images: int, width: int, numbers: int | None = None) -> Iterator[slice]:
+    """Yield the rows of each block of images.
+
+    Args:
+        images: their number.
+        width: numbers in memory per image.
+        numbers: that a block may hold; default: `BLOCK`.
+    """
+    size = max(1, (numbers or BLOCK) // max(1, width))
+    return (slice(start, start + size) for start in range(0, images, size))
+
+
+def check_finite(features_ND: Features, split: str) -> None:
     """Reject features that no classifier can use.
 
     Raises:
         MlsError: says how many images of which split are affected.
     """
-    bad = int((~np.isfinite(features_ND)).any(axis=1).sum())
+    bad = sum(int((~np.isfinite(features_ND[rows])).any(axis=1).sum()) for rows in blocks(*features_ND.shape))
     if bad:
         raise MlsError(
             f"the backbone's features of {bad} of {len(features_ND)} {split} images are NaN or infinite; "

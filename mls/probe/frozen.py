@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from mls.config.probes import Features, KnnProbe, LinearProbe, SvmProbe
 from mls.metrics import Scores
 from mls.pipeline.plan import FIRST_SEED
@@ -17,6 +19,7 @@ from mls.pipeline.runner import Context
 from mls.probe import knn, linear, svm
 from mls.probe.feature_set import FeatureSet, Parts
 from mls.probe.low_shot import low_shot
+from mls.runtime.device import set_up
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv
 
@@ -26,12 +29,13 @@ Facts = dict[str, Any]
 
 def fit_linear(context: Context, task: LinearProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """Logistic or softmax regression; val chooses the strength."""
-    threads = context.execution.threads
-    fitted = linear.fit_strengths(parts.train, parts.val, strengths=task.strengths, threads=threads)
+    device, name = device_of(context), f"probe {context.label}"
+    fitted = linear.fit_strengths(parts.train, parts.val, strengths=task.strengths, device=device, name=name)
     return fitted.scores(parts.evaluated.features_ND), {
         "val": 100 * fitted.candidates[fitted.strength],
         "strength": fitted.strength,
         "candidates": percents(fitted.candidates),
+        "iterations": {f"{strength:g}": steps for strength, steps in fitted.iterations.items()},
         "untrained_classes": fitted.untrained,
         "unconverged_fits": fitted.unconverged,
     }
@@ -39,8 +43,8 @@ def fit_linear(context: Context, task: LinearProbe, features: FeatureSet, parts:
 
 def fit_knn(context: Context, task: KnnProbe, features: FeatureSet, parts: Parts) -> tuple[Scores, Facts]:
     """Votes of train images; val chooses k."""
-    threads = context.execution.threads
-    fitted = knn.fit_ks(parts.train, parts.val, ks=task.ks, temperature=task.temperature, threads=threads)
+    how: Facts = {"device": device_of(context), "name": f"probe {context.label}"}
+    fitted = knn.fit_ks(parts.train, parts.val, ks=task.ks, temperature=task.temperature, **how)
     return fitted.scores(parts.evaluated.features_ND), {
         "val": 100 * fitted.candidates[fitted.k],
         "k": fitted.k,
@@ -68,6 +72,11 @@ def fit_svm(context: Context, task: SvmProbe, features: FeatureSet, parts: Parts
         "not_cross_validated": fitted.not_cross_validated,
         "unconverged_fits": fitted.unconverged,
     }
+
+
+def device_of(context: Context) -> torch.device:
+    """Set torch up for a job that draws nothing at random, and return its device."""
+    return set_up(context.execution.device, context.execution.threads, FIRST_SEED)
 
 
 def percents(candidates: Mapping[Any, float]) -> dict[str, float]:

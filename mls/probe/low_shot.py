@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mls.metrics import Kind, Truth, average_precisions, told_apart
 from mls.probe.feature_set import Parts, check_finite
-from mls.probe.linear import Weights, one_blas_thread
+from mls.probe.fitting import Weights, one_blas_thread
 from mls.probe.svm import WORTH_PROCESSES, divide_by_norm, fit_one, in_processes, stopped
 from mls.runtime import streams
 from mls.runtime.errors import MlsError

@@ -26,15 +26,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mls.metrics import Truth, told_apart
 from mls.probe.bootstrap import mean_intervals
 from mls.probe.columns import AGAIN, IMAGE, check_columns
 from mls.probe.evaluation import class_metrics, names_of
-from mls.probe.feature_set import Images, check_finite
-from mls.probe.knn import Rows, cosines, directions, nearest, over_blocks
-from mls.probe.linear import Features, Weights
+from mls.probe.feature_set import Features, Images, check_finite
+from mls.probe.fitting import Weights
+from mls.probe.knn import CPU, Gallery, nearest, over_blocks
 from mls.runtime.errors import MlsError
 
 Values = NDArray[np.float32]
@@ -89,14 +91,22 @@ def over_queries(values_MC: Values) -> Weights:
     return np.where(count_C, sum_C / np.maximum(count_C, 1), np.nan)
 
 
-def retrieve(gallery: Images, queries: Images, *, precision_at: Sequence[int], threads: int = 1) -> Retrieved:
+def retrieve(
+    gallery: Images,
+    queries: Images,
+    *,
+    precision_at: Sequence[int],
+    device: torch.device = CPU,
+    name: str = "retrieval",
+) -> Retrieved:
     """Rank the gallery for each query, and evaluate the ranking for each of the query's labels.
 
     Args:
         gallery: N images to rank.
         queries: M images; their true classes are evaluated.
         precision_at: ks of precision@k.
-        threads: blocks of queries that are ranked at a time; no effect on the result.
+        device: where the gallery is ranked.
+        name: of the progress bar.
 
     Raises:
         MlsError: features are not finite; a k is above the number of gallery images that count for a class; no class
@@ -114,19 +124,21 @@ def retrieve(gallery: Images, queries: Images, *, precision_at: Sequence[int], t
             f"precision_at: {max(precision_at)} is more than the {counts_NC[:, shortest].sum()} gallery images "
             f"that count for class {gallery.classes[shortest]!r}; lower it"
         )
-    unit_ND = directions(gallery.features_ND)
-    ks = sorted(set(precision_at))
+    searched, ks = Gallery(gallery.features_ND, device), sorted(set(precision_at))
+    relevant_NC, placed_NC = (torch.from_numpy(array_NC).to(device) for array_NC in (gallery.truth_NC, counts_NC))
 
     def evaluate(block_BD: Features, block_BC: Truth) -> Values:
-        row_BN = nearest(cosines(block_BD, unit_ND), len(unit_ND))[1]
+        row_BN = nearest(searched.cosines(block_BD), len(searched))[1]
         values_BCV = np.full((*block_BC.shape, 1 + len(ks)), np.nan, dtype=np.float32)
         for c in asked:
-            has_B = block_BC[:, c]
-            values_BCV[has_B, c] = evaluate_ranking(row_BN[has_B], gallery.truth_NC[:, c], counts_NC[:, c], ks)
+            if (has_B := block_BC[:, c]).any():
+                row_QN = row_BN[torch.from_numpy(has_B).to(device)]
+                found_QV = evaluate_ranking(row_QN, relevant_NC[:, c], placed_NC[:, c], ks)
+                values_BCV[has_B, c] = found_QV.cpu().numpy()
         return values_BCV
 
-    blocks = over_blocks(evaluate, [queries.features_ND, queries.truth_NC], len(unit_ND), threads)
-    return _split_values(gallery.classes, np.concatenate(blocks), ks)
+    parts = over_blocks(evaluate, [queries.features_ND, queries.truth_NC], len(searched), name)
+    return _split_values(gallery.classes, np.concatenate(parts), ks)
 
 
 def _split_values(names: list[str], values_MCV: Values, ks: Sequence[int]) -> Retrieved:
@@ -134,7 +146,7 @@ def _split_values(names: list[str], values_MCV: Values, ks: Sequence[int]) -> Re
     return Retrieved(names, values_MCV[:, :, 0], {k: values_MCV[:, :, 1 + index] for index, k in enumerate(ks)})
 
 
-def evaluate_ranking(row_QN: Rows, relevant_N: Truth, counts_N: Truth, ks: Sequence[int]) -> Values:
+def evaluate_ranking(row_QN: Tensor, relevant_N: Tensor, counts_N: Tensor, ks: Sequence[int]) -> Tensor:
     """Return average precision and the precisions@k of rankings for one label, float32 (Q, 1 + len(ks)).
 
     Args:
@@ -144,14 +156,17 @@ def evaluate_ranking(row_QN: Rows, relevant_N: Truth, counts_N: Truth, ks: Seque
         ks: not above the number of those.
     """
     if not counts_N.all():
-        row_QN = row_QN[counts_N[row_QN]].reshape(len(row_QN), int(counts_N.sum()))  # each ranking loses the same rows
+        row_QN = row_QN[counts_N[row_QN]].view(len(row_QN), -1)  # each ranking loses the same rows
     # Every ranking finds the same number R of images, so the places of all finds form a rectangle.
-    place_QR = np.nonzero(relevant_N[row_QN])[1].reshape(len(row_QN), int(relevant_N.sum())) + 1
-    average_Q = (np.arange(1, place_QR.shape[1] + 1) / place_QR).mean(axis=1)
-    return np.stack([average_Q, *((place_QR <= k).sum(axis=1) / k for k in ks)], axis=1).astype(np.float32)
+    place_QR = relevant_N[row_QN].nonzero()[:, 1].view(len(row_QN), -1) + 1
+    number_R = torch.arange(1, place_QR.shape[1] + 1, dtype=torch.float64, device=place_QR.device)
+    average_Q = (number_R / place_QR).mean(1)
+    return torch.stack([average_Q, *((place_QR <= k).sum(1).double() / k for k in ks)], dim=1).float()
 
 
-def write_ranking(found: Retrieved, rows_M: Rows, image_names: Sequence[str], split: str, path: Path) -> None:
+def write_ranking(
+    found: Retrieved, rows_M: NDArray[np.int64], image_names: Sequence[str], split: str, path: Path
+) -> None:
     """Write a retrieval as Parquet: ``image`` (the row of the data artifact), ``name`` and ``split`` of each query.
 
     Per class follow ``ap:<class>`` and ``p@<k>:<class>``, float32, null where the query has no value for it. The

@@ -25,7 +25,7 @@ from mls.pipeline.runner import Context
 from mls.probe import retrieval
 from mls.probe.evaluation import Evaluation, check_told_apart, summarise, write_predictions
 from mls.probe.feature_set import FeatureSet, Parts
-from mls.probe.frozen import FITS, Facts
+from mls.probe.frozen import FITS, Facts, device_of
 from mls.runtime.files import write_json
 
 
@@ -94,8 +94,8 @@ def rank_images(context: Context, task: RetrievalProbe) -> Facts:
     features = FeatureSet(context.inputs["features"].path)
     split = "test" if task.test else "val"
     gallery, queries = features.images("train"), features.images(split)
-    threads = context.execution.threads
-    found = retrieval.retrieve(gallery, queries, precision_at=task.precision_at, threads=threads)
+    how: Facts = {"device": device_of(context), "name": f"probe {context.label}"}
+    found = retrieval.retrieve(gallery, queries, precision_at=task.precision_at, **how)
     retrieval.write_ranking(found, queries.rows_N, queries.names, split, context.out / "predictions.parquet")
     return retrieval.retrieval_metrics(found, split) | {
         "n_train": len(gallery.names),

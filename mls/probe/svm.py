@@ -31,15 +31,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
 from mls.metrics import Scores, Truth, average_precision
-from mls.probe.feature_set import Images, check_finite
-from mls.probe.linear import (
-    Features,
-    Weights,
-    logits,
-    one_blas_thread,
-    trained_classes,
-    untrained_model,
-)
+from mls.probe.feature_set import Features, Images, check_finite
+from mls.probe.fitting import Weights, logits, one_blas_thread, trained_classes, untrained_model
 from mls.runtime.progress import Bar
 
 FIT_ITERATIONS = 2000

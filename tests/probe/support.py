@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mls.probe import run_probe as probe_stage
 from mls.probe.evaluation import Evaluation
 from mls.probe.feature_set import Images
 
+Result = TypeVar("Result")
 CLASSES = ["red", "blue", "rare", "unseen"]
 COSTS = [0.01, 1.0, 100.0]
 """Candidates for the SVMs' C."""
@@ -100,6 +101,16 @@ def images_of(
     n, classes = len(truth), list(classes) or [f"class {i}" for i in range(truth.shape[1])]
     ignored = np.zeros_like(truth) if ignored is None else ignored
     return Images(np.arange(n), [""] * n, features, truth, ignored, classes, multi_label)
+
+
+def with_threads(threads: int, work: Callable[[], Result]) -> Result:
+    """Work with this number of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_pretrain(folder: Path, poison: bool = False) -> Artifact:

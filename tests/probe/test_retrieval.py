@@ -16,7 +16,7 @@ from mls.probe import knn
 from mls.probe.columns import read_file
 from mls.probe.retrieval import Retrieved, retrieval_metrics, retrieve, to_ranking, write_ranking
 from mls.runtime.errors import MlsError
-from tests.probe.support import images_of
+from tests.probe.support import images_of, with_threads
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -104,7 +104,7 @@ def test_blocks_without_a_query_of_a_class_that_has_ignored_images(monkeypatch: 
     ignored = ~gallery[1] & (np.arange(30) % 3 == 0)[:, None]
     assert ignored[:, 2].any()
     expected = run(gallery, query, ignored)
-    monkeypatch.setattr(knn, "BLOCK", 3 * 30)  # three queries a block: all but the last lack class 2
+    monkeypatch.setattr(knn, "COSINES", 3 * 30)  # three queries a block: all but the last lack class 2
     found = run(gallery, query, ignored)
     np.testing.assert_array_equal(found.ap_MC, expected.ap_MC)
     assert np.isnan(found.ap_MC[:9, 2]).all() and found.ap_MC[9, 2] > 0
@@ -115,8 +115,8 @@ def test_blocks_and_threads_change_nothing(block: int, threads: int, monkeypatch
     gallery, query = make_data(90, 0), make_data(40, 1)
     gallery = np.concatenate([gallery[0]] * 2), np.concatenate([gallery[1], ~gallery[1]])  # ties everywhere
     expected = run(gallery, query)
-    monkeypatch.setattr(knn, "BLOCK", block)
-    found = run(gallery, query, threads=threads)
+    monkeypatch.setattr(knn, "COSINES", block)
+    found = with_threads(threads, lambda: run(gallery, query))
     np.testing.assert_array_equal(found.ap_MC, expected.ap_MC)
     np.testing.assert_array_equal(found.precision[5], expected.precision[5])
 
