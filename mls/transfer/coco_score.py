@@ -28,6 +28,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mls.config.transfers import Engine
+from mls.runtime.progress import Bar
 from mls.transfer.instances import has_mask, run_lengths
 
 Sizes = Mapping[int, tuple[int, int]]
@@ -36,6 +37,8 @@ TARGETS = {"box": "bbox", "mask": "segm"}
 """Scored target -> COCOeval's word for it."""
 MOST = 2
 """Index along M of at most 100 detections per image, with which precision is reported."""
+LARGE = 1 << 15
+"""Results from which scoring shows a bar."""
 STATISTICS = {
     "AP": (slice(None), 0),
     "AP50": (slice(0, 1), 0),
@@ -104,13 +107,17 @@ def coco_metrics(
     per_class: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     true, found = by_class(truth["annotations"], sizes), by_class(results, sizes)
-    for target in targets:
-        classes = [evaluate_class(one, true[one], found[one], sizes, target, engine)["precision"] for one in names]
-        precision_TRKA = np.concatenate(classes, axis=2)[..., MOST]
-        for statistic, (thresholds, area) in STATISTICS.items():
-            metrics[f"{target}_{statistic}"] = percent(precision_TRKA[thresholds, :, :, area])
-        for index, name in enumerate(names.values()):
-            per_class[name][f"{target}_AP"] = percent(precision_TRKA[:, :, index, 0])
+    with Bar("score", len(targets) * len(names), unit="classes", hidden=len(results) < LARGE) as bar:
+        for target in targets:
+            classes = []
+            for one in names:
+                classes.append(evaluate_class(one, true[one], found[one], sizes, target, engine)["precision"])
+                bar.advance(1, 1)
+            precision_TRKA = np.concatenate(classes, axis=2)[..., MOST]
+            for statistic, (thresholds, area) in STATISTICS.items():
+                metrics[f"{target}_{statistic}"] = percent(precision_TRKA[thresholds, :, :, area])
+            for index, name in enumerate(names.values()):
+                per_class[name][f"{target}_AP"] = percent(precision_TRKA[:, :, index, 0])
     return {**metrics, "per_class": per_class}
 
 
