@@ -38,6 +38,7 @@ SLOW = (
     "report/test_pages.py",
     "report/test_publish.py",
     "runtime/test_collectives.py",
+    "runtime/test_ranks.py",
     "runtime/test_surroundings.py",
     "runtime/test_waiting.py",
     "test_cli.py",
