@@ -86,7 +86,10 @@ class Features(Section):
     """1: over all positions; 2: over each of the four squares that lack a row and a column at the border (6 x 6 of
     7 x 7 positions), which gives four times the features [VISSL and ORL on VOC07: 8,192]."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the backbone (autocast); features are stored as float32."""
+    """Precision of the backbone (autocast)."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored features. ``float16`` halves the file, 0.5 instead of 1.0 GB for COCO's 123,287 images of
+    2,048 features, and rounds them to three digits."""
     test: bool = True
     """Evaluate on test. With ``false``, test is not read and val is evaluated: for choosing between settings."""
     metrics: ClassVar[tuple[str, ...]] = CLASSIFIED

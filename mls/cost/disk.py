@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -48,7 +49,7 @@ CLASSES = {
 def artifact_bytes(job: Job, jobs: Jobs) -> int | None:
     """Bytes of the large files of the finished artifact; None if they depend on what is in the images.
 
-    Features and a probe's scores are float32. A data set that keeps its source's files takes at most as much as its
+    A probe's scores are float32. A data set that keeps its source's files takes at most as much as its
     archives.
     """
     config = job.config
@@ -61,7 +62,7 @@ def artifact_bytes(job: Job, jobs: Jobs) -> int | None:
         return None if isinstance(config, RetrievalProbe) or not classes else images and images * classes * FLOAT32
     if isinstance(config, Features):
         width, images = feature_dims(_backbone(job, jobs))[LAYERS.index(config.layer)], work_of(job, jobs)
-        return images and images * width * FLOAT32
+        return images and images * width * config.pool**2 * np.dtype(config.dtype).itemsize
     return None
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mls.config.experiment import Execution
 from mls.config.methods import TRAINED
-from mls.config.probes import Features
+from mls.config.probes import SvmProbe
 from mls.pipeline.plan import Job
 from mls.runtime.errors import MlsError
 from mls.runtime.locks import say
@@ -46,11 +46,10 @@ def devices() -> list[str]:
 def gpus_of(job: Job, execution: Execution) -> int:
     """Number of GPUs of one machine that a job takes.
 
-    Data, tables and probes of frozen features take none. On ``device: cpu`` nothing does, nor with ``device: auto``
+    Data, tables and SVMs take none. On ``device: cpu`` nothing does, nor with ``device: auto``
     on a machine without GPUs. ``device: cuda`` does not look at the machine: a cluster's login node may have no GPU.
     """
-    frozen = job.stage == "probe" and isinstance(job.config, Features)
-    if job.stage in ("data", "tables") or frozen or execution.device == "cpu":
+    if job.stage in ("data", "tables") or isinstance(job.config, SvmProbe) or execution.device == "cpu":
         return 0
     if execution.device == "auto" and not devices():
         return 0

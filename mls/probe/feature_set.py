@@ -7,7 +7,7 @@
 
 | file | what |
 |---|---|
-| ``features.npy`` | float32 (N, D), one row per image |
+| ``features.npy`` | float32 or float16 (N, D), one row per image |
 | ``images.parquet`` | per image: ``image`` (row of the data artifact), name, split, classes, ignored (class indices) |
 | ``classes.json`` | names of the classes; whether an image may have several |
 
@@ -93,7 +93,7 @@ class FeatureSet:
         return Images(rows_N, names, features_ND, truth_NC, ignored_NC, self.classes, self.multi_label)
 
 
-def write(out: Path, store: ImageStore, features: Mapping[str, NDArray[np.float32]]) -> None:
+def write(out: Path, store: ImageStore, features: Mapping[str, Features]) -> None:
     """Write a features artifact's files.
 
     Args:
@@ -106,7 +106,12 @@ def write(out: Path, store: ImageStore, features: Mapping[str, NDArray[np.float3
     splits = [split for split, part_ND in features.items() for _ in part_ND]
     columns = [rows_N, names, splits, listed(store.labels(rows_N)), listed(store.ignored(rows_N))]
     pq.write_table(pa.table(columns, schema=SCHEMA), out / "images.parquet")
-    np.save(out / "features.npy", np.concatenate(list(features.values())))
+    first_ND = next(iter(features.values()))
+    header = {"descr": first_ND.dtype.str, "fortran_order": False, "shape": (len(rows_N), first_ND.shape[1])}
+    with (out / "features.npy").open("wb") as file:  # np.save would need all splits in one array
+        np.lib.format.write_array_header_1_0(file, header)
+        for part_ND in features.values():
+            part_ND.tofile(file)
     about = {"classes": store.classes, "multi_label": store.multi_label}
     (out / "classes.json").write_text(json.dumps(about, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -123,14 +128,18 @@ def blocks(images: int, width: int, numbers: int | None = None) -> Iterator[slic
     return (slice(start, start + size) for start in range(0, images, size))
 
 
+def count_not_finite(features_ND: Features) -> int:
+    """Return the number of images with a feature that is NaN or infinite."""
+    return sum(int((~np.isfinite(features_ND[rows])).any(axis=1).sum()) for rows in blocks(*features_ND.shape))
+
+
 def check_finite(features_ND: Features, split: str) -> None:
     """Reject features that no classifier can use.
 
     Raises:
         MlsError: says how many images of which split are affected.
     """
-    bad = sum(int((~np.isfinite(features_ND[rows])).any(axis=1).sum()) for rows in blocks(*features_ND.shape))
-    if bad:
+    if bad := count_not_finite(features_ND):
         raise MlsError(
             f"the backbone's features of {bad} of {len(features_ND)} {split} images are NaN or infinite; "
             "its pretraining diverged or its weights are damaged: look at the run's curves.csv, or lower its lr"

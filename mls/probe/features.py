@@ -33,7 +33,7 @@ from mls.models.backbone import LAYERS, channels_last, feature_maps, load_backbo
 from mls.pipeline.artifact import Artifact
 from mls.pipeline.runner import Context
 from mls.probe import feature_set
-from mls.probe.feature_set import check_finite
+from mls.probe.feature_set import check_finite, count_not_finite
 from mls.runtime.device import autocast, set_up, workers_of
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_csv
@@ -63,14 +63,31 @@ def run(context: Context) -> None:
     rows = {split: store.split(split) for split in splits}
     if empty := [split for split, found in rows.items() if not len(found)]:
         raise MlsError(f"probes need images of {', '.join(splits)}; this dataset has no {' and no '.join(empty)}")
-    features, started = {}, time.perf_counter()
+    features: dict[str, feature_set.Features] = {}
+    started = time.perf_counter()
     for split, found in rows.items():
         name = f"features {context.label}: {split}"
         features[split] = extract(backbone, store, found, config, device, workers=workers, name=name)
         check_finite(features[split], split)
+        with np.errstate(over="ignore"):  # checked next
+            features[split] = features[split].astype(config.dtype, copy=False)
+        check_range(features[split], split)
     seconds, images = time.perf_counter() - started, sum(map(len, rows.values()))
     feature_set.write(context.out, store, features)
     write_csv([{"images": images, "seconds": seconds, "images_per_s": images / seconds}], context.out / "timing.csv")
+
+
+def check_range(features_ND: feature_set.Features, split: str) -> None:
+    """Reject features too large for the type that they are stored as.
+
+    Raises:
+        MlsError: says how many images of which split have any.
+    """
+    if bad := count_not_finite(features_ND):
+        raise MlsError(
+            f"dtype: features of {bad} of {len(features_ND)} {split} images are beyond {features_ND.dtype}'s largest "
+            f"number, {np.finfo(features_ND.dtype).max:g}; use dtype: float32"
+        )
 
 
 def load_pretrained(pretrain: Artifact) -> ResNet:
@@ -134,13 +151,17 @@ def outputs_of(
     Raises:
         Interrupted: a signal came; only this pass has to be run again.
     """
-    parts: list[NDArray[np.float32]] = []
+    outputs_ND, done = np.empty((images, 0), dtype=np.float32), 0
     with torch.inference_mode(), InterruptGuard() as guard, Bar(name, images) as bar:
         for images_BCHW in squares:
             guard.stop_if_asked(lambda: None)
-            parts.append(network(normalise(images_BCHW, device)).float().cpu().numpy())
-            bar.advance(len(images_BCHW), count=len(images_BCHW))
-    return np.concatenate(parts)
+            output_BD = network(normalise(images_BCHW, device)).float().cpu().numpy()
+            if not done:  # only now their width is known
+                outputs_ND = np.empty((images, output_BD.shape[1]), dtype=np.float32)
+            outputs_ND[done : done + len(output_BD)] = output_BD
+            done += len(output_BD)
+            bar.advance(len(output_BD), count=len(output_BD))
+    return outputs_ND
 
 
 def pool(backbone: ResNet, images_BCHW: Tensor, layer: str, places: Literal[1, 2] = 1) -> Tensor:

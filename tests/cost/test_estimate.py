@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,10 @@ def test_downloads_are_the_published_archives(in_tmp: Path) -> None:
     assert download_bytes(own.stage("data")[0]) == 0
     sizes = [artifact_bytes(job, whole.jobs) for job in whole.stage("features")]
     assert sizes == [123_287 * 2048 * 4] * 3
+    job = whole.stage("features")[0]
+    for changes, numbers in (({"dtype": "float16"}, 2048 / 2), ({"pool": 2}, 4 * 2048)):
+        other = replace(job, config=job.config.model_copy(update=changes))
+        assert artifact_bytes(other, whole.jobs) == 123_287 * numbers * 4
 
 
 def test_every_recorded_figure_has_a_source() -> None:

@@ -193,7 +193,7 @@ def test_a_symbolic_link_in_place_of_the_folder_is_refused(in_tmp: Path, monkeyp
 
 
 def test_which_jobs_take_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = small(probe={"linear": {"kind": "linear", "dataset": "scenes", "image_size": 32}})
+    raw = small(probe={kind: {"kind": kind, "dataset": "scenes", "image_size": 32} for kind in ("linear", "svm")})
     plan = plan_of(raw)
     four = Execution(gpus=4)
 
@@ -203,7 +203,8 @@ def test_which_jobs_take_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     by_stage = {name.split(" [")[0]: count for name, count in taken(four).items()}
     assert by_stage["pretrain mls:0"] == by_stage["pretrain moco-v2:0"] == 4
     assert by_stage["pretrain random:0"] == 1
-    assert by_stage["data scenes"] == by_stage["probe linear/mls:0"] == 0
+    assert by_stage["data scenes"] == by_stage["probe svm/mls:0"] == 0
+    assert by_stage["probe linear/mls:0"] == 1
     assert {count for name, count in taken(four).items() if name.startswith("features")} == {1}
     assert set(taken(four.model_copy(update={"device": "cpu"})).values()) == {0}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

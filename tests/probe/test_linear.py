@@ -104,7 +104,7 @@ def test_every_strength_reaches_scikit_learns_minimum(name: str) -> None:
     for strength in [1e-6, *LinearProbe(kind="linear", dataset="d").strengths, 1000.0]:
         found = problem.fit(strength, found)
         assert found.converged_C.all() and found.iterations_C.max() < 600
-        scores, expected = np.zeros(truth.shape), np.zeros(truth.shape)
+        scores, expected = np.zeros(truth.shape, np.float32), np.zeros(truth.shape, np.float32)
         for c in range(truth.shape[1]):
             model = LogisticRegression(C=strength, tol=1e-13, solver="newton-cholesky", max_iter=2000)
             model.fit(wide, truth[:, c])
@@ -128,7 +128,7 @@ def test_scores_of_other_images_are_scikit_learns(strength: float, dims: int) ->
     train, val = make_data(300, 0, classes, dims), make_data(2000, 1, classes, dims)
     fitted = fit_multi(train, val, [strength])
     mean, std = train[0].mean(0), train[0].std(0)
-    scores, expected = fitted.scores(val[0]), np.zeros((2000, classes))
+    scores, expected = fitted.scores(val[0]), np.zeros((2000, classes), np.float32)
     for c in range(classes):
         model, _, _ = sklearn_fit(train, strength, c)
         expected[:, c] = model.decision_function((val[0] - mean) / std)

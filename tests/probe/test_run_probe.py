@@ -214,6 +214,43 @@ def test_feature_set_round_trip(tmp_path: Path) -> None:
     assert np.array_equal(test.features_ND, expected)
 
 
+def test_features_may_be_stored_as_float16(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "data", multi_label=True)
+    wide, narrow = (run_probe(store, tmp_path / kept, **task("linear", dtype=kept)) for kept in ("float32", "float16"))
+    files = [tmp_path / kept / "features" / "features.npy" for kept in ("float32", "float16")]
+    arrays = [np.load(file) for file in files]
+    assert [array.dtype for array in arrays] == [np.float32, np.float16]
+    np.testing.assert_array_equal(arrays[0].astype(np.float16), arrays[1])
+    again = io.BytesIO()
+    np.save(again, arrays[0])
+    assert files[0].read_bytes() == again.getvalue(), "as numpy writes it"
+    assert metrics_in(narrow)["mAP"] == pytest.approx(metrics_in(wide)["mAP"], abs=0.5)
+    assert narrow["predictions.parquet"] != wide["predictions.parquet"]
+    small = {"kind": "retrieval", "image_size": 32, "precision_at": [1]}
+    for name, others in (("knn", task("knn")), ("svm", task("svm")), ("retrieval", small)):
+        assert metrics_in(run_probe(store, tmp_path / name, **others, dtype="float16"))["mAP"] > 40
+
+
+def test_features_beyond_float16_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "data", multi_label=True)
+    monkeypatch.setattr("mls.probe.features.extract", lambda *_, **__: np.full((24, 8), 7e4, dtype=np.float32))
+    message = r"dtype: features of 24 of 24 train images are beyond float16's largest number, 65504; use dtype: float32"
+    with pytest.raises(MlsError, match=message):
+        run_probe(store, tmp_path / "run", **task("linear", dtype="float16"))
+
+
+def test_splits_are_mapped_not_copied(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "data", multi_label=True)
+    run_probe(store, tmp_path / "run", **task("linear"))
+    features = FeatureSet(tmp_path / "run" / "features")
+    whole = np.load(tmp_path / "run" / "features" / "features.npy")
+    for splits, rows in ((("train",), slice(24)), (("train", "val"), slice(36)), (("test",), slice(36, 48))):
+        part = features.images(*splits).features_ND
+        assert isinstance(part, np.memmap), "its pages are read when they are needed, and may leave memory again"
+        np.testing.assert_array_equal(part, whole[rows])
+    np.testing.assert_array_equal(features.images("test", "train").features_ND, whole[[*range(36, 48), *range(24)]])
+
+
 @pytest.mark.parametrize("layer", ["layer1", "layer2", "layer3", "layer4"])
 def test_any_stage_of_the_backbone(layer: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", multi_label=True)
