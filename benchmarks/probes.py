@@ -4,8 +4,8 @@
     python benchmarks/probes.py --images 8192 --features 256 --classes 8 --rounds 3
     python benchmarks/probes.py --extract                            # ResNet-50 on coco-tiny, the small one on scenes
 
-Fitting: ``linear`` is mls.probe.linear (scikit-learn's L-BFGS, one fit per class and strength, in threads), ``svm`` is
-mls.probe.svm with VISSL's costs and folds (in processes), on the same generated features. They take turns,
+Fitting: ``linear`` is mls.probe.linear (all classes at once), ``svm`` is mls.probe.svm with VISSL's costs and folds (in
+processes), on the same generated features; ``probe_scale.py`` measures them at COCO's size. They take turns,
 ``--rounds`` times. test_mAP is of images that neither saw.
 
 Extraction: images a second of mls.probe.features, and of the backbone on batches that are ready in memory, measured in
@@ -13,8 +13,7 @@ turn; ``of_forward`` is the median of the ratios, ``of_forward_cpu`` the same of
 backbone's speed where both keep all cores busy, whatever else the machine does.
 
 Lines go to benchmarks/results/probes.csv. ``load`` is the machine's when a line began: where it is more than the number
-of cores, seconds say little and cpu_seconds more. OMP_NUM_THREADS is recorded; both keep linear algebra on one thread
-per fit, whatever it says.
+of cores, seconds say little and cpu_seconds more. OMP_NUM_THREADS is recorded.
 """
 
 from __future__ import annotations
@@ -152,8 +151,8 @@ def images_of(features_ND: np.ndarray, truth_NC: Truth) -> Images:
 
 def logistic(args: argparse.Namespace, train: Split, val: Split) -> Side:
     """mls.probe.linear."""
-    options: dict[str, Any] = {"strengths": args.strengths, "threads": args.threads}
-    fitted = linear.fit_strengths(images_of(*train), images_of(*val), **options)
+    torch.set_num_threads(args.threads)
+    fitted = linear.fit_strengths(images_of(*train), images_of(*val), strengths=args.strengths)
     return fitted.scores, fitted.strength, len(args.strengths)
 
 

@@ -189,9 +189,11 @@ class Descent:
         out_AP = self.problem.curvature.solve(out_AP, self.spread_A, self.penalty_A)
         for (move_AP, change_AP, inverse_A), share_A in zip(self.moves, reversed(shares), strict=True):
             out_AP += (share_A - inverse_A * self.dot(change_AP, out_AP))[:, None] * move_AP
-        plain_AP = self.problem.curvature.solve(self.gradient_AP, self.spread_A, self.penalty_A)
-        expected_A = torch.maximum(self.dot(plain_AP, self.gradient_AP), self.dot(out_AP, self.gradient_AP))
-        return -out_AP, expected_A <= TOLERANCE * self.value_A
+        done_A = self.dot(out_AP, self.gradient_AP) <= TOLERANCE * self.value_A
+        if done_A.any():
+            plain_AP = self.problem.curvature.solve(self.gradient_AP, self.spread_A, self.penalty_A)
+            done_A &= self.dot(plain_AP, self.gradient_AP) <= TOLERANCE * self.value_A
+        return -out_AP, done_A
 
     def step(self, direction_AP: Tensor) -> None:
         """Move each class along its direction, by a line search."""

@@ -97,8 +97,8 @@ def low_shot(
         left = [np.setdiff1d(first + np.flatnonzero(val.truth_NC[:, c]), rows) for j, _, c, rows in draws if j == k]
         if not any(map(len, left)):
             raise MlsError(f"low_shot: {k} draws every positive image of val, which leaves none to choose by; lower k")
-    train_unit, val_unit, test_unit = (divide_by_norm(images.features_ND) for images in parts)
-    known_ND = np.concatenate([train_unit, val_unit])
+    known_ND = np.concatenate([divide_by_norm(images.features_ND) for images in (train, val)])
+    val_unit, test_unit = known_ND[len(train.names) :], divide_by_norm(test.features_ND)
     scored = [(val_unit, val.truth_NC, val.ignored_NC), (test_unit, test.truth_NC, test.ignored_NC)]
     calls = [partial(fit_few, known_ND, truth_NC[:, c], rows, candidates, scored, c) for _, _, c, rows in draws]
     results = in_processes(calls, threads if known_ND.size >= WORTH_PROCESSES else 1, name)

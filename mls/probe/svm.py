@@ -31,7 +31,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
 from mls.metrics import Scores, Truth, average_precision
-from mls.probe.feature_set import Features, Images, check_finite
+from mls.probe.feature_set import Features, Images, blocks, check_finite
 from mls.probe.fitting import Weights, logits, one_blas_thread, trained_classes, untrained_model
 from mls.runtime.progress import Bar
 
@@ -146,8 +146,10 @@ def stopped(model: LinearSVC) -> bool:
 
 def divide_by_norm(features_ND: Features) -> Weights:
     """Divide by the L2 norm + 1e-5 [VISSL]; float64 and C-contiguous, so that no fit converts them again."""
-    wide_ND = np.ascontiguousarray(features_ND, dtype=np.float64)
-    unit_ND: Weights = wide_ND / (np.linalg.norm(wide_ND, axis=1, keepdims=True) + 1e-5)
+    unit_ND = np.empty(features_ND.shape)
+    for rows in blocks(*features_ND.shape):
+        wide_BD = features_ND[rows].astype(np.float64)
+        unit_ND[rows] = wide_BD / (np.linalg.norm(wide_BD, axis=1, keepdims=True) + 1e-5)
     return unit_ND
 
 
