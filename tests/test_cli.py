@@ -85,8 +85,10 @@ def test_planning_imports_neither_torch_nor_snakemake() -> None:
     code = "import sys, mls.pipeline.artifact_store\nfrom pathlib import Path\n"
     code += "from mls.pipeline.plan import plan_file\n"
     code += "plan_file(Path('experiments/micro.yaml')); print({'torch', 'snakemake', 'dvc'} & set(sys.modules))\n"
-    code += "import mls.data.build_store, mls.probe.run_probe, mls.report.build_tables\n"
-    code += "assert 'torch' not in sys.modules, 'these stages start seconds earlier without it'"
+    code += "import mls.data.build_store, mls.report.build_tables\n"
+    code += "assert 'torch' not in sys.modules, 'these stages start seconds earlier without it'\n"
+    code += "import mls.probe.run_probe\n"
+    code += "assert 'torchvision' not in sys.modules, 'it takes as long as torch itself, and only images need it'"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

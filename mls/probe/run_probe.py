@@ -105,7 +105,7 @@ def rank_images(context: Context, task: RetrievalProbe) -> Facts:
 
 def train_on_images(context: Context, task: TrainedProbe) -> tuple[Evaluation, Facts]:
     """Train a classifier on images, with kind ``finetune`` also the backbone, and score the evaluated split."""
-    # They import torch and torchvision, which takes seconds; a classifier on features does not need them.
+    # They import torchvision, which takes seconds; a classifier on features does not need it.
     from mls.probe.features import load_pretrained
     from mls.probe.finetune import train_and_score
     from mls.runtime.device import set_up
