@@ -52,6 +52,19 @@ def test_they_are_those_of_the_whole_file(tmp_path: Path, kind: str) -> None:
         assert truth["categories"] == whole["categories"]
 
 
+def test_the_lines_of_other_images_are_not_parsed(tmp_path: Path) -> None:
+    store = write(tmp_path, [2] * 30)
+    file = tmp_path / "annotations.json"
+    expected = ImageStore(tmp_path).annotations(20)
+    lines = file.read_text().splitlines(keepends=True)
+    broken = [line.replace("}", "", 1) if '"image_id": 3,' in line else line for line in lines]
+    file.write_text("".join(broken))
+    assert broken != lines and store.annotations(20) == expected
+    assert len(store.ground_truth("test")["annotations"]) == 20
+    with pytest.raises(MlsError, match="is damaged"):
+        store.annotations(3)
+
+
 @pytest.mark.parametrize("damage", ["head", "line", "end"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     store = write(tmp_path, [2, 2, 2])

@@ -27,7 +27,7 @@ from mls.pipeline.artifact_store import plan_here
 EXPERIMENT = str(config.get("experiment", "params.yaml"))
 try:
     PLAN = plan_here(Path(EXPERIMENT))  # links what the store has
-except MlsError as error:
+except (Interrupted, MlsError) as error:
     raise WorkflowError(str(error))
 
 EXPERIMENT_NAME = PLAN.loaded.experiment.experiment
