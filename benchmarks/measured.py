@@ -23,7 +23,8 @@ class Taken(NamedTuple):
 
 
 def run(command: list[str], folder: Path, stop: str = "") -> Taken:
-    """Run a command that must succeed; or ask it to stop once it has said something, and it must then exit with 75."""
+    """Run a command that must succeed; with ``stop``, ask it to stop once it has said that: it exits with 75, unless it
+    was done before."""
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -39,7 +40,7 @@ def run(command: list[str], folder: Path, stop: str = "") -> Taken:
         if stop and stop in line:
             process.terminate()
     _, status, used = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != (75 if stop else 0):
+    if os.waitstatus_to_exitcode(status) not in ((0, 75) if stop else (0,)):
         raise SystemExit(f"{' '.join(command)} failed\n{said[-2000:]}")
     return Taken(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
 

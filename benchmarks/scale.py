@@ -121,7 +121,7 @@ def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = 
         ("transfer", "detect/mls"),
     ):
         mls(*command)
-    mls("tables")
+    mls("tables", "scale")
 
 
 def photos(root: Path) -> Iterator[Photo]:
