@@ -24,11 +24,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from mls.config.datasets import Dataset
-from mls.config.methods import Blocks, MethodName
+from mls.config.methods import METHODS, Blocks, MethodName
 from mls.config.probes import ProbeConfig
 from mls.config.section import Section
 from mls.config.transfers import TransferConfig
 from mls.config.values import (
+    MOST_PIXELS,
     BatchSize,
     Count,
     Index,
@@ -101,6 +102,14 @@ class Pretrain(Blocks):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_pixels(self.batch_size, self.augment.crop)
+        local, method = self.augment.local_crops, METHODS[self.method]
+        if (pixels := self.batch_size * local.count * local.size**2) > MOST_PIXELS:
+            raise ValueError(f"augment.local_crops: a batch of them has {pixels:,} pixels, more than {MOST_PIXELS:,}")
+        if local.count and method.made_by and not method.local_crops:
+            able = ", ".join(name for name, entry in METHODS.items() if entry.local_crops)
+            raise ValueError(f"augment.local_crops: method {self.method!r} has no use for them, only {able}")
+        if self.augment.auto_augment_p and self.resident == "cuda":
+            raise ValueError("augment.auto_augment_p: AutoAugment runs on the CPU, so resident can't be 'cuda'")
         return self
 
 

@@ -170,6 +170,8 @@ class MethodEntry:
     """``module:Class`` of the `mls.methods.method.Method` that trains it; empty if nothing is trained."""
     losses: Mapping[str, str] = field(default_factory=dict)
     """Columns of its log that hold losses -> their titles in the figure."""
+    local_crops: bool = False
+    """Whether it takes ``augment.local_crops`` as further queries."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -179,8 +181,8 @@ class MethodEntry:
 
 _INFO_NCE = {"info_nce": "InfoNCE"}
 METHODS: dict[str, MethodEntry] = {
-    "mls": MethodEntry(("moco", "mls"), "mls.methods.mls:MLS", _INFO_NCE | {"multi_label": "multi-label loss"}),
-    "moco": MethodEntry(("moco",), "mls.methods.moco:MoCo", _INFO_NCE),
+    "mls": MethodEntry(("moco", "mls"), "mls.methods.mls:MLS", _INFO_NCE | {"multi_label": "multi-label loss"}, True),
+    "moco": MethodEntry(("moco",), "mls.methods.moco:MoCo", _INFO_NCE, True),
     "densecl": MethodEntry(
         ("moco", "densecl"),
         "mls.methods.densecl:DenseCL",

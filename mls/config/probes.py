@@ -186,9 +186,13 @@ class TrainAugment(Augment):
     solarize_p: Share = 0.0
     overlap: Annotated[float, Field(ge=0, le=0)] = 0.0
     """Must be 0: there is only one view of each image."""
+    auto_augment_p: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """Must be 0: AutoAugment is for pretraining."""
 
     @model_validator(mode="after")
     def _crops(self) -> Self:
+        if self.local_crops.count:
+            raise ValueError("local_crops are for pretraining: leave them out")
         if self.resize is not None and self.resize < self.crop:
             raise ValueError(f"resize {self.resize} must be at least crop ({self.crop})")
         if self.resize is not None and "scale" in self.model_fields_set:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mls.config.section import Section
 from mls.config.values import NonNegative, PositiveRange, Share, ShareRange, Shares, Side, at_most
@@ -19,6 +19,27 @@ def half_a_circle(jitter: list[float]) -> list[float]:
 
 Interpolation = Literal["bilinear", "bicubic"]
 Jitter = Annotated[list[NonNegative], Field(min_length=4, max_length=4), AfterValidator(half_a_circle)]
+
+
+class LocalCrops(Section):
+    """Further, small queries of each image. They meet the second view's key, as the first view does [SwAV's multi-crop,
+    arXiv 2006.09882; the paper cites it, and its ancestor trains so]."""
+
+    count: Annotated[int, Field(ge=0), at_most(32, "each is one more pass through the network")] = 0
+    """Local crops of an image; 0: none, as in MoCo-v2 [4 in the ancestor's code, arXiv 2106.05967]."""
+    size: Side = 96
+    """Side of a local crop, pixels [the ancestor: 96 beside views of 160]."""
+    scale: ShareRange = [0.05, 0.14]
+    """Smallest and largest area, as a share of the image [the ancestor]."""
+    overlap: Share = 0.0
+    """Smallest share of a local crop's area that must lie within the second view's crop; drawn again like
+    ``augment.overlap`` [0.1 in the ancestor's code: its ``constrained-cropping``]."""
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if not self.count and (others := sorted(self.model_fields_set - {"count"})):
+            raise ValueError(f"{', '.join(others)} without effect, since count is 0: set count, or leave out the rest")
+        return self
 
 
 class Augment(Section):
@@ -51,3 +72,8 @@ class Augment(Section):
     overlap: Share = 0.0
     """Smallest share of the second crop's area that must lie within the first. A crop with less is drawn again, at most
     10 times; if none fits, the first one drawn stays [SlotCon, arXiv 2205.15288, and its code: 0.01, 10 tries]."""
+    auto_augment_p: Shares = 0.0
+    """Probability that a view gets AutoAugment's ImageNet policy (arXiv 1805.09501; torchvision's) in place of all
+    colour changes and the blur; local crops count as the first view [0.5 and 0.0 in the ancestor's code]."""
+    local_crops: LocalCrops = LocalCrops()
+    """Methods ``moco`` and ``mls``."""

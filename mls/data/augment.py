@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import AutoAugment, InterpolationMode
 from torchvision.transforms.v2.functional import resize_image, resized_crop_image
 
 from mls.config.views import Augment, Interpolation
@@ -36,8 +36,8 @@ GRAY = (0.2989, 0.587, 0.114)
 TOP, LEFT, FLIP, JITTER, GRAYED, BLUR, SIGMA = range(2 * ATTEMPTS, 2 * ATTEMPTS + 7)
 FACTORS = slice(SIGMA + 1, SIGMA + 5)
 ORDER = slice(SIGMA + 5, SIGMA + 9)
-SOLARIZE = SIGMA + 9  # added later, so last: the other operations keep their numbers
-DRAWS = SOLARIZE + 1
+SOLARIZE, AUTO, POLICY = range(SIGMA + 9, SIGMA + 12)  # added later, so last: the others keep their numbers
+DRAWS = POLICY + 1
 CROP = slice(LEFT + 1)
 """Columns that decide the box."""
 
@@ -49,7 +49,7 @@ def draw(seed: int, epoch: int, rows: NDArray[np.int64], view: int, *attempt: in
         seed: of the run.
         epoch: counts from 0.
         rows: of the store, int64 (B,).
-        view: 0 or 1.
+        view: 0 or 1, or `mls.runtime.streams.LOCAL` and up.
         attempt: nothing, or one number that selects different draws for the same view.
     """
     return np.stack([streams.views(seed, epoch, int(row), view, *attempt).random(DRAWS) for row in rows])
@@ -124,6 +124,22 @@ def crop(image_CHW: Tensor, box_4: NDArray[np.int64], side: int, interpolation: 
     return resized_crop_image(image_CHW, top, left, height, width, [side, side], mode, antialias=True)
 
 
+def auto_augment(image_CHW: Tensor, u: float) -> Tensor:
+    """Apply a random sub-policy of AutoAugment's ImageNet policy, uint8 (C, H, W) to the same.
+
+    torchvision draws from torch's global generator; here it begins from ``u``, uniform in [0, 1), and is put back.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(u * 2**53))
+        augmented_CHW: Tensor = AutoAugment()(image_CHW)
+    return augmented_CHW
+
+
+def share_of(shares: float | list[float], view: int) -> float:
+    """Return the probability of an operation for a view, 0 or 1."""
+    return shares[view] if isinstance(shares, list) else shares
+
+
 def plain_crop(
     image_CHW: Tensor,
     u_U: NDArray[np.float64],
@@ -169,27 +185,24 @@ class ColourAugment:
                 waits for the device to count them.
         """
         batch, u = _Sorted(image_BCHW.to(torch.get_default_dtype()).div_(255)), u_BU.numpy()
-        self._jitter(batch, u)
-        grey = batch.first(u[:, GRAYED] < self.config.gray_p)
+        # images that AutoAugment has changed are only flipped and normalised
+        coloured_B = u[:, AUTO] >= share_of(self.config.auto_augment_p, self.view)
+        self._jitter(batch, u, coloured_B & (u[:, JITTER] < self.config.jitter_p))
+        grey = batch.first(coloured_B & (u[:, GRAYED] < self.config.gray_p))
         grey.copy_(_grey(grey).expand_as(grey))
-        blurred = batch.first(u[:, BLUR] < self._share(self.config.blur_p))
+        blurred = batch.first(coloured_B & (u[:, BLUR] < share_of(self.config.blur_p, self.view)))
         low, high = self.config.blur_sigma
         sigma_B = batch.of(low + u[:, SIGMA] * (high - low))[: len(blurred)]
         blurred.copy_(blur(blurred, sigma_B, radius=int(np.ceil(3 * high))))
-        if solarize_p := self._share(self.config.solarize_p):  # most recipes do not; sorting would copy
-            _solarize(batch.first(u[:, SOLARIZE] < solarize_p))
+        if solarize_p := share_of(self.config.solarize_p, self.view):  # most recipes do not; sorting would copy
+            _solarize(batch.first(coloured_B & (u[:, SOLARIZE] < solarize_p)))
         flipped = batch.first(flips(self.config, u_BU).numpy())
         flipped.copy_(flipped.flip(-1))
         mean, std = normalisation(image_BCHW.device, batch.x_BCHW.dtype)
         return batch.restored().sub_(mean).div_(std)
 
-    def _share(self, shares: float | list[float]) -> float:
-        """Return the probability for this view."""
-        return shares[self.view] if isinstance(shares, list) else shares
-
-    def _jitter(self, batch: _Sorted, u_BU: NDArray[np.float64]) -> None:
-        """Change brightness, contrast, saturation and hue, in a random order per image."""
-        chosen_B = u_BU[:, JITTER] < self.config.jitter_p
+    def _jitter(self, batch: _Sorted, u_BU: NDArray[np.float64], chosen_B: NDArray[np.bool_]) -> None:
+        """Change brightness, contrast, saturation and hue of the chosen images, in a random order per image."""
         change_B4 = (2 * u_BU[:, FACTORS] - 1) * np.array(self.config.jitter)
         order_B4 = u_BU[:, ORDER].argsort(1)
         operations = (_brightness, _contrast, _saturation, _hue)

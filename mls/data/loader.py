@@ -5,7 +5,7 @@
 
 Protocol of the workers: a dataset item is a whole batch, and its index is the optimiser step. The main process sends
 step numbers to the workers in turn; a worker computes that step's images, boxes and draws from the step number, decodes
-each image once and crops it twice. The `DataLoader` yields batches in the order of the steps, whichever worker is done
+each image once and cuts its crops. The `DataLoader` yields batches in the order of the steps, whichever worker is done
 first. Workers keep no state between steps except caches, so their number changes no batch, and a run resumed at any
 step needs only that step's number.
 """
@@ -24,12 +24,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mls.config.experiment import Pretrain
-from mls.data.augment import ATTEMPTS, CROP, crop, crop_boxes, draw, shared_area
+from mls.data.augment import (
+    ATTEMPTS,
+    AUTO,
+    CROP,
+    POLICY,
+    auto_augment,
+    crop,
+    crop_boxes,
+    draw,
+    share_of,
+    shared_area,
+)
 from mls.data.image_store import ImageStore
 from mls.data.resident import Resident
 from mls.runtime import streams
 from mls.runtime.errors import MlsError
 from mls.runtime.signals import SIGNALS
+
+
+class View(NamedTuple):
+    """One view of each image of a batch."""
+
+    u_BU: NDArray[np.float64]
+    box_B4: NDArray[np.int64]
+
+
+class LocalBatch(NamedTuple):
+    """Local crops, L of each image, before colour augmentation."""
+
+    crops_BLCHW: Tensor | None
+    """uint8; None with ``resident: cuda``."""
+    draws_BLU: Tensor
+    boxes_BL4: Tensor
 
 
 class ViewBatch(NamedTuple):
@@ -43,6 +70,8 @@ class ViewBatch(NamedTuple):
     """int64 rows of the store."""
     boxes_VB4: Tensor
     """int64 top, left, height, width of each crop, pixels of the stored image."""
+    local: LocalBatch | None = None
+    """With ``augment.local_crops``."""
 
 
 @dataclass
@@ -94,57 +123,87 @@ class TwoViews(Dataset[ViewBatch]):
         start = place * self.config.batch_size + self.rank * size
         picked = self._epoch_order(epoch)[start : start + size]
         rows = self.rows[picked]
-        draws = [draw(self.seed, epoch, rows, view) for view in (0, 1)]
-        boxes = [crop_boxes(u, self.sizes_N2[picked], self.config.augment.scale) for u in draws]
-        self._make_overlap(epoch, picked, boxes, draws[1])
+        chosen = self.config.augment
+        first = self._draw(epoch, picked, 0, chosen.scale)
+        second = self._draw(epoch, picked, 1, chosen.scale, chosen.overlap, first.box_B4)
+        views, local = [first, second], chosen.local_crops
+        views += [
+            self._draw(epoch, picked, streams.LOCAL + i, local.scale, local.overlap, second.box_B4)
+            for i in range(local.count)
+        ]
+        crops, local_crops = (None, None) if self.config.resident == "cuda" else self._crops(rows, views)
+        draws_VBU, boxes_VB4 = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*views, strict=True))
         return ViewBatch(
-            None if self.config.resident == "cuda" else self._crops(rows, boxes),
-            torch.from_numpy(np.stack(draws)),
+            crops,
+            draws_VBU[:2],
             torch.from_numpy(rows.astype(np.int64)),
-            torch.from_numpy(np.stack(boxes)),
+            boxes_VB4[:2],
+            LocalBatch(local_crops, draws_VBU[2:].transpose(0, 1), boxes_VB4[2:].transpose(0, 1))
+            if local.count
+            else None,
         )
 
-    def _make_overlap(
-        self, epoch: int, picked: NDArray[np.int64], boxes: list[NDArray[np.int64]], u_BU: NDArray[np.float64]
-    ) -> None:
-        """Draw a second crop again, in place, if less than ``augment.overlap`` of its area lies within the first.
+    def _draw(
+        self,
+        epoch: int,
+        picked: NDArray[np.int64],
+        view: int,
+        scale: list[float],
+        overlap: float = 0.0,
+        other_B4: NDArray[np.int64] | None = None,
+    ) -> View:
+        """Draw a view of each image; draw its crop again if less than ``overlap`` of its area lies within another crop.
 
-        It is drawn up to `ATTEMPTS` more times; if none overlaps enough, the first draw stays. SlotCon's code
-        (arXiv 2205.15288, ``get_params_conditioned``) differs in two points: it counts the first draw as one of its ten
-        tries, and after the last it accepts one more draw whatever its overlap.
+        It is drawn up to `ATTEMPTS` more times; if none overlaps enough, the first draw stays. The code of SlotCon
+        (arXiv 2205.15288, ``get_params_conditioned``), and of the paper's ancestor before it, differs in two points: it
+        counts the first draw as one of its ten tries, and after the last it accepts one more draw whatever its overlap.
 
         Args:
             epoch: of the batch.
             picked: indices of its images in ``rows``.
-            boxes: top, left, height, width (B, 4) of the first and the second view.
-            u_BU: draws of the second view; the crop's columns are replaced too, so that the draws still give the box.
+            view: of `draw`.
+            scale: smallest and largest area share.
+            overlap: a share of the crop's area.
+            other_B4: top, left, height, width of the crops that it must overlap.
+
+        Returns:
+            Draws and boxes; where a crop was drawn again, the draws give the box too.
         """
-        first_B4, second_B4 = boxes
-        least, scale = self.config.augment.overlap, self.config.augment.scale
-        short = np.flatnonzero(shared_area(first_B4, second_B4) < least)
+        u_BU = draw(self.seed, epoch, self.rows[picked], view)
+        box_B4 = crop_boxes(u_BU, self.sizes_N2[picked], scale)
+        if other_B4 is None:
+            return View(u_BU, box_B4)
+        short = np.flatnonzero(shared_area(other_B4, box_B4) < overlap)
         for attempt in range(1, ATTEMPTS + 1):
             if not len(short):
-                return
-            redrawn_SU = draw(self.seed, epoch, self.rows[picked[short]], 1, attempt)
+                break
+            redrawn_SU = draw(self.seed, epoch, self.rows[picked[short]], view, attempt)
             redrawn_S4 = crop_boxes(redrawn_SU, self.sizes_N2[picked[short]], scale)
-            enough_S = shared_area(first_B4[short], redrawn_S4) >= least
+            enough_S = shared_area(other_B4[short], redrawn_S4) >= overlap
             taken = short[enough_S]
-            second_B4[taken], u_BU[taken, CROP] = redrawn_S4[enough_S], redrawn_SU[enough_S, CROP]
+            box_B4[taken], u_BU[taken, CROP] = redrawn_S4[enough_S], redrawn_SU[enough_S, CROP]
             short = short[~enough_S]
+        return View(u_BU, box_B4)
 
-    def _crops(self, rows: NDArray[np.int64], boxes: list[NDArray[np.int64]]) -> Tensor:
-        """Decode each image once and crop it twice: uint8 (V, B, C, H, W).
+    def _crops(self, rows: NDArray[np.int64], views: list[View]) -> tuple[Tensor, Tensor]:
+        """Decode each image once; cut both views, uint8 (V, B, C, H, W), and the local crops, (B, L, C, h, w).
 
         The images come from the store or from memory (``resident: cpu``). Both give the same pixels and go through the
         same `crop`, so the crops are bit-identical.
         """
-        side, interpolation = self.config.augment.crop, self.config.augment.interpolation
-        crops_VBCHW = torch.empty((2, len(rows), 3, side, side), dtype=torch.uint8)
+        chosen, images = self.config.augment, len(rows)
+        crops_VBCHW = torch.empty((2, images, 3, chosen.crop, chosen.crop), dtype=torch.uint8)
+        local_size = chosen.local_crops.size
+        local_BLCHW = torch.empty((images, len(views) - 2, 3, local_size, local_size), dtype=torch.uint8)
+        places = [*crops_VBCHW, *local_BLCHW.transpose(0, 1)]
         for i, row in enumerate(rows):
             image_CHW = self._images.decode(int(row))
-            for view in (0, 1):
-                crops_VBCHW[view, i] = crop(image_CHW, boxes[view][i], side, interpolation)
-        return crops_VBCHW
+            for v, (view, place_BCHW) in enumerate(zip(views, places, strict=True)):
+                crop_CHW = crop(image_CHW, view.box_B4[i], place_BCHW.shape[-1], chosen.interpolation)
+                if view.u_BU[i, AUTO] < share_of(chosen.auto_augment_p, int(v == 1)):
+                    crop_CHW = auto_augment(crop_CHW, view.u_BU[i, POLICY])
+                place_BCHW[i] = crop_CHW
+        return crops_VBCHW, local_BLCHW
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         """Return the epoch's permutation of ``rows``.

@@ -65,7 +65,15 @@ class BYOL(Method[Predicted]):
         (g_query_BG, p_query_Bd), (_, p_key_Bd) = (self._predict(x) for x in (pair.query_BCHW, pair.key_BCHW))
         (_, target_query_Bd), (g_BG, z_Bd) = (self._target(x) for x in (pair.query_BCHW, pair.key_BCHW))
         keys = keys_of(pair, gather(g_BG), gather(z_Bd))
-        return Predicted(g_query_BG, p_query_Bd, z_Bd, keys, pair.epoch, p_key_Bd, target_query_Bd)
+        return Predicted(
+            g_query_BG=g_query_BG,
+            z_query_Bd=p_query_Bd,
+            z_key_Bd=z_Bd,
+            keys=keys,
+            epoch=pair.epoch,
+            p_key_Bd=p_key_Bd,
+            z_query_target_Bd=target_query_Bd,
+        )
 
     def _predict(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         g_BG = self.backbone(x_BCHW)

@@ -8,8 +8,8 @@
 A method defines its heads (`build_heads`), what its encoders make of two views (`embed`) and what it minimises
 (`losses`). The key encoder, batch norm, the dictionary and therefore the diagnostics are the same for all.
 
-Shapes: V = 2 views, B images of this rank, N of the global batch, D dictionary entries, G backbone and d embedding
-dimensions, C channels, H x W pixels, R rows of the store.
+Shapes: V = 2 views, B images of this rank, N of the global batch, X = B L local crops, D dictionary entries, G backbone
+and d embedding dimensions, C channels, H x W pixels, R rows of the store.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from __future__ import annotations
 import copy
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,18 @@ class Pair(NamedTuple):
     """Permutation of the keys over the batch norm groups, equal on all ranks; None with one group."""
     epoch: float
     """Epochs trained so far, with fraction."""
+    local_XCHW: Tensor | None = None
+    """L local crops of each image, image after image: further queries; None without ``augment.local_crops``."""
 
 
-@dataclass(frozen=True)
+class Queries(NamedTuple):
+    """Features and projections of local crops, as those of the query view in `Embedded`."""
+
+    g_XG: Tensor
+    z_Xd: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Embedded:
     """What the encoders make of a pair; keys have no gradient. Methods that need more add fields in a subclass."""
 
@@ -69,6 +78,21 @@ class Embedded:
     keys: Keys
     """Keys of the global batch, as they will be enqueued."""
     epoch: float
+    local: Queries | None = None
+    """L local crops of each image, image after image."""
+
+    def all_queries(self) -> Self:
+        """Return the same with local crops as queries among the others: first the B query views, then the crops."""
+        if self.local is None:
+            return self
+        each = len(self.local.z_Xd) // len(self.z_query_Bd)
+        return replace(
+            self,
+            g_query_BG=torch.cat([self.g_query_BG, self.local.g_XG]),
+            z_query_Bd=torch.cat([self.z_query_Bd, self.local.z_Xd]),
+            z_key_Bd=torch.cat([self.z_key_Bd, self.z_key_Bd.repeat_interleave(each, 0)]),
+            local=None,
+        )
 
 
 E = TypeVar("E", bound=Embedded)

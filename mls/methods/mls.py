@@ -100,7 +100,11 @@ class MLS(MoCo):
     """Classes of every row of the store, bool; only read by ``label_space: truth``."""
 
     def losses(self, e: Embedded) -> dict[str, Tensor]:
-        """Return InfoNCE, the multi-label loss, and their sum ``loss = info_nce + lambda * multi_label``."""
+        """Return InfoNCE, the multi-label loss, and their sum ``loss = info_nce + lambda * multi_label``.
+
+        A local crop is a query like any other: its labels come from its own feature.
+        """
+        e = e.all_queries()
         info_nce = super().losses(e)["info_nce"]
         labels_BD, logits_BD = self.classify(e)
         chosen = self.config.mls
@@ -159,6 +163,8 @@ class MLS(MoCo):
         if self.truth_RC is None:
             raise RuntimeError("label_space 'truth' needs use_labels first")
         dictionary, row_B = self.dictionary, own(e.keys.row_N)
+        local = len(e.g_query_BG) // len(row_B) - 1
+        row_B = torch.cat([row_B, row_B.repeat_interleave(local)])
         cosines_BD = F.normalize(e.g_query_BG, dim=1) @ dictionary.g_DG.T
         entry_truth_DC = self.truth_RC[dictionary.row_D.clamp(min=0)]
         k = self.config.mls.topk

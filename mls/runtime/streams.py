@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from numpy.random import Generator, default_rng
 
+LOCAL = 5
+"""View of the first local crop: those before it are words of other streams of pretraining."""
+
 # --- data
 
 
@@ -41,7 +44,8 @@ def held_out(seed: int) -> Generator:
 
 
 def views(seed: int, epoch: int, row: int, view: int, *attempt: int) -> Generator:
-    """A view of an image: 0 or 1; ``attempt`` is a fifth word, from 1, if its crop is drawn again."""
+    """A view of an image: 0, 1, or from `LOCAL` on a local crop; ``attempt`` is a fifth word, from 1, if its crop is
+    drawn again."""
     return default_rng((seed, epoch, row, view, *attempt))
 
 

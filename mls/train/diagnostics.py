@@ -92,7 +92,7 @@ def gradients(method: Method[Any], e: Embedded) -> dict[str, Tensor]:
         return grad_Bd - (grad_Bd * z_Bd).sum(1, keepdim=True) * z_Bd
 
     with torch.enable_grad(), torch.autocast(z_Bd.device.type, enabled=False):
-        losses = method.losses(replace(e, g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd))
+        losses = method.losses(replace(e, g_query_BG=e.g_query_BG.detach(), z_query_Bd=z_Bd, local=None))
         pulls = {
             f"grad_{name}": tangential(losses[term])
             for term, name in method.gradient_terms.items()

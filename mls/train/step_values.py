@@ -79,6 +79,8 @@ def dump(late: LateStep, folder: Path, **facts: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step-{late.step:09d}.pt"
     batch = {"rows": late.batch.rows_B, "boxes": late.batch.boxes_VB4, "draws": late.batch.draws_VBU}
+    if late.batch.local is not None:
+        batch |= {"local_boxes": late.batch.local.boxes_BL4, "local_draws": late.batch.local.draws_BLU}
     save_checkpoint({**facts, **batch, "step": late.step, "values": late.values, "rng": late.rng}, file)
     return file
 
