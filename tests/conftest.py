@@ -100,9 +100,17 @@ def small(**changes: Any) -> dict[str, Any]:
     return {**SMALL, **changes}
 
 
+MULTICROP = {
+    "multicrop": {
+        "augment": {"auto_augment_p": [0.5, 0.0], "local_crops": {"count": 2, "size": 16, "scale": [0.1, 0.3]}},
+    }
+}
+"""MLS with the views of the paper's ancestor."""
+
+
 def with_peers(**changes: Any) -> dict[str, Any]:
-    """The small experiment with a run of every method, and some top-level keys replaced."""
-    return small(runs={**SMALL["runs"], **PEERS}, **changes)
+    """The small experiment with a run of every method and of local crops, and some top-level keys replaced."""
+    return small(runs={**SMALL["runs"], **PEERS, **MULTICROP}, **changes)
 
 
 def plan_of(raw: dict[str, Any], lock: dict[str, Any] | None = None) -> Plan:

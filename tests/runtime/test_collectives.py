@@ -37,7 +37,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "M
 
 
 CASES = [("mls", 2), ("mls", 4), ("moco-v2", 2), *((run, 2) for run in PEERS), ("slotcon", 4)]
-"""Method and number of batch-norm groups: with 2 each rank has one group, with 4 each has two."""
+CASES += [("multicrop", 2), ("multicrop", 4)]
+"""Run and number of batch-norm groups: with 2 each rank has one group, with 4 each has two."""
 
 
 @pytest.fixture(scope="module")

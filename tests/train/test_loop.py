@@ -57,7 +57,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, how: signal.Signals = si
 
 @pytest.mark.parametrize(
     ("run", "step"),  # in mid-epoch, and at an epoch's end
-    [*((run, step) for run in ("mls", "moco-v2") for step in (1, 4, 6)), *((run, 4) for run in PEERS)],
+    [*((run, step) for run in ("mls", "moco-v2") for step in (1, 4, 6)), *((run, 4) for run in (*PEERS, "multicrop"))],
 )
 def test_resume_gives_the_same_bytes(plan: Plan, run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(with_peers())
@@ -164,6 +164,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int, how: str = "loss") -> N
         ("byol", "gradient", 4),
         ("slotcon", "loss", 4),
         ("slotcon", "gradient", 0),
+        ("multicrop", "loss", 4),
     ],
 )
 def test_a_non_finite_step_changes_nothing(
@@ -202,6 +203,7 @@ def test_a_non_finite_step_changes_nothing(
     (file,) = job.work.glob("nonfinite/rank-0/*.pt")
     held = torch.load(file, weights_only=True)
     assert held["step"] == step and len(held["images"]) == 8 and held["boxes"].shape == (2, 8, 4)
+    assert ("local_draws" in held) == (run == "multicrop")
     for line in (job.path / "curves.csv").read_text().splitlines()[1:]:
         assert "nan" not in line and "inf," not in line
 
