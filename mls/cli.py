@@ -100,6 +100,13 @@ def status(args: argparse.Namespace) -> None:
     print_status(plan_here(args.experiment))
 
 
+def watch(args: argparse.Namespace) -> None:
+    """Show the jobs of an experiment live: progress, loss, speed and time left of what runs; leave with q."""
+    from mls.pipeline.watch import watch as watch_plan
+
+    watch_plan(plan_here(args.experiment))
+
+
 def sweep(args: argparse.Namespace) -> None:
     """Print every point of an experiment's sweeps with its state and a metric."""
     from mls.report.sweep_state import print_sweeps
@@ -228,7 +235,24 @@ def _check_out(args: argparse.Namespace, plan: Plan, jobs: list[Job]) -> None:
         raise MlsError(f"-o is one path, but {args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
 
 
-_NAMED = (validate, plan, doctor, status, sweep, show, score, draw, export, publish, report, verify, retry, gc, store)
+_NAMED = (
+    validate,
+    plan,
+    doctor,
+    status,
+    watch,
+    sweep,
+    show,
+    score,
+    draw,
+    export,
+    publish,
+    report,
+    verify,
+    retry,
+    gc,
+    store,
+)
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(STAGES, stage),
     **{function.__name__: function for function in _NAMED},

@@ -19,7 +19,7 @@ that the experiment needs, and makes the missing ones. The commands here do one 
 
 GROUPS = {
     "Make artifacts by hand, by label or id (snakemake runs these commands)": STAGES,
-    "Look": ("validate", "plan", "doctor", "status", "sweep", "show", "score", "draw", "export"),
+    "Look": ("validate", "plan", "doctor", "status", "watch", "sweep", "show", "score", "draw", "export"),
     "Data": ("data pin", "data check"),
     "Keep house": ("verify", "retry", "gc", "store"),
     "Publish": ("publish", "report"),
@@ -96,7 +96,7 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
             command.add_argument("--pin", action="store_true", help=text)
         text = "number of this try, from a scheduler: from 2 on, a recorded failure is final"
         command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)
-    for name in ("doctor", "status", "show", "verify", "publish", "report"):
+    for name in ("doctor", "status", "watch", "show", "verify", "publish", "report"):
         add(name)
     add("validate", experiment=False).add_argument("files", nargs="*", type=given, help="experiment files")
     command = add("plan", experiment=False)

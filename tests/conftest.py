@@ -33,6 +33,7 @@ SLOW = (
     "pipeline/test_launch.py",
     "pipeline/test_leases.py",
     "pipeline/test_make.py",
+    "pipeline/test_watch.py",
     "report/test_figures.py",
     "report/test_neighbour_figures.py",
     "report/test_pages.py",
