@@ -158,14 +158,23 @@ class ClassificationDataset(_Local):
 
 
 class FolderDataset(_Local):
-    """Your own images with a ``labels.csv``.
+    """Your own images, with a ``labels.csv`` or without labels.
 
-    Its columns are ``file``, ``split`` (train, val, test) and either one 0/1 column per class (multi-label) or one
-    column ``label`` (single-label). Without val rows, a random ``val_share`` of train becomes val.
+    Columns of ``labels.csv`` are ``file``, ``split`` (train, val, test) and either one 0/1 column per class
+    (multi-label) or one column ``label`` (single-label). Without val rows, a random ``val_share`` of train becomes val.
     """
 
     source: Literal["folder"]
+    labels: bool = True
+    """False: there is no ``labels.csv``. Every JPEG, PNG, WebP and GIF at any depth below the root is a train image,
+    which only pretraining can use."""
     multi_label = None
+
+    @model_validator(mode="after")
+    def _splits(self) -> Self:
+        if not self.labels and (unused := sorted(self.model_fields_set & {"val_share", "seed"})):
+            raise ValueError(f"{', '.join(unused)} without effect: a folder without labels has no val")
+        return self
 
 
 LocalDataset = CocoDataset | VocDataset | CityscapesDataset | ClassificationDataset | FolderDataset

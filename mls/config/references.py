@@ -95,7 +95,9 @@ def _of_task(task: Raw, datasets: Mapping[str, Raw], runs: Runs) -> Iterator[str
     known, transfer = DATASETS.get(_source(task, datasets)), KINDS.get(kind)
     if dataset is not None and str(dataset) not in datasets:
         yield f"dataset: {dataset!r} is not in datasets{did_you_mean(dataset, datasets)}"
-    if known and transfer and known.annotations not in transfer.trained_on:
+    if datasets.get(str(dataset), {}).get("labels") is False:
+        yield f"dataset: {dataset!r} has no labels, so only pretraining can use it"
+    elif known and transfer and known.annotations not in transfer.trained_on:
         wanted = ", or on ".join(transfer.trained_on)
         yield f"dataset: {dataset!r} has {known.annotations}; kind {kind!r} is trained on {wanted}"
     if task.get("low_shot") and known and known.multi_label is False:

@@ -1,4 +1,4 @@
-"""A folder of images with a ``labels.csv``, checked line by line.
+"""A folder of images: with a ``labels.csv``, checked line by line, or without labels.
 
 file,split,desert,mountains          or        file,split,label
 images/1.jpg,train,1,0                         images/1.jpg,train,desert
@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 from mls.config.datasets import FolderDataset
 from mls.data.image_store import LABELLED
 from mls.data.listing import Entry, Listing, check_classes, check_name, in_order, with_val
-from mls.download.reader import Reader
+from mls.download.reader import Reader, unsafe
 from mls.runtime.errors import MlsError
+from mls.runtime.locks import say
 
 FILE = "labels.csv"
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+"""Of images in a folder without labels, in any case."""
 
 
 def read_listing(config: FolderDataset, reader: Reader) -> Listing:
@@ -31,6 +36,13 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
     Raises:
         MlsError: names the file, the line and the value.
     """
+    if not config.labels:
+        return Listing([], True, in_order([Entry(name, "train", [], []) for name in _images(reader)]))
+    if not reader.has(FILE):
+        raise MlsError(
+            f"{reader.root / FILE} is missing; write it or, to pretrain on all images there without labels, set "
+            "labels: false in the dataset's entry"
+        )
     content, _ = reader.read(FILE)
     line, header = next(_rows(content, reader), (1, []))
     classes = _class_columns(header, f"{reader.root / FILE}, line {line}")
@@ -54,6 +66,39 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
         shown = [name for name in classes if row[name] == "1"] if multi_label else [row["label"]]
         entries.append(Entry(row["file"], row["split"], [numbers[name] for name in shown], []))
     return Listing(classes, multi_label, with_val(in_order(entries), config, reader))
+
+
+def _images(reader: Reader) -> Iterator[str]:
+    """Yield the images at any depth, as paths below the root; hidden files and folders, and other files, are left out.
+
+    Raises:
+        MlsError: a folder can't be read, a name can't be used, or there are fewer than two images.
+    """
+    found, others, seen = 0, 0, {reader.root.resolve()}
+    for folder, names, files in os.walk(reader.root, onerror=_stop, followlinks=True):
+        inside = [Path(folder) / name for name in names if not name.startswith(".")]
+        names.clear()
+        for place in sorted(inside, key=lambda one: (one.is_symlink(), one.name)):
+            if place.resolve() not in seen:  # a link may lead back up
+                names.append(place.name)
+                seen.add(place.resolve())
+        for file in sorted(name for name in files if not name.startswith(".")):
+            if not file.lower().endswith(ENDINGS):
+                others += 1
+                continue
+            name = (Path(folder) / file).relative_to(reader.root).as_posix()
+            if reason := unsafe(name):
+                raise MlsError(f"{reader.root}: image {name!r} {reason}")
+            found += 1
+            yield name
+    if found < 2:
+        raise MlsError(f"{reader.root}: holds {found} images ({', '.join(ENDINGS)}); two are the least to train on")
+    if others:
+        say(f"note: {reader.root}: {others:,} files that are not images by their names are left out")
+
+
+def _stop(error: OSError) -> None:
+    raise MlsError(f"{error.filename} can't be read ({error.strerror})") from error
 
 
 def _rows(content: bytes, reader: Reader) -> Iterator[tuple[int, list[str]]]:

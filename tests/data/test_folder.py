@@ -130,7 +130,7 @@ def test_too_few_rows_are_an_error(tmp_path: Path, lines: list[str]) -> None:
 
 
 def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MlsError, match=r"labels\.csv can't be read"):
+    with pytest.raises(MlsError, match=r"labels\.csv is missing; write it or"):
         read_listing(CONFIG, Reader(tmp_path))
 
 
