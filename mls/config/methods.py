@@ -200,6 +200,10 @@ METHODS: dict[str, MethodEntry] = {
 }
 """Value of ``pretrain.method`` -> its entry."""
 
+PRETRAIN = "pretrain"
+LOGGED = ("info_nce", "alignment", "uniformity", "queue_mean")
+"""What a table's column ``pretrain.<name>`` may show: the end of a training's log. It needs no labels."""
+
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.made_by)
 """Methods that train, and therefore read a data set."""
 

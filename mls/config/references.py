@@ -18,7 +18,7 @@ from mls.config.datasets import DATASETS
 from mls.config.experiment import Pretrain
 from mls.config.feasible import unfeasible_run, unfeasible_task
 from mls.config.identity import reads
-from mls.config.methods import TRAINED
+from mls.config.methods import LOGGED, PRETRAIN, TRAINED
 from mls.config.paper import TABLES
 from mls.config.probes import metrics_of
 from mls.config.section import as_list, as_mapping, did_you_mean
@@ -130,6 +130,10 @@ def _of_table(
         yield f"{where}.baseline: {baseline!r} is not a row of this table{did_you_mean(baseline, rows)}"
     for column in columns:
         name, _, metric = column.partition(".")
+        if name == PRETRAIN and name not in tasks:
+            if metric not in LOGGED:
+                yield f"{where}.columns: {column!r}: pretrain gives {', '.join(LOGGED)}"
+            continue
         task, source = tasks.get(name, {}), _source(tasks.get(name, {}), datasets)
         known = metrics_of(task, DATASETS[source].multi_label if source in DATASETS else None, source)
         if name not in tasks:

@@ -19,7 +19,7 @@ from mls.config.datasets import CocoDataset, Dataset, ScenesDataset
 from mls.config.experiment import Pretrain
 from mls.config.identity import STAGES, identify, identity_params, kind_of
 from mls.config.load import Loaded, load, parse_yaml
-from mls.config.methods import METHODS, TRAINED
+from mls.config.methods import METHODS, PRETRAIN, TRAINED
 from mls.config.probes import Features, FrozenProbe, ProbeConfig
 from mls.config.references import plotted_points
 from mls.config.transfers import TransferConfig
@@ -180,7 +180,7 @@ def make_plan(loaded: Loaded, lock: dict[str, Any], read: ReadText = read_text) 
         source = add_data(config.dataset or "") if config.method in TRAINED else None
         jobs = [plan.add(_pretrain_job(config, seed, source), f"{run}:{seed}") for seed in experiment.seeds]
         pretrained[run] = jobs
-    cells: Cells = {run: {} for run in pretrained}
+    cells: Cells = {run: {PRETRAIN: [[job.id, job.id] for job in jobs]} for run, jobs in pretrained.items()}
     for stage, task, task_config in tasks:
         source = add_data(task_config.dataset)
         for run, jobs in pretrained.items():

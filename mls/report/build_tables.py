@@ -17,7 +17,7 @@ from mls.report.curves import merge
 from mls.report.figures import draw_figures, of_stage, read_curves, run_order
 from mls.report.formats import to_csv, to_latex, to_markdown
 from mls.report.protocol import against_paper, pretraining_remarks
-from mls.report.tables import FilledTable, fill_table, to_metrics
+from mls.report.tables import FilledTable, fill_table, logged, to_metrics
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_json
 
@@ -31,10 +31,12 @@ def run(context: Context) -> None:
         MlsError: a cell's number cannot be traced to the artifacts that it should come from.
     """
     params, tasks = context.job.params, of_stage(context.inputs, *TASK_STAGES)
-    experiment = context.plan.loaded.experiment.experiment
+    pretrained, experiment = of_stage(context.inputs, "pretrain"), context.plan.loaded.experiment.experiment
     for name, spec in params["tables"].items():
-        trace(name, spec, tasks, of_stage(context.inputs, "pretrain"))
-    tables = fill_tables(context.plan, {one: task.read_json("metrics.json") for one, task in tasks.items()})
+        trace(name, spec, tasks, pretrained)
+    columns = (column for spec in params["tables"].values() for column in spec["columns"])
+    shown = pretrained | tasks if any(map(logged, columns)) else tasks
+    tables = fill_tables(context.plan, {one: artifact.read_json("metrics.json") for one, artifact in shown.items()})
     folder = context.out / "tables"
     folder.mkdir()
     for table in tables:
@@ -59,7 +61,7 @@ def fill_tables(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[Fi
 
     Args:
         plan: of the experiment.
-        metrics: probe or transfer id -> content of its ``metrics.json``.
+        metrics: id of a pretraining, probe or transfer -> content of its ``metrics.json``.
     """
     experiment, runs = plan.loaded.experiment, plan.loaded.runs
     tables = []
@@ -87,6 +89,8 @@ def trace(table: str, spec: dict[str, Any], tasks: dict[str, Artifact], pretrain
         for task, pairs in row["tasks"].items():
             where = f"table {table!r}, row {row['label']!r}, task {task!r}"
             for pretrain, one in pairs:
+                if pretrain == one in pretrained:  # a column of the pretraining itself
+                    continue
                 if pretrain not in pretrained or one not in tasks:
                     raise MlsError(f"{where}: pretrain {pretrain} or task {one} is missing; run mls tables again")
                 read = tasks[one].manifest["inputs"].get("pretrain")

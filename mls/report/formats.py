@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from mls.report.layout import DASH, LACKING, PAPER, lay_out
+from mls.report.layout import DASH, LACKING, PAPER, lay_out, units
 from mls.report.tables import FilledTable
 from mls.runtime.markdown import pipe_table
 
@@ -72,7 +72,7 @@ def to_markdown(table: FilledTable, experiment: str) -> str:
         label = line.label.replace("|", "\\|").replace("*", "\\*")  # swept values may hold any character
         rows.append([label, *(f"**{c.text}**" if c.best else c.text for c in line.cells)])
     notes = [f"- {note}" for note in layout.notes]
-    head = [f"### {table.name}", "", f"Experiment `{experiment}`, percent.", ""]
+    head = [f"### {table.name}", "", f"Experiment `{experiment}`, {units(table)}.", ""]
     return "\n".join([*head, *pipe_table(rows), "", *notes]) + "\n"
 
 
@@ -120,7 +120,7 @@ def to_latex(table: FilledTable, experiment: str) -> str:
         for line in same_kind:
             cells = (rf"\textbf{{{escape_tex(c.text)}}}" if c.best else escape_tex(c.text) for c in line.cells)
             body.append(_tex_line([escape_tex(line.label), *cells]))
-    caption = escape_tex(" ".join([f"{table.name} (experiment {experiment}), percent.", *layout.notes]))
+    caption = escape_tex(" ".join([f"{table.name} (experiment {experiment}), {units(table)}.", *layout.notes]))
     beside = len(layout.header) - len(table.columns) - 2
     top = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
     top += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l{'r' * beside}}}"]

@@ -16,7 +16,7 @@ from string import ascii_lowercase
 from typing import Literal
 
 from mls.config.paper import SOURCE, Beside, Number
-from mls.report.tables import Filled, FilledTable
+from mls.report.tables import Filled, FilledTable, logged
 
 DASH = "–"  # noqa: RUF001 - an en dash, as typeset tables have it
 LACKING = "not implemented"
@@ -70,7 +70,10 @@ def lay_out(table: FilledTable) -> Layout:
 
     def line(row: str, kind: Kind) -> Line:
         cells, sign = table.all_cells[row], "+" if kind == "difference" else ""
-        shown = [Shown(_cell_text(cell, sign), (row, column) in best) for column, cell in cells.items()]
+        shown = [
+            Shown(_cell_text(cell, sign, 3 if logged(column) else 1), (row, column) in best)
+            for column, cell in cells.items()
+        ]
         beside = _beside(table, row, table.paper.of(row) if table.paper else {}, marks)
         label = row + _mark(marks, kind, table.remarks.get(row))
         return Line(label, row, kind, [*shown, Shown(_repeats(cells)), *map(Shown, beside)])
@@ -84,6 +87,12 @@ def lay_out(table: FilledTable) -> Layout:
     header = [("", "run"), *tasks, ("", "n"), *_paper_columns(table)]
     remarks = (f"({letter}): {REASONS[kind]}: {text}." for (kind, text), letter in marks.items())
     return Layout(header, lines, [*_notes(table), *remarks])
+
+
+def units(table: FilledTable) -> str:
+    """What the numbers are: ``percent``, unless they are of pretrainings' logs."""
+    own = {logged(column) for column in table.columns}
+    return "percent" if own <= {False} else "as logged" if own == {True} else "percent; of pretrain, as logged"
 
 
 def _marks(table: FilledTable) -> Marks:
@@ -100,12 +109,12 @@ def _mark(marks: Marks, kind: Kind, text: str | None) -> str:
     return f" ({marks[kind, text]})" if text else ""
 
 
-def _cell_text(cell: Filled, sign: str) -> str:
+def _cell_text(cell: Filled, sign: str, digits: int) -> str:
     """The mean and its interval, ± for several values or [] for one; with ``sign="+"``, as a difference."""
     if cell.summary is None:
         return DASH if cell.implemented else LACKING
     width = cell.summary.half_width
-    text = f"{cell.summary.mean:{sign}.1f}" + ("" if width is None else f" ± {width:.1f}")
+    text = f"{cell.summary.mean:{sign}.{digits}f}" + ("" if width is None else f" ± {width:.{digits}f}")
     text += f" [{cell.interval.low:.1f}, {cell.interval.high:.1f}]" if cell.interval else ""
     return text + (f" ({cell.summary.n} of {cell.of})" if cell.summary.n < cell.of else "")
 
@@ -185,6 +194,11 @@ def _notes(table: FilledTable) -> Iterator[str]:
         yield "a - b: the difference, paired by seed."
     if any(c.of == 0 for c in cells):
         yield f"{DASH}, n 0: unequally many seeds, so no pairs."
+    if any(map(logged, table.columns)):
+        yield (
+            "pretrain: the last row of the training's log. It compares runs of one loss and one dictionary, and "
+            "does not say whose features are better."
+        )
     if table.best():
         yield "Bold: best of the column, before rounding."
     if table.paper:

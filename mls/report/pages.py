@@ -18,9 +18,9 @@ from mls.config.paper import SOURCE, load_anchors
 from mls.pipeline.artifact import Artifact, open_artifact, state
 from mls.pipeline.plan import Job, Plan
 from mls.report.build_tables import TASK_STAGES, fill_tables
-from mls.report.layout import DASH, lay_out
+from mls.report.layout import DASH, lay_out, units
 from mls.report.page import Column, Sheet, SheetRow, Value, render, spent, write_page
-from mls.report.tables import FilledTable
+from mls.report.tables import FilledTable, logged
 
 REPORT = Path("report")
 NUMBERS = ("value", "took", "artifacts", "here", "bytes")
@@ -52,6 +52,8 @@ def build_pages(plan: Plan) -> Path:
         DamagedArtifact: an artifact is damaged, or the tables or what they read are not made yet.
     """
     tasks = [job for stage in TASK_STAGES for job in plan.stage(stage)]
+    if any(logged(column) for table in plan.loaded.experiment.tables.values() for column in table.columns):
+        tasks += plan.stage("pretrain")
     needed = {job.id for job in (plan.tables, *tasks)}
     made = {
         job.id: open_artifact(job.path)
@@ -97,7 +99,7 @@ def table_page(table: FilledTable, experiment: str, pairs: list[SheetRow]) -> tu
             link = cell_name(table, line.row, column) if cell and cell.sources else ""
             values.append(Value(shown.text, key, link=link, best=shown.best))
         rows.append(SheetRow(values, kind=line.kind))
-    lead = f"Experiment {experiment}, percent. A click on a number shows where it comes from."
+    lead = f"Experiment {experiment}, {units(table)}. A click on a number shows where it comes from."
     sources = Sheet("Where they come from", PAIR, pairs, PAIR_NOTES, dense=True)
     return table.name, lead, [Sheet("", columns, rows, layout.notes), sources]
 

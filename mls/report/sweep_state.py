@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 
+from mls.config.methods import PRETRAIN
 from mls.config.section import did_you_mean
 from mls.config.sweep import sweep_points
 from mls.pipeline.artifact import open_artifact
@@ -33,10 +34,11 @@ def print_sweeps(plan: Plan, metric: str | None = None) -> None:
         raise MlsError(f"{plan.loaded.path} has no sweep; docs/experiments.md describes how to write one")
     metric = metric or next(iter(experiment.tables.values())).columns[0]
     task, tasks = metric.partition(".")[0], {**experiment.probe, **experiment.transfer}
-    if task not in tasks or "." not in metric:
+    own = task == PRETRAIN and task not in tasks
+    if "." not in metric or not (own or task in tasks):
         raise MlsError(f"--metric {metric}: is not <task>.<metric>{did_you_mean(task, tasks)}")
-    stage = "probe" if task in experiment.probe else "transfer"
-    trials = getattr(tasks[task], "trials", 1)
+    stage = PRETRAIN if own else "probe" if task in experiment.probe else "transfer"
+    trials = getattr(tasks.get(task), "trials", 1)
     by_label = {(job.stage, label): job for job in plan.jobs.values() for label in plan.labels[job.id]}
     state = cache(lambda job_id: job_state(plan.jobs[job_id]))
 
@@ -53,13 +55,13 @@ def print_sweeps(plan: Plan, metric: str | None = None) -> None:
             labels = [f"{point.label}:{seed}" for seed in experiment.seeds]
             pretrained = [by_label["pretrain", label] for label in labels]
             pairs = [
-                (up, by_label[stage, f"{task}/{label}" + (f".{trial}" if trial else "")])
+                (up, up if own else by_label[stage, f"{task}/{label}" + (f".{trial}" if trial else "")])
                 for up, label in zip(pretrained, labels, strict=True)
                 for trial in range(trials)
             ]
             values = {job.id: read_metric(job, metric) if state(job.id) == "done" else None for _, job in pairs}
             cell = fill_cell(tuple(dict.fromkeys((up.id, job.id) for up, job in pairs)), values)
-            mean, n = (f"{cell.summary.mean:.1f}", cell.summary.n) if cell.summary else ("", 0)
+            mean, n = (f"{cell.summary.mean:.{3 if own else 1}f}", cell.summary.n) if cell.summary else ("", 0)
             progress = [[state(job.id) for job in pretrained], [task_state(job) for _, job in pairs]]
             settings = [str(point.values.get(key, "")) for key in keys]
             rows.append((*settings, *map(count_states, progress), mean, f"{n} of {cell.of}"))

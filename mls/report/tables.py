@@ -3,7 +3,8 @@
     table = fill_table("classification", spec, metrics)      # spec: from the plan's tables job
     print(to_markdown(table, "scenes"))
 
-Metrics are percents, and higher is better for all of them.
+Metrics of tasks are percents, and higher is better for all of them. Those of a pretraining itself are as its log has
+them, and none is best.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from mls.config.methods import LOGGED, PRETRAIN
 from mls.config.paper import Beside
 
 CONFIDENCE = 0.95
@@ -95,13 +97,19 @@ class FilledTable:
         return self.cells | self.differences
 
     def best(self) -> set[tuple[str, str]]:
-        """(row, column) of the greatest unrounded mean in each column that has at least two."""
+        """(row, column) of the greatest unrounded mean in each column of a task that has at least two."""
         found = set()
-        for column in self.columns:
+        for column in (one for one in self.columns if not logged(one)):
             means = {row: s.mean for row, cells in self.cells.items() if (s := cells[column].summary)}
             if len(means) > 1:
                 found |= {(row, column) for row, value in means.items() if value == max(means.values())}
         return found
+
+
+def logged(column: str) -> bool:
+    """Whether a column is of the pretraining's log, and so no percent. (A task of that name would hide it.)"""
+    task, _, metric = column.partition(".")
+    return task == PRETRAIN and metric in LOGGED
 
 
 # ------------------------------------------------------------------------------------------ filling
@@ -115,7 +123,7 @@ def fill_table(name: str, spec: Mapping[str, Any], metrics: Mapping[str, Mapping
         spec: ``{"columns": [...], "rows": [{"label", "tasks": {task: [[pretrain id, task id], ...]}}]}``, and
             optionally ``"baseline"``, the label of a row; ``"paper"``, ``{"table", "rows": {row: row of the paper},
             "columns": {column: column of the paper}}``; and ``"not_implemented"``, additional columns.
-        metrics: task id -> content of its ``metrics.json``.
+        metrics: id of a task, or of a pretraining whose log is shown -> content of its ``metrics.json``.
     """
     lacking = {c: Filled(None, "seeds", (), (), implemented=False) for c in spec.get("not_implemented", [])}
     cells: Rows = {}
