@@ -26,6 +26,15 @@ from mls.runtime.ranks import ranks
 from mls.runtime.surroundings import CALLED_FROM, enter_root, open_streams, require_root
 
 
+def init(args: argparse.Namespace) -> None:
+    """Write an experiment file for your own pictures, with a reason beside each value, and pin them."""
+    from mls.starter.write import start
+
+    kind = next(kind for kind in ("folder", "coco", "voc") if getattr(args, kind))
+    path = start(args.name, kind, getattr(args, kind), args.like, args.hours)
+    print(f"{path}\n\nmake reproduce EXPERIMENT={path}")
+
+
 def validate(args: argparse.Namespace) -> None:
     """Check experiment files (default: all of them), and report every problem at once."""
     problems = []
@@ -236,6 +245,7 @@ def _check_out(args: argparse.Namespace, plan: Plan, jobs: list[Job]) -> None:
 
 
 _NAMED = (
+    init,
     validate,
     plan,
     doctor,

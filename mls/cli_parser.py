@@ -18,6 +18,7 @@ An experiment is one YAML file: params.yaml, or another with -e FILE. `snakemake
 that the experiment needs, and makes the missing ones. The commands here do one step, or look at the results."""
 
 GROUPS = {
+    "Begin": ("init",),
     "Make artifacts by hand, by label or id (snakemake runs these commands)": STAGES,
     "Look": ("validate", "plan", "doctor", "status", "watch", "sweep", "show", "score", "draw", "export"),
     "Data": ("data pin", "data check"),
@@ -98,6 +99,20 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
         command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)
     for name in ("doctor", "status", "watch", "show", "verify", "publish", "report"):
         add(name)
+    command = add("init", experiment=False)
+    command.epilog = (
+        "examples:\n  mls init birds --folder ~/birds      every image below it, with or without a labels.csv\n"
+        "  mls init street --coco ~/street --hours 8"
+    )
+    command.add_argument("name", help="of the experiment and of its data set")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--folder", type=given, metavar="ROOT", help="images, and a labels.csv if they have labels")
+    where.add_argument("--coco", type=given, metavar="ROOT", help="in COCO's layout: annotations/instances_*.json")
+    where.add_argument("--voc", type=given, metavar="ROOT", help="in PASCAL VOC's layout: VOC2007 or VOC2012")
+    text = "the paper's recipe, or a small one (default: the paper's where there is a GPU and 2,048 images)"
+    command.add_argument("--like", choices=("paper", "small"), help=text)
+    text = "budget of both trainings on this machine, from a short measurement (default: 2)"
+    command.add_argument("--hours", type=float, default=2.0, metavar="H", help=text)
     add("validate", experiment=False).add_argument("files", nargs="*", type=given, help="experiment files")
     command = add("plan", experiment=False)
     command.add_argument("files", nargs="*", type=given, default=[Path("params.yaml")], help="default: params.yaml")

@@ -47,6 +47,7 @@ SLOW = (
     "test_doctor.py",
     "test_extending.py",
     "test_layers.py",
+    "test_starter.py",
     "train/test_drill.py",
     "train/test_log.py",
     "train/test_loop.py",
