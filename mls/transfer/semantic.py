@@ -1,4 +1,4 @@
-"""PSPNet as a transfer task: trained on crops of images and their index masks, scored by mean IoU.
+"""PSPNet or PSANet as a transfer task: trained on crops of images and their index masks, scored by mean IoU.
 
     transfer = SemanticTraining(task, given)
     history = finetune(transfer, execution=execution, work=work, log=log, name="transfer city/mls:0")
@@ -35,15 +35,19 @@ from mls.transfer.index_masks import IndexMasks
 from mls.transfer.instances import as_json
 from mls.transfer.interface import Given, TransferTask
 from mls.transfer.order import Planned
-from mls.transfer.pspnet import PSPNet, dilate
+from mls.transfer.psanet import PSANet
+from mls.transfer.pspnet import PSPNet, Segmenter, dilate
 from mls.transfer.semantic_data import Sample, Samples
 from mls.transfer.torchvision import FIRST_STRIDE
 
+HEADS = {"psp": PSPNet, "psa": PSANet}
+"""Value of ``head`` -> network."""
+
 
 class SemanticTraining(TransferTask):
-    """PSPNet on a dilated ResNet; every parameter is trained and decayed."""
+    """A head on a dilated ResNet; every parameter is trained and decayed."""
 
-    model: PSPNet
+    model: Segmenter
 
     def __init__(self, task: SemanticTransfer, given: Given) -> None:
         """Load and dilate the backbone, prove its features; index the images.
@@ -61,16 +65,16 @@ class SemanticTraining(TransferTask):
         self.rows_N = np.array(self.truth.rows, dtype=np.int64)
         self.batch_size, self.total = task.batch_size, task.iterations
         backbone = load_dilated(given, task.output_stride, self.masks.rows[0])
-        self.model = PSPNet(backbone, feature_dims(given.config), task, len(self.masks.classes))
+        self.model = HEADS[task.head](backbone, feature_dims(given.config), task, len(self.masks.classes))
         channels_last(self.model).to(given.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=task.lr, momentum=task.momentum, weight_decay=task.weight_decay
         )
 
     @staticmethod
-    def build(task: SemanticTransfer, layout: Backbone, classes: int) -> PSPNet:
-        """PSPNet on an undilated backbone; dilation changes no tensor's shape."""
-        return PSPNet(build_backbone(layout), feature_dims(layout), task, classes)
+    def build(task: SemanticTransfer, layout: Backbone, classes: int) -> Segmenter:
+        """The network on an undilated backbone; dilation changes no tensor's shape."""
+        return HEADS[task.head](build_backbone(layout), feature_dims(layout), task, classes)
 
     def learning_rate(self, step: int) -> float:
         """Return polynomial decay to ``min_lr``, reached one step after the last [mmcv's PolyLrUpdaterHook]."""

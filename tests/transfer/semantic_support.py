@@ -66,7 +66,7 @@ def tiny_task(**changes: Any) -> SemanticTransfer:
         "crop": [24, 32],
         "scale": [0.75, 1.5],
         "head_channels": 8,
-        "pools": [1, 2],
+        **({"attention_window": 5} if changes.get("head") == "psa" else {"pools": [1, 2]}),
     }
     if changes.get("inference") == "slide":
         values["stride"] = [16, 24]
