@@ -65,6 +65,7 @@ class Segmenter(nn.Module):
 
     head: nn.Sequential
     aux: nn.Sequential
+    """Empty if there is none."""
 
     def __init__(self, backbone: ResNet, precision: str) -> None:
         """Keep the backbone; subclasses add the heads."""
@@ -88,13 +89,13 @@ class Segmenter(nn.Module):
             images_BCHW: normalised, float32; at least two in training, since batch norm sees maps of one cell.
 
         Returns:
-            ``out`` and, in training mode, ``aux``: float32 (B, K, H, W).
+            ``out`` and, in training mode, ``aux`` if there is such a head: float32 (B, K, H, W).
         """
         size = images_BCHW.shape[-2:]
         with autocast(images_BCHW.device, self.precision):
             maps = feature_maps(self.backbone, images_BCHW)
             heads = {"out": self.decode(maps["3"])}
-            if self.training:
+            if self.training and len(self.aux):
                 heads["aux"] = self.aux(maps["2"])
         return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
 

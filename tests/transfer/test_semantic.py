@@ -72,7 +72,9 @@ def test_impossible_trainings_are_refused(masked: Given, tmp_path: Path) -> None
         SemanticTraining(tiny_task(), masked)
 
 
-@pytest.mark.parametrize(("name", "head"), [("resnet18", "psp"), ("resnet50", "psp"), ("resnet50", "psa")])
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnet18", "psp"), ("resnet50", "psp"), ("resnet50", "psa"), ("resnet18", "fcn")]
+)
 def test_everything_is_trained_and_decayed(masked: Given, name: Any, head: str) -> None:
     config = Backbone(name=name, width=0.125, stem="imagenet")
     torch.manual_seed(0)
@@ -81,8 +83,8 @@ def test_everything_is_trained_and_decayed(masked: Given, name: Any, head: str) 
     training.model.train()
     torch.stack(list(training.losses(next(training.batches(range(1), 1))).values())).sum().backward()
     parts = {name.split(".")[1] if name.startswith("backbone") else name.split(".")[0] for name in names_of(training)}
-    own = {"psp": {"pooled"}, "psa": {"collect", "distribute", "projected"}}[head]
-    assert parts == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", *own, "head", "aux"}
+    own = {"psp": {"pooled", "aux"}, "psa": {"collect", "distribute", "projected", "aux"}, "fcn": set()}[head]
+    assert parts == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", *own, "head"}
     for key, parameter in training.model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
     (group,) = training.optimizer.param_groups
@@ -138,6 +140,12 @@ def test_learning_rate_is_polynomial(masked: Given) -> None:
     assert training.learning_rate(39_999) == pytest.approx(1e-4, rel=0.01)
     rates = [training.learning_rate(step) for step in range(0, 40_000, 1000)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_learning_rate_may_drop_instead(masked: Given) -> None:
+    training = SemanticTraining(tiny_task(head="fcn", iterations=90_000, lr=0.01, steps=[0.7, 0.9]), masked)
+    rates = {step: training.learning_rate(step) for step in (0, 62_999, 63_000, 80_999, 81_000, 89_999)}
+    assert list(rates.values()) == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
 @pytest.mark.parametrize("head", HEADS)
