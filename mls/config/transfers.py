@@ -250,10 +250,8 @@ class SemanticTransfer(TransferSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        of_heads = {"pools": ("psp",), "attention_window": ("psa",), "aux_weight": ("psp", "psa")}
-        if unread := [
-            key for key, heads in of_heads.items() if key in self.model_fields_set and self.head not in heads
-        ]:
+        others = {"psp": ("attention_window",), "psa": ("pools",), "fcn": ("pools", "attention_window", "aux_weight")}
+        if unread := [key for key in others[self.head] if key in self.model_fields_set]:
             raise ValueError(f"head {self.head!r} has no {', '.join(unread)}: leave that out")
         if self.steps and (unread := [key for key in ("power", "min_lr") if key in self.model_fields_set]):
             raise ValueError(f"with steps, {' and '.join(unread)} would not be read: leave that out")

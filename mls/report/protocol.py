@@ -179,12 +179,7 @@ def _task_against(config: Any, table: str, column: str, dataset: Dataset) -> lis
     given, *papers = (identity_params(one, defaults=True) for one in (config, *PAPER_TASKS[table]))
     candidates = [one for one in papers if one.get("head") == HEAD_OF_COLUMN.get(column.split()[0])]
     asked = candidates[0]
-    for key in (
-        "kind",
-        "backend",
-        "architecture",
-        "head",
-    ):  # if one of them differs, the other keys mean something else
+    for key in ("kind", "backend", "architecture", "head"):  # if one differs, the other keys mean something else
         if given.get(key) != asked.get(key):
             return [*found, f"{key} {given.get(key, 'none')} instead of {asked.get(key, 'none')}"]
     return found + min((changes({key: given[key] for key in one}, one, named=True) for one in candidates), key=len)
