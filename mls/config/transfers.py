@@ -191,12 +191,11 @@ class Detectron2Detector(TransferSection):
 
 
 class SemanticTransfer(TransferSection):
-    """Semantic segmentation with PSPNet (arXiv 1612.01105) on a dilated ResNet.
+    """Semantic segmentation with PSPNet (arXiv 1612.01105), PSANet (ECCV 2018) or FCN on a dilated ResNet.
 
-    The paper's PSANet is not implemented: no maintained library has it (see ``tables.<table>.not_implemented``).
-    Defaults are mmsegmentation's for Cityscapes, 512 x 1024 and 40k iterations; its supervised numbers agree with the
-    paper's Table 3. For data sets without index masks, these are made from the instances' masks, with one more class:
-    ``background``.
+    Defaults are mmsegmentation's for Cityscapes, 512 x 1024 and 40k iterations, the same for PSPNet and PSANet; its
+    supervised numbers agree with the paper's Table 3. For data sets without index masks, these are made from the
+    instances' masks, with one more class: ``background``.
     """
 
     kind: Literal["semantic"]
@@ -204,6 +203,9 @@ class SemanticTransfer(TransferSection):
     made_by = "mls.transfer.semantic:SemanticTraining"
     train_on: TrainOn = "train+val"
     """Splits that it is trained on. Nothing is chosen on val, and papers train on all of it."""
+    head: Literal["psp", "psa", "fcn"] = "psp"
+    """``psp``: pyramid pooling, PSPNet; ``psa``: point-wise spatial attention, collected and distributed, PSANet;
+    ``fcn``: two dilated convolutions [MoCo's FCN]."""
     output_stride: Literal[4, 8, 16, 32] = 8
     """Pixels between neighbouring cells of the last stage's map; later stages are dilated instead of strided [8]."""
     iterations: Count = 40_000
@@ -214,6 +216,8 @@ class SemanticTransfer(TransferSection):
     power: Positive = 0.9
     """Exponent of the schedule: from ``lr`` to ``min_lr`` as (1 - share of the schedule) to this power."""
     min_lr: NonNegative = 1e-4
+    steps: Steps = []
+    """When the learning rate is divided by 10 instead, as shares of the schedule; empty: polynomial."""
     weight_decay: NonNegative = 5e-4
     crop: Annotated[list[Side], Field(min_length=2, max_length=2)] = [512, 1024]
     """Height and width of a training crop, pixels."""
@@ -224,11 +228,13 @@ class SemanticTransfer(TransferSection):
     photometric: bool = True
     """Change brightness, contrast, saturation and hue at random [as SSD and mmsegmentation do]."""
     head_channels: Annotated[Channels, Field(ge=8)] = 512
-    """Width of the pyramid-pooling head; the auxiliary head is half as wide."""
+    """Width of the head; the auxiliary head is half as wide."""
     pools: Annotated[list[Count], Field(min_length=1), at_most(256, "maps have fewer cells")] = [1, 2, 3, 6]
-    """Sides of the pooled maps, cells."""
+    """Sides of the pooled maps, cells; only with ``psp``."""
+    attention_window: Annotated[Count, at_most(255, "each cell predicts as many weights as the window has cells")] = 97
+    """Side of the square around a cell that it attends to, cells of a map at half the resolution; only with ``psa``."""
     aux_weight: NonNegative = 0.4
-    """Weight of the auxiliary head's loss, on the third stage."""
+    """Weight of the auxiliary head's loss, on the third stage; not with ``fcn``, which has none."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     inference: Literal["whole", "slide"] = "whole"
     """``whole``: the image at once; ``slide``: windows of size ``crop``, whose logits are averaged where they
@@ -244,6 +250,11 @@ class SemanticTransfer(TransferSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        others = {"psp": ("attention_window",), "psa": ("pools",), "fcn": ("pools", "attention_window", "aux_weight")}
+        if unread := [key for key in others[self.head] if key in self.model_fields_set]:
+            raise ValueError(f"head {self.head!r} has no {', '.join(unread)}: leave that out")
+        if self.steps and (unread := [key for key in ("power", "min_lr") if key in self.model_fields_set]):
+            raise ValueError(f"with steps, {' and '.join(unread)} would not be read: leave that out")
         if self.inference == "whole" and "stride" in self.model_fields_set:
             raise ValueError("inference 'whole' has no stride: leave it out")
         if any(step > side for step, side in zip(self.stride, self.crop, strict=True)) and self.inference == "slide":

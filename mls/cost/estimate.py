@@ -23,7 +23,7 @@ from mls.config.experiment import Pretrain
 from mls.config.identity import STAGES
 from mls.config.methods import TRAINED
 from mls.config.probes import Trained
-from mls.config.transfers import Detectron2Detector, TransferSection
+from mls.config.transfers import Detectron2Detector, SemanticTransfer, TransferSection
 from mls.cost.disk import artifact_bytes, download_bytes, peak_bytes
 from mls.cost.rates import Finished, Measured, measure, measured_here, read_finished, recorded, traits
 from mls.cost.workload import Jobs, data_of, work_of
@@ -123,6 +123,8 @@ def _describe(plan: Plan, job: Job, jobs: Jobs) -> str:
     kind, length = config.kind, ""
     if isinstance(config, Detectron2Detector):
         kind += f" {config.architecture} (detectron2)"
+    elif isinstance(config, SemanticTransfer):
+        kind += f" {config.head}" * (config.head != "psp")
     if isinstance(config, Trained | TransferSection):
         length = f", {config.epochs:g} epochs" if hasattr(config, "epochs") else f", {config.steps_on(None):,} steps"
     return f"{kind}, {on}{length}"

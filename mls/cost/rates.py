@@ -47,6 +47,7 @@ DECIDE = (
     *("image_size", "resize", "layer", "strengths", "costs", "folds", "low_shot", "samples", "ks", "batchnorm"),
     *("train_sizes", "test_size", "max_size", "norm", "freeze_at", "fpn_norm", "box_head", "head_norm", "extra_norm"),
     *("fpn_channels", "head_channels", "rois", "proposals", "output_stride", "crop", "inference", "stride"),
+    *("head", "attention_window", "pools"),
     *("source", "size", "short_side", "format"),
 )
 """Params that decide the time per image. Others decide how many images there are (epochs), or only change results."""

@@ -35,7 +35,7 @@ _HEADS = (_FPN, _FPN.model_copy(update={"box_head": "2fc", "head_norm": "none"})
 PAPER_TASKS: dict[str, tuple[BaseModel, ...]] = {
     **dict.fromkeys(("1", "6", "7", "8", "5a", "5b"), _HEADS),
     "2": (Detectron2Detector(kind="instance", backend="detectron2", dataset="coco", architecture="c4"),),
-    "3": (SemanticTransfer(kind="semantic", dataset="cityscapes"),),
+    "3": tuple(SemanticTransfer(kind="semantic", dataset="cityscapes", head=head) for head in ("psp", "psa")),
     "4": (
         Detectron2Detector(
             kind="detection",
@@ -50,7 +50,10 @@ PAPER_TASKS: dict[str, tuple[BaseModel, ...]] = {
     ),
 }
 """Table of the paper -> how it trains and tests, as in experiments/paper-*.yaml; several where the paper does not state
-its box head. For Table 5 the paper states little more than 120 epochs of fine-tuning."""
+its box head, or where columns differ (`HEAD_OF_COLUMN`). For Table 5 the paper states little more than 120 epochs of
+fine-tuning."""
+HEAD_OF_COLUMN = {"PSPNet": "psp", "PSANet": "psa"}
+"""First word of a column of Table 3 -> head."""
 TUNING_EPOCHS = 120
 """For the top-1 data sets of Table 5."""
 TASK_IMAGES = {
@@ -173,9 +176,10 @@ def _task_against(config: Any, table: str, column: str, dataset: Dataset) -> lis
             return [*found, f"{config.kind} instead of finetune"]
         other = column != "VOC07" and config.epochs != TUNING_EPOCHS
         return found + [f"{config.epochs} epochs of fine-tuning instead of {TUNING_EPOCHS}"] * other
-    given, *candidates = (identity_params(one, defaults=True) for one in (config, *PAPER_TASKS[table]))
+    given, *papers = (identity_params(one, defaults=True) for one in (config, *PAPER_TASKS[table]))
+    candidates = [one for one in papers if one.get("head") == HEAD_OF_COLUMN.get(column.split()[0])]
     asked = candidates[0]
-    for key in ("kind", "backend", "architecture"):  # if one of them differs, the other keys mean something else
+    for key in ("kind", "backend", "architecture", "head"):  # if one differs, the other keys mean something else
         if given.get(key) != asked.get(key):
             return [*found, f"{key} {given.get(key, 'none')} instead of {asked.get(key, 'none')}"]
     return found + min((changes({key: given[key] for key in one}, one, named=True) for one in candidates), key=len)

@@ -60,8 +60,48 @@ def dilate(backbone: ResNet, output_stride: int, first_stride: int) -> None:
                 dilation *= 2 if spatial else 1  # the 1x1 shortcut has the same stride: count it once
 
 
-class PSPNet(nn.Module):
-    """ResNet, pyramid-pooling head on C5 and a small convolutional head on C4, which only training uses."""
+class Segmenter(nn.Module):
+    """ResNet, a head on C5 and a small convolutional head on C4, which only training uses."""
+
+    head: nn.Sequential
+    aux: nn.Sequential
+    """Empty if there is none."""
+
+    def __init__(self, backbone: ResNet, precision: str) -> None:
+        """Keep the backbone; subclasses add the heads."""
+        super().__init__()
+        self.backbone = backbone
+        self.precision = precision
+
+    @staticmethod
+    def auxiliary(channels: int, width: int, classes: int, dropout: float) -> nn.Sequential:
+        """Return the head on C4."""
+        return nn.Sequential(*conv_norm_relu(channels, width, 3), *classifier(width, classes, dropout))
+
+    def decode(self, map_BChw: Tensor) -> Tensor:
+        """Return logits (B, K, h, w) of the cells of C5."""
+        raise NotImplementedError
+
+    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Return logits of every pixel.
+
+        Args:
+            images_BCHW: normalised, float32; at least two in training, since batch norm sees maps of one cell.
+
+        Returns:
+            ``out`` and, in training mode, ``aux`` if there is such a head: float32 (B, K, H, W).
+        """
+        size = images_BCHW.shape[-2:]
+        with autocast(images_BCHW.device, self.precision):
+            maps = feature_maps(self.backbone, images_BCHW)
+            heads = {"out": self.decode(maps["3"])}
+            if self.training and len(self.aux):
+                heads["aux"] = self.aux(maps["2"])
+        return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
+
+
+class PSPNet(Segmenter):
+    """Head that joins C5 and its means over some areas: a pyramid."""
 
     def __init__(self, backbone: ResNet, dims: list[int], task: SemanticTransfer, classes: int) -> None:
         """Put fresh heads on a backbone; they are drawn from torch's generator.
@@ -72,36 +112,20 @@ class PSPNet(nn.Module):
             task: ``pools``, ``head_channels``, ``dropout`` and ``precision`` are read.
             classes: K.
         """
-        super().__init__()
+        super().__init__(backbone, task.precision)
         width = task.head_channels
-        self.backbone = backbone
-        self.precision = task.precision
         self.pooled = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(side), *_conv(dims[3], width, 1)) for side in task.pools
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), *conv_norm_relu(dims[3], width, 1)) for side in task.pools
         )
-        joined = _conv(dims[3] + len(task.pools) * width, width, 3)
-        self.head = nn.Sequential(*joined, *_classifier(width, classes, task.dropout))
-        aux = _conv(dims[2], width // 2, 3)
-        self.aux = nn.Sequential(*aux, *_classifier(width // 2, classes, task.dropout))
+        joined = conv_norm_relu(dims[3] + len(task.pools) * width, width, 3)
+        self.head = nn.Sequential(*joined, *classifier(width, classes, task.dropout))
+        self.aux = self.auxiliary(dims[2], width // 2, classes, task.dropout)
 
-    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Return logits of every pixel.
-
-        Args:
-            images_BCHW: normalised, float32; at least two in training, since batch norm sees maps of one cell.
-
-        Returns:
-            ``out`` and, in training mode, ``aux``: float32 (B, K, H, W).
-        """
-        size = images_BCHW.shape[-2:]
-        with autocast(images_BCHW.device, self.precision):
-            maps = feature_maps(self.backbone, images_BCHW)
-            # the pyramid: C5 and its pooled versions, enlarged to its size, as channels
-            pooled = [_enlarged(pool(maps["3"]), maps["3"].shape[-2:]) for pool in self.pooled]
-            heads = {"out": self.head(torch.cat([maps["3"], *pooled], dim=1))}
-            if self.training:
-                heads["aux"] = self.aux(maps["2"])
-        return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
+    def decode(self, map_BChw: Tensor) -> Tensor:
+        """Return logits of the cells: C5 and its pooled versions, enlarged to its size, as channels, classified."""
+        pooled = [_enlarged(pool(map_BChw), map_BChw.shape[-2:]) for pool in self.pooled]
+        logits_BKhw: Tensor = self.head(torch.cat([map_BChw, *pooled], dim=1))
+        return logits_BKhw
 
 
 def _enlarged(map_BChw: Tensor, size: torch.Size) -> Tensor:
@@ -109,14 +133,14 @@ def _enlarged(map_BChw: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(map_BChw, size=size, mode="bilinear", align_corners=False)
 
 
-def _conv(before: int, after: int, side: int) -> list[nn.Module]:
+def conv_norm_relu(before: int, after: int, side: int) -> list[nn.Module]:
     """Return convolution, batch norm and ReLU; He's initialisation, fan out [mmcv's ConvModule]."""
     conv = nn.Conv2d(before, after, side, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
 
 
-def _classifier(channels: int, classes: int, dropout: float) -> list[nn.Module]:
+def classifier(channels: int, classes: int, dropout: float) -> list[nn.Module]:
     """Return dropout of whole channels [Dropout2d, as in mmsegmentation] and a 1x1 convolution."""
     conv = nn.Conv2d(channels, classes, 1)
     nn.init.normal_(conv.weight, std=CLASSIFIER_STD)

@@ -1,4 +1,4 @@
-"""PSPNet as a transfer task: trained on crops of images and their index masks, scored by mean IoU.
+"""PSPNet, PSANet or FCN as a transfer task: trained on crops of images and their index masks, scored by mean IoU.
 
     transfer = SemanticTraining(task, given)
     history = finetune(transfer, execution=execution, work=work, log=log, name="transfer city/mls:0")
@@ -31,19 +31,24 @@ from mls.data.image_store import IGNORE
 from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_dims, feature_maps, load_backbone
 from mls.transfer.convert import as_pretrained, first_pixels, prove
 from mls.transfer.evaluate import in_batches
+from mls.transfer.fcn import FCN
 from mls.transfer.index_masks import IndexMasks
 from mls.transfer.instances import as_json
 from mls.transfer.interface import Given, TransferTask
 from mls.transfer.order import Planned
-from mls.transfer.pspnet import PSPNet, dilate
+from mls.transfer.psanet import PSANet
+from mls.transfer.pspnet import PSPNet, Segmenter, dilate
 from mls.transfer.semantic_data import Sample, Samples
 from mls.transfer.torchvision import FIRST_STRIDE
 
+HEADS = {"psp": PSPNet, "psa": PSANet, "fcn": FCN}
+"""Value of ``head`` -> network."""
+
 
 class SemanticTraining(TransferTask):
-    """PSPNet on a dilated ResNet; every parameter is trained and decayed."""
+    """A head on a dilated ResNet; every parameter is trained and decayed."""
 
-    model: PSPNet
+    model: Segmenter
 
     def __init__(self, task: SemanticTransfer, given: Given) -> None:
         """Load and dilate the backbone, prove its features; index the images.
@@ -61,20 +66,25 @@ class SemanticTraining(TransferTask):
         self.rows_N = np.array(self.truth.rows, dtype=np.int64)
         self.batch_size, self.total = task.batch_size, task.iterations
         backbone = load_dilated(given, task.output_stride, self.masks.rows[0])
-        self.model = PSPNet(backbone, feature_dims(given.config), task, len(self.masks.classes))
+        self.model = HEADS[task.head](backbone, feature_dims(given.config), task, len(self.masks.classes))
         channels_last(self.model).to(given.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=task.lr, momentum=task.momentum, weight_decay=task.weight_decay
         )
 
     @staticmethod
-    def build(task: SemanticTransfer, layout: Backbone, classes: int) -> PSPNet:
-        """PSPNet on an undilated backbone; dilation changes no tensor's shape."""
-        return PSPNet(build_backbone(layout), feature_dims(layout), task, classes)
+    def build(task: SemanticTransfer, layout: Backbone, classes: int) -> Segmenter:
+        """The network on an undilated backbone; dilation changes no tensor's shape."""
+        return HEADS[task.head](build_backbone(layout), feature_dims(layout), task, classes)
 
     def learning_rate(self, step: int) -> float:
-        """Return polynomial decay to ``min_lr``, reached one step after the last [mmcv's PolyLrUpdaterHook]."""
+        """Return polynomial decay to ``min_lr``, reached one step after the last [mmcv's PolyLrUpdaterHook].
+
+        With ``steps`` the rate is divided by 10 at each of them.
+        """
         task = self.task
+        if task.steps:
+            return task.lr * 0.1 ** sum(step >= round(share * self.total) for share in task.steps)
         return (task.lr - task.min_lr) * (1 - step / self.total) ** task.power + task.min_lr
 
     def load_sample(self, planned: Planned) -> Sample:
@@ -82,17 +92,19 @@ class SemanticTraining(TransferTask):
         return self.samples.load(planned)
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
-        """Return the cross-entropy of both heads.
+        """Return the cross-entropy of each head.
 
         It is divided by the number of all pixels, ignored ones included, as in mmsegmentation.
         """
         images_BCHW, masks_BHW = self._padded(batch)
         logits = self.model(images_BCHW)
-        loss, aux = (
-            F.cross_entropy(logits[head], masks_BHW, ignore_index=IGNORE, reduction="sum") / masks_BHW.numel()
-            for head in ("out", "aux")
-        )
-        return {"loss_seg": loss, "loss_aux": self.task.aux_weight * aux}
+        weights = {"out": ("loss_seg", 1.0), "aux": ("loss_aux", self.task.aux_weight)}
+        losses = {}
+        for head, logits_BKHW in logits.items():
+            name, weight = weights[head]
+            summed = F.cross_entropy(logits_BKHW, masks_BHW, ignore_index=IGNORE, reduction="sum")
+            losses[name] = weight * (summed / masks_BHW.numel())
+        return losses
 
     def _padded(self, batch: list[Sample]) -> tuple[Tensor, Tensor]:
         """Return crops of one size, normalised, float32 (B, C, H, W), and their masks, int64 (B, H, W).

@@ -75,6 +75,10 @@ def pretrain(**changes: Any) -> dict[str, Any]:
         ),
         ({"transfer": {"segment": {**SEGMENT["segment"], "scale": [0.5, 1e6]}}}, "scale: should be at most 10"),
         ({"transfer": {"segment": {**SEGMENT["segment"], "pools": [10**6]}}}, "pools: should be at most 256"),
+        (
+            {"transfer": {"segment": {**SEGMENT["segment"], "head": "psa", "attention_window": 10**6}}},
+            "attention_window: should be at most 255",
+        ),
         ({"transfer": {"segment": {**SEGMENT["segment"], "trials": 10**7}}}, "trials: should be at most 1,000"),
         ({"execution": {"threads": 10**6}}, "execution.threads: should be at most 1,024"),
     ],

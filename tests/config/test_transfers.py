@@ -57,6 +57,17 @@ def test_c4_on_coco_is_what_orl_tobias_and_s3l_train() -> None:
         ({"kind": "instance", "backend": "detectron2", "norn": "BN"}, "task.norn: unknown key; did you mean 'norm'?"),
         ({"kind": "semantic", "crop": [64]}, "transfer.task.crop: List should have at least 2 items"),
         ({"kind": "semantic", "output_stride": 7}, "transfer.task.output_stride: Input should be 4, 8, 16 or 32"),
+        ({"kind": "semantic", "head": "psn"}, "transfer.task.head: Input should be 'psp', 'psa' or 'fcn'"),
+        ({"kind": "semantic", "head": "psa", "pools": [1]}, "transfer.task: head 'psa' has no pools: leave that out"),
+        ({"kind": "semantic", "attention_window": 9}, "task: head 'psp' has no attention_window: leave that out"),
+        (
+            {"kind": "semantic", "head": "fcn", "pools": [1], "aux_weight": 0.4},
+            "transfer.task: head 'fcn' has no pools, aux_weight: leave that out",
+        ),
+        (
+            {"kind": "semantic", "steps": [0.7, 0.9], "min_lr": 0.0},
+            "transfer.task: with steps, min_lr would not be read: leave that out",
+        ),
         (
             {"kind": "semantic", "inference": "slide", "crop": [64, 64], "stride": [64, 65]},
             "transfer.task: stride [64, 65] leaves gaps between windows of [64, 64]",
@@ -143,10 +154,10 @@ def test_other_batch_sizes_scale_steps_by_the_linear_rule() -> None:
 
 def test_not_implemented_columns_name_no_task_of_the_file() -> None:
     task = {"seg": {"kind": "semantic", "dataset": "scenes"}}
-    table = {"main": {"columns": ["seg.mIoU"], "not_implemented": ["psanet.mIoU"]}}
+    table = {"main": {"columns": ["seg.mIoU"], "not_implemented": ["upernet.mIoU"]}}
     plan = plan_of(small(transfer=task, tables=table))
-    assert plan.tables.params["tables"]["main"]["not_implemented"] == ["psanet.mIoU"]
-    for column in ("seg.mAcc", "psanet"):
+    assert plan.tables.params["tables"]["main"]["not_implemented"] == ["upernet.mIoU"]
+    for column in ("seg.mAcc", "upernet"):
         wrong = {"main": {**table["main"], "not_implemented": [column]}}
         with pytest.raises(ExperimentError, match=f"tables.main.not_implemented: '{column}' must be"):
             plan_of(small(transfer=task, tables=wrong))

@@ -165,6 +165,19 @@ def test_jobs_with_other_traits_are_not_estimated(in_tmp: Path) -> None:
         assert cost_of(estimate([other]), job_of(other, "pretrain", "mls")).source == UNKNOWN
 
 
+def test_heads_of_segmentation_have_their_own_hours(in_tmp: Path) -> None:
+    task = {"kind": "semantic", "dataset": "scenes", "iterations": 10}
+    plan = plan_of(small(transfer={"segment": task}))
+    make(plan, job_of(plan, "transfer", "segment/mls"), 60.0)
+    longer, other = (
+        plan_of(small(transfer={"segment": {**task, **changes}})) for changes in ({"iterations": 30}, {"head": "psa"})
+    )
+    found = cost_of(estimate([longer]), job_of(longer, "transfer", "segment/mls"))
+    assert found.source == "measured here (1)" and found.what.startswith("semantic, resnet18")
+    found = cost_of(estimate([other]), job_of(other, "transfer", "segment/mls"))
+    assert found.source == UNKNOWN and found.what.startswith("semantic psa, resnet18")
+
+
 def test_hours_of_a_gpu_and_of_a_cpu_are_never_added(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(small(seeds=[0, 1]))
     make(plan, job_of(plan, "pretrain", "mls:0"), 3600.0)

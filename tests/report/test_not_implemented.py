@@ -10,7 +10,7 @@ from mls.report.tables import FilledTable, fill_table, to_metrics
 
 SPEC = {
     "columns": ["psp.mIoU"],
-    "not_implemented": ["psanet.mIoU", "psanet.mAcc"],
+    "not_implemented": ["upernet.mIoU", "upernet.mAcc"],
     "rows": [{"label": one, "tasks": {"psp": [[one, f"{one}-{t}"] for t in range(2)]}} for one in ("moco-v2", "mls")],
     "baseline": "moco-v2",
 }
@@ -26,7 +26,7 @@ def test_markdown_explains_what_is_not_implemented() -> None:
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
-    assert rows["run"] == ["psp.mIoU", "psanet.mIoU", "psanet.mAcc", "n"]
+    assert rows["run"] == ["psp.mIoU", "upernet.mIoU", "upernet.mAcc", "n"]
     assert rows["mls"][1:] == ["not implemented", "not implemented", "2 trials"]
     assert rows["mls - moco-v2"][1:3] == ["not implemented", "not implemented"]
     assert "- not implemented: the paper's table has it, and nothing here computes it." in lines
@@ -35,13 +35,13 @@ def test_markdown_explains_what_is_not_implemented() -> None:
 
 def test_csv_and_latex_mark_what_is_not_implemented() -> None:
     found = list(csv.DictReader(io.StringIO(to_csv(table()))))
-    lacking = [line for line in found if line["column"].startswith("psanet")]
+    lacking = [line for line in found if line["column"].startswith("upernet")]
     assert len(lacking) == 2 * 3
     assert {(line["source"], line["mean"], line["n"]) for line in lacking} == {("not implemented", "", "0")}
     assert {line["source"] for line in found if line["column"] == "psp.mIoU"} == {"measured"}
     tex = to_latex(table(), "cityscapes")
     assert tex.count(r"& not implemented & not implemented &") == 3
-    assert r"\multicolumn{2}{c}{psanet}" in tex
+    assert r"\multicolumn{2}{c}{upernet}" in tex
 
 
 def test_metrics_hold_what_was_measured() -> None:

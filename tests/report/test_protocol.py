@@ -116,6 +116,29 @@ def test_either_box_head_may_be_the_papers(head: dict[str, Any], said: str) -> N
     assert found == "; ".join(text for text in ("pretrained on COCO's train images less 25 %", said) if text)
 
 
+@pytest.mark.parametrize(
+    ("head", "column", "said"),
+    [
+        ("psp", "PSPNet mIoU", ""),
+        ("psa", "PSANet aAcc", ""),
+        ("psp", "PSANet mIoU", "head psp instead of psa"),
+        ("psa", "PSPNet mAcc", "head psa instead of psp"),
+    ],
+)
+def test_a_column_of_table_3_has_its_own_head(head: str, column: str, said: str) -> None:
+    plan = small_plan(
+        datasets={"coco": {"source": "coco", "val_share": 0.25}, "cityscapes": {"source": "cityscapes"}},
+        pretrain={"dataset": "coco"},
+        runs={"mls": {}},
+        probe={},
+        transfer={"city": {"kind": "semantic", "dataset": "cityscapes", "head": head}},
+        tables={"main": {"columns": ["city.mIoU"]}},
+    )
+    given = beside("3", "mls", "MLS", "city.mIoU", column)
+    found = against_paper(plan.loaded.experiment, plan.loaded.runs["mls"], given, "mls", "city.mIoU")
+    assert found == "; ".join(text for text in ("pretrained on COCO's train images less 25 %", said) if text)
+
+
 def test_the_second_heads_hours_are_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plans = {name: plan_file(Path(f"experiments/paper-{name}.yaml")) for name in ("table1", "ablations", "peers")}

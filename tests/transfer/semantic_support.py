@@ -55,6 +55,7 @@ def masked_store(out: Path, train: int = 7, test: int = 3, same: bool = False) -
 
 def tiny_task(**changes: Any) -> SemanticTransfer:
     """Six steps of two images."""
+    of_head: dict[str, dict[str, Any]] = {"psp": {"pools": [1, 2]}, "psa": {"attention_window": 5}, "fcn": {}}
     values: dict[str, Any] = {
         "kind": "semantic",
         "dataset": "rectangles",
@@ -66,7 +67,7 @@ def tiny_task(**changes: Any) -> SemanticTransfer:
         "crop": [24, 32],
         "scale": [0.75, 1.5],
         "head_channels": 8,
-        "pools": [1, 2],
+        **of_head[changes.get("head", "psp")],
     }
     if changes.get("inference") == "slide":
         values["stride"] = [16, 24]

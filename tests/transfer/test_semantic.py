@@ -1,4 +1,4 @@
-"""PSPNet starts from the pretrained weights, trains all of itself, resumes bit for bit, and learns."""
+"""Segmentation starts from the pretrained weights, trains all of itself, resumes bit for bit, and learns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mls.models.backbone import build_backbone, save_backbone
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.transfer.instances import decode_mask
 from mls.transfer.interface import Given
-from mls.transfer.semantic import SemanticTraining, pixels_to_coco
+from mls.transfer.semantic import HEADS, SemanticTraining, pixels_to_coco
 from tests.transfer.semantic_support import CLASSES, masked_record, masked_store, painted, tiny_task, write_masked
 from tests.transfer.support import assert_equal, live, make_record, stopped, terminate, write_records
 
@@ -72,16 +72,19 @@ def test_impossible_trainings_are_refused(masked: Given, tmp_path: Path) -> None
         SemanticTraining(tiny_task(), masked)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_everything_is_trained_and_decayed(masked: Given, name: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnet18", "psp"), ("resnet50", "psp"), ("resnet50", "psa"), ("resnet18", "fcn")]
+)
+def test_everything_is_trained_and_decayed(masked: Given, name: Any, head: str) -> None:
     config = Backbone(name=name, width=0.125, stem="imagenet")
     torch.manual_seed(0)
     save_backbone(build_backbone(config), masked.weights)
-    training = SemanticTraining(tiny_task(dropout=0.0, batch_size=4), replace(masked, config=config))
+    training = SemanticTraining(tiny_task(head=head, dropout=0.0, batch_size=4), replace(masked, config=config))
     training.model.train()
     torch.stack(list(training.losses(next(training.batches(range(1), 1))).values())).sum().backward()
     parts = {name.split(".")[1] if name.startswith("backbone") else name.split(".")[0] for name in names_of(training)}
-    assert parts == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "pooled", "head", "aux"}
+    own = {"psp": {"pooled", "aux"}, "psa": {"collect", "distribute", "projected", "aux"}, "fcn": set()}[head]
+    assert parts == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", *own, "head"}
     for key, parameter in training.model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
     (group,) = training.optimizer.param_groups
@@ -97,9 +100,9 @@ def test_the_auxiliary_loss_trains_only_up_to_the_third_stage(masked: Given) -> 
     assert all(
         p.grad is not None and p.grad.abs().max() > 0 for p in [*body.conv1.parameters(), *body.layer3.parameters()]
     )
-    assert all(
-        p.grad is None for part in (body.layer4, training.model.pooled, training.model.head) for p in part.parameters()
-    )
+    later = [name for name, p in training.model.named_parameters() if p.grad is None]
+    assert {name.partition(".")[0] for name in later} == {"backbone", "pooled", "head"}
+    assert all(p.grad is None for p in body.layer4.parameters())
 
 
 def names_of(training: SemanticTraining) -> list[str]:
@@ -139,11 +142,18 @@ def test_learning_rate_is_polynomial(masked: Given) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_one_window_is_the_whole_image(masked: Given) -> None:
-    whole = SemanticTraining(tiny_task(), masked)
-    windows = SemanticTraining(tiny_task(inference="slide", crop=[32, 48], stride=[32, 48]), masked)
+def test_learning_rate_may_drop_instead(masked: Given) -> None:
+    training = SemanticTraining(tiny_task(head="fcn", iterations=90_000, lr=0.01, steps=[0.7, 0.9]), masked)
+    rates = {step: training.learning_rate(step) for step in (0, 62_999, 63_000, 80_999, 81_000, 89_999)}
+    assert list(rates.values()) == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_one_window_is_the_whole_image(masked: Given, head: str) -> None:
+    whole = SemanticTraining(tiny_task(head=head), masked)
+    windows = SemanticTraining(tiny_task(head=head, inference="slide", crop=[32, 48], stride=[32, 48]), masked)
     windows.model.load_state_dict(whole.model.state_dict())
-    many = SemanticTraining(tiny_task(inference="slide"), masked)
+    many = SemanticTraining(tiny_task(head=head, inference="slide"), masked)
     many.model.load_state_dict(whole.model.state_dict())
     image = torch.randn(1, 3, 32, 48)
     with torch.inference_mode():
@@ -157,9 +167,11 @@ def eval_mode(training: SemanticTraining) -> SemanticTraining:
     return training
 
 
-@pytest.mark.parametrize("inference", ["whole", "slide"])
-def test_predictions_have_one_class_for_each_pixel(masked: Given, inference: str) -> None:
-    training = SemanticTraining(tiny_task(inference=inference), masked)
+@pytest.mark.parametrize(
+    ("inference", "head"), [("whole", "psp"), ("slide", "psp"), ("whole", "psa"), ("slide", "psa")]
+)
+def test_predictions_have_one_class_for_each_pixel(masked: Given, inference: str, head: str) -> None:
+    training = SemanticTraining(tiny_task(head=head, inference=inference), masked)
     results = training.predict(2, "test")
     assert results == training.predict(1, "test")
     keys = [(result["image_id"], result["category_id"]) for result in results]
@@ -182,11 +194,12 @@ def test_truth_as_prediction_is_perfect(given: Given) -> None:
     assert [nothing[name] for name in ("mIoU", "mAcc", "aAcc")] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("head", HEADS)
 def test_resumed_equals_uninterrupted(
-    masked: Given, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masked: Given, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     monkeypatch.setattr("mls.train.finetune.CURVE_EVERY", 2)
-    task = tiny_task(dropout=0.5)  # drawn from torch's generator
+    task = tiny_task(head=head, dropout=0.5)  # drawn from torch's generator
     whole, history = live(SemanticTraining, task, masked, execution, tmp_path / "whole")
     with stopped(SemanticTraining, 2, terminate), pytest.raises(Interrupted):
         live(SemanticTraining, task, masked, execution, tmp_path / "parts")
@@ -200,9 +213,12 @@ def test_resumed_equals_uninterrupted(
     assert not torch.equal(whole.model.backbone.conv1.weight, start["conv1.weight"])
 
 
-def test_eight_images_are_learned_by_heart(given: Given, execution: Execution, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_eight_images_are_learned_by_heart(given: Given, execution: Execution, tmp_path: Path, head: str) -> None:
     """mIoU above 50 on the images that it was trained on, after a few hundred steps."""
-    task = tiny_task(iterations=240, batch_size=4, lr=0.03, crop=[32, 48], scale=[1.0, 1.25], head_channels=16)
+    task = tiny_task(
+        head=head, iterations=240, batch_size=4, lr=0.03, crop=[32, 48], scale=[1.0, 1.25], head_channels=16
+    )
     learner = replace(given, store=masked_store(tmp_path / "eight", train=8, test=8, same=True))
     training = SemanticTraining(task, learner)
     assert training.score(training.predict(1, "test"))["mIoU"] < 30
