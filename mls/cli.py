@@ -204,15 +204,19 @@ def score(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write a finished backbone as a file for torchvision, timm or Detectron2, and check that it loads there."""
+    """Write a finished backbone for torchvision, timm or Detectron2, and check that it loads there."""
     from mls.config.experiment import Backbone
     from mls.transfer.export import FORMATS, export_backbone
+    from mls.transfer.model_folder import export_folder
 
     plan = plan_here(args.experiment)
     jobs = plan.find("pretrain", args.target)
     _check_out(args, plan, jobs)
     for job in jobs:
         artifact = open_artifact(job.path)
+        if args.format == "timm" and args.out and not args.out.suffix:
+            export_folder(plan, job, artifact, args.out, print)
+            continue
         config = Backbone.model_validate(artifact.read_json("params.json")["resolved"]["backbone"])
         out = args.out or Path(f"{plan.labels[job.id][0].replace(':', '-')}-{args.format}{FORMATS[args.format][0]}")
         export_backbone(config, artifact.file("backbone.safetensors"), args.format, out, print)

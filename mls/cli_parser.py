@@ -133,7 +133,8 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     command.add_argument("target", help="pretraining: label or id")
     formats = ("torchvision", "detectron2", "timm")
     command.add_argument("--format", required=True, choices=formats, help="the library that will load the file")
-    command.add_argument("-o", "--out", type=given, metavar="FILE", help="default: <run>-<seed>-<format>.<ending>")
+    text = "default: <run>-<seed>-<format>.<ending>; for timm also a folder: weights, config, model card"
+    command.add_argument("-o", "--out", type=given, metavar="FILE", help=text)
     command = add("gc", experiment=False)
     command.add_argument("--delete", action="store_true", help="remove them")
     text = "remove them also outside this clone, where others may use them"

@@ -49,11 +49,8 @@ def export_backbone(config: Backbone, weights: Path, form: str, out: Path, log: 
     """
     if out.suffix not in FORMATS[form]:
         raise MlsError(f"{out}: {form} reads {' or '.join(FORMATS[form])}; give -o a name with this ending")
-    if form != "torchvision" and (config.width != 1.0 or config.stem != "imagenet"):
-        raise MlsError(
-            f"{form} has no {config.name} of width {config.width:g} with stem {config.stem}: its networks have width 1 "
-            "and stem imagenet; --format torchvision keeps the names, for a network of your own"
-        )
+    if form != "torchvision":
+        refuse_other_networks(config, form)
     state = load_file(weights)
     if form == "detectron2":
         state = {to_detectron2(name): tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
@@ -64,6 +61,19 @@ def export_backbone(config: Backbone, weights: Path, form: str, out: Path, log: 
         else:
             torch.save({"model": state} if form == "detectron2" else state, file)
     log(f"{out}: {len(state)} tensors in {form}'s names")
+
+
+def refuse_other_networks(config: Backbone, form: str) -> None:
+    """Check that timm or Detectron2 has a network of this layout.
+
+    Raises:
+        MlsError: it has not; says which it has.
+    """
+    if config.width != 1.0 or config.stem != "imagenet":
+        raise MlsError(
+            f"{form} has no {config.name} of width {config.width:g} with stem {config.stem}: its networks have width 1 "
+            "and stem imagenet; --format torchvision keeps the names, for a network of your own"
+        )
 
 
 def check(config: Backbone, weights: Path, form: str, state: dict[str, Tensor], log: Callable[[str], None]) -> None:
