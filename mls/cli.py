@@ -222,6 +222,30 @@ def export(args: argparse.Namespace) -> None:
         export_backbone(config, artifact.file("backbone.safetensors"), args.format, out, print)
 
 
+def embed(args: argparse.Namespace) -> None:
+    """Write the features of any pictures by a finished backbone."""
+    from mls.probe.embed import embed as embed_pictures
+
+    plan = plan_here(args.experiment)
+    jobs = plan.find("pretrain", args.target)
+    if len(jobs) > 1:
+        raise MlsError(f"{args.target} is {', '.join(plan.name(job) for job in jobs)}; name one")
+    execution = plan.loaded.experiment.execution
+    count = embed_pictures(open_artifact(jobs[0].path), args.pictures, args.out, args.size, execution)
+    print(f"{args.out}: features of {count:,} pictures")
+
+
+def similar(args: argparse.Namespace) -> None:
+    """Show the pictures most similar to one, among those that `mls embed` has read, as a page."""
+    from mls.probe.embed import read
+    from mls.report.similar import similar as write_similar
+
+    execution = plan_here(args.experiment).loaded.experiment.execution
+    for name, cosine in write_similar(args.picture, read(args.features), args.count, args.out, execution):
+        print(f"{cosine:.3f}  {name}")
+    print(args.out)
+
+
 def draw(args: argparse.Namespace) -> None:
     """Draw the paper's Figures 3 and 4 of a finished pretraining, or what a finished detector finds."""
     plan = plan_here(args.experiment)
@@ -260,6 +284,8 @@ _NAMED = (
     score,
     draw,
     export,
+    embed,
+    similar,
     publish,
     report,
     verify,

@@ -17,10 +17,13 @@ encoder without labels on pictures of many things, then measure what it has lear
 An experiment is one YAML file: params.yaml, or another with -e FILE. `snakemake` runs all of it: it plans the artifacts
 that the experiment needs, and makes the missing ones. The commands here do one step, or look at the results."""
 
+FEATURES, SIMILAR = Path("drawn/features.parquet"), Path("drawn/similar.html")
+"""In a folder that git ignores: they show, or name, photos."""
 GROUPS = {
     "Begin": ("init",),
     "Make artifacts by hand, by label or id (snakemake runs these commands)": STAGES,
-    "Look": ("validate", "plan", "doctor", "status", "watch", "sweep", "show", "score", "draw", "export"),
+    "Look": ("validate", "plan", "doctor", "status", "watch", "sweep", "show", "score", "draw"),
+    "Use a backbone": ("export", "embed", "similar"),
     "Data": ("data pin", "data check"),
     "Keep house": ("verify", "retry", "gc", "store"),
     "Publish": ("publish", "report"),
@@ -135,6 +138,19 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     command.add_argument("--format", required=True, choices=formats, help="the library that will load the file")
     text = "default: <run>-<seed>-<format>.<ending>; for timm also a folder: weights, config, model card"
     command.add_argument("-o", "--out", type=given, metavar="FILE", help=text)
+    command = add("embed")
+    command.add_argument("target", help="pretraining: label or id")
+    command.add_argument("pictures", type=given, help="a folder: every image below it")
+    command.add_argument("-o", "--out", type=given, default=FEATURES, help=f"default: {FEATURES}")
+    text = "side of the centre square that the backbone sees, pixels (default: 224)"
+    command.add_argument("--size", type=int, default=224, metavar="PIXELS", help=text)
+    command = add("similar")
+    command.add_argument("picture", type=given, help="any picture")
+    command.add_argument(
+        "features", type=given, nargs="?", default=FEATURES, help=f"of `mls embed` (default: {FEATURES})"
+    )
+    command.add_argument("-n", "--count", type=int, default=24, metavar="N", help="pictures to show (default: 24)")
+    command.add_argument("-o", "--out", type=given, default=SIMILAR, help=f"default: {SIMILAR}")
     command = add("gc", experiment=False)
     command.add_argument("--delete", action="store_true", help="remove them")
     text = "remove them also outside this clone, where others may use them"

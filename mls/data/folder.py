@@ -37,7 +37,7 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
         MlsError: names the file, the line and the value.
     """
     if not config.labels:
-        return Listing([], True, in_order([Entry(name, "train", [], []) for name in _images(reader)]))
+        return Listing([], True, in_order([Entry(name, "train", [], []) for name in images_below(reader.root)]))
     if not reader.has(FILE):
         raise MlsError(
             f"{reader.root / FILE} is missing; write it or, to pretrain on all images there without labels, set "
@@ -68,14 +68,14 @@ def read_listing(config: FolderDataset, reader: Reader) -> Listing:
     return Listing(classes, multi_label, with_val(in_order(entries), config, reader))
 
 
-def _images(reader: Reader) -> Iterator[str]:
-    """Yield the images at any depth, as paths below the root; hidden files and folders, and other files, are left out.
+def images_below(root: Path) -> Iterator[str]:
+    """Yield the images at any depth, as paths below a folder; hidden files and folders, and other files, are left out.
 
     Raises:
         MlsError: a folder can't be read, a name can't be used, or there are fewer than two images.
     """
-    found, others, seen = 0, 0, {reader.root.resolve()}
-    for folder, names, files in os.walk(reader.root, onerror=_stop, followlinks=True):
+    found, others, seen = 0, 0, {root.resolve()}
+    for folder, names, files in os.walk(root, onerror=_stop, followlinks=True):
         inside = [Path(folder) / name for name in names if not name.startswith(".")]
         names.clear()
         for place in sorted(inside, key=lambda one: (one.is_symlink(), one.name)):
@@ -86,15 +86,15 @@ def _images(reader: Reader) -> Iterator[str]:
             if not file.lower().endswith(ENDINGS):
                 others += 1
                 continue
-            name = (Path(folder) / file).relative_to(reader.root).as_posix()
+            name = (Path(folder) / file).relative_to(root).as_posix()
             if reason := unsafe(name):
-                raise MlsError(f"{reader.root}: image {name!r} {reason}")
+                raise MlsError(f"{root}: image {name!r} {reason}")
             found += 1
             yield name
     if found < 2:
-        raise MlsError(f"{reader.root}: holds {found} images ({', '.join(ENDINGS)}); two are the least to train on")
+        raise MlsError(f"{root}: holds {found} images ({', '.join(ENDINGS)}); two are the least to work with")
     if others:
-        say(f"note: {reader.root}: {others:,} files that are not images by their names are left out")
+        say(f"note: {root}: {others:,} files that are not images by their names are left out")
 
 
 def _stop(error: OSError) -> None:

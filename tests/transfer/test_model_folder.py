@@ -47,7 +47,11 @@ def test_timm_loads_it_in_a_fresh_process_with_equal_features(finished: Path, ru
     own = load_backbone(Backbone(name="resnet18"), job.path / "backbone.safetensors").eval()
     with torch.inference_mode():
         torch.testing.assert_close(found["features"], own(image_BCHW), rtol=1e-4, atol=1e-5)
-    assert tuple(found["config"]["mean"]) == (0.485, 0.456, 0.406) and list(found["config"]["input_size"]) == [3, 32, 32]
+    assert tuple(found["config"]["mean"]) == (0.485, 0.456, 0.406) and list(found["config"]["input_size"]) == [
+        3,
+        32,
+        32,
+    ]
 
 
 def test_the_card_names_data_params_scores_and_licence(finished: Path, run_mls: Callable[..., int]) -> None:
