@@ -44,6 +44,8 @@ PARTS = {
     "agree": ("agreement", 40),
 }
 """Part -> its module in gpu_parts, and its seconds; 480 in all."""
+LAST_WORDS = 80
+"""Lines of a part's log that are shown after a failure."""
 COLUMNS = [
     *("date", "part", "measured", "batch", "value", "unit", "peak_GiB", "goal", "note"),
     *("card", "driver", "cores", "torch", "torchvision", "python", "code"),
@@ -70,7 +72,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file of results; default: results/gpu.csv, on a GPU only")
     args = parser.parse_args()
     real = args.device == "cuda" and not args.smoke
-    out: Path | None = (args.out or (RESULTS if real else None)) and (args.out or RESULTS).resolve()
+    out = args.out or (RESULTS if real else None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part is ended too
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as folder:
         until = time.monotonic()
@@ -80,7 +83,7 @@ def main() -> None:
             command = [sys.executable, "-m", f"gpu_parts.{module}", "--device", args.device]
             print(f"{part} ...", flush=True)
             found[part] = run_part([*command, *["--smoke"] * args.smoke], Path(folder), until)
-            if "data" not in found or not found["data"].facts:
+            if not found["data"].facts:
                 sys.exit("\n".join(found[part].failures))
             if out and found[part].rows:
                 shared = {"date": datetime.now(UTC).date().isoformat(), "part": part, **found["data"].facts}
@@ -104,7 +107,7 @@ def run_part(command: Sequence[str], folder: Path, until: float) -> Found:
         def stop() -> None:
             nonlocal stopped
             stopped = True
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+            end(process)
 
         timer = Timer(max(1.0, until - begun), stop)
         timer.start()
@@ -116,16 +119,23 @@ def run_part(command: Sequence[str], folder: Path, until: float) -> Found:
             code = process.wait()
         finally:
             timer.cancel()
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # all of it, when this process is stopped
+            end(process)  # where this process is stopped
         log.seek(0)
-        last = [line for line in log.read().splitlines() if line.strip()][-1:]
+        lines = [line for line in log.read().splitlines() if line.strip()]
     if stopped:
         what = f"stopped after {time.monotonic() - begun:.0f} s, its time"
         found.failures.append(f"{what}; what it had not measured by then is missing")
     elif code:
-        found.failures.append(f"ended with {code}: {''.join(last)}")
+        found.failures.append(f"ended with {code}: {''.join(lines[-1:])}")
+    if found.failures:
+        print("\n".join(lines[-LAST_WORDS:]), file=sys.stderr)
     return found
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a part and its workers, those that still run."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def hear(said: dict[str, Any], found: Found) -> None:

@@ -41,10 +41,12 @@ def run(bench: Bench) -> None:
     drawn, copies, size = (12, 1, (64, 48)) if bench.smoke else (DRAWN, COPIES, (640, 480))
     scenes = ScenesDataset(source="scenes", size=max(size) if bench.smoke else 512)
     jobs = [("train", i) for i in range(drawn)] + [(split, i) for split in ("val", "test") for i in range(HELD_OUT)]
-    workers = 1 if bench.smoke else len(os.sched_getaffinity(0))
-    # not forked: this process may have started CUDA
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        made = list(pool.map(partial(photo, scenes, size), *zip(*jobs, strict=True)))
+    draw = partial(photo, scenes, size)
+    if bench.smoke:
+        made = [draw(*job) for job in jobs]
+    else:  # not forked: this process may have started CUDA
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+            made = list(pool.map(draw, *zip(*jobs, strict=True), chunksize=4))
     Path(PHOTOS).mkdir()
     write_store(Path(PHOTOS), records(made, drawn, copies), CLASSES, True, [])
     emit("mean size of a JPEG", sum(len(one.data) for one in made) / len(made) / 1000, "kB")
