@@ -44,6 +44,7 @@ PARTS = {
     "agree": ("agreement", 40),
 }
 """Part -> its module in gpu_parts, and its seconds; 480 in all."""
+NEEDS = f"; {sys.executable} needs torch, torchvision and what benchmarks/gpu-requirements.txt lists (pip install -r)"
 LAST_WORDS = 80
 """Lines of a part's log that are shown after a failure."""
 COLUMNS = [
@@ -84,7 +85,8 @@ def main() -> None:
             print(f"{part} ...", flush=True)
             found[part] = run_part([*command, *["--smoke"] * args.smoke], Path(folder), until)
             if not found["data"].facts:
-                sys.exit("\n".join(found[part].failures))
+                failure = "\n".join(found[part].failures)
+                sys.exit(failure + NEEDS * ("No module named" in failure))
             if out and found[part].rows:
                 shared = {"date": datetime.now(UTC).date().isoformat(), "part": part, **found["data"].facts}
                 append(out, [shared | row for row in found[part].rows], COLUMNS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import json
+import math
 import os
 import re
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 LISTED = (ROOT / "benchmarks" / "gpu-requirements.txt").read_text().splitlines()
@@ -113,6 +116,14 @@ def test_a_missing_package_costs_its_part_and_is_named(tmp_path: Path) -> None:
     assert "features, a tiny ResNet, 32 px, fp32" in done.stdout
 
 
+def test_what_every_part_needs_is_said_at_once(tmp_path: Path) -> None:
+    done = smoke(bare(tmp_path / "bare", "pydantic"), tmp_path / "gpu.csv")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "No module named 'pydantic'" in last and "benchmarks/gpu-requirements.txt" in last
+    assert "tests ..." not in done.stdout
+
+
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--out", str(tmp_path / "gpu.csv")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -169,6 +180,22 @@ def test_a_part_that_dies_is_named_with_its_last_words(gpu: ModuleType, tmp_path
         "pretrain",
         "  FAILED: ended with 1: no such kernel",
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "failed"), [(1.004, 1.02, 0), (1.006, 1.0, 1), (1.0, 0.96, 1), (1, math.nan, 1)]
+)
+def test_losses_beyond_the_band_fail(
+    gpu: ModuleType, capsys: pytest.CaptureFixture[str], first: float, later: float, failed: int
+) -> None:
+    agreement = importlib.import_module("gpu_parts.agreement")
+    on_cpu_S = torch.tensor([5.0, 5.2, 6.0, 6.4, 7.0, 6.9])
+    factor_S = torch.tensor([first, first, 1.0, 1.0, later, later])
+    agreement.compare(on_cpu_S * factor_S, on_cpu_S, 2, 64)
+    found = gpu.Found()
+    for line in capsys.readouterr().out.splitlines():
+        gpu.hear(json.loads(line.removeprefix("@")), found)
+    assert len(found.rows) == 2 and len(found.failures) == failed
 
 
 def test_the_parts_take_eight_minutes_at_most(gpu: ModuleType) -> None:

@@ -25,19 +25,21 @@ from mls.train.loop import Trainer
 
 STEPS, WINDOW = 200, 20
 """Steps in all, and steps whose mean loss is compared."""
-FIRST_BAND, LATER_BAND = 0.01, 0.05
-"""Largest difference of a window's mean loss, as a share of the CPU's: of the first window, and of any later one."""
+FIRST_BAND, LATER_BAND = 0.005, 0.03
+"""Largest difference of a window's mean loss, as a share of the CPU's: of the first window, and of any later one. On a
+CPU whose convolutions round their inputs to 10 bits, as TF32 does, they were 0.0002 and 0.011; with bf16, 0.0012 and
+0.020; with weights that begin a millionth apart, 0.0002 and 0.008."""
 RECIPE = {
-    "backbone": {"name": "resnet18", "width": 0.5, "stem": "small"},
+    "backbone": {"name": "resnet18", "width": 0.25, "stem": "small"},
     "epochs": 25,
     "batch_size": 64,
     "precision": "fp32",
-    "augment": {"crop": 48, "blur_sigma": [0.1, 0.8]},
+    "augment": {"crop": 32, "blur_sigma": [0.1, 0.6]},
     "optimizer": {"lr": 0.06},
     "moco": {"queue_size": 256, "projection_dim": 64, "momentum": 0.99, "bn_splits": 2},
     "mls": {"topk": 10},
 }
-SCENES = {"source": "scenes", "train": 512, "val": 8, "test": 8, "size": 64}
+SCENES = {"source": "scenes", "train": 512, "val": 8, "test": 8, "size": 48}
 
 
 def run(bench: Bench) -> None:
@@ -52,19 +54,25 @@ def run(bench: Bench) -> None:
         }
         recipe, data, steps, window = {**RECIPE, "backbone": bench.backbone, **tiny}, {**SCENES, "train": 32}, 4, 2
     plan = plan_of(bench, recipe, data)
-    config = plan.stage("data")[0].config
+    (made,), (trained,) = plan.stage("data"), plan.stage("pretrain")
     Path("scenes").mkdir()
-    write_store(Path("scenes"), scenes.records(config), scenes.CLASSES, True, [])
+    write_store(Path("scenes"), scenes.records(made.config), scenes.CLASSES, True, [])
     with attempt("agreement with the CPU"):
         here = losses(bench, plan, steps)
         on_cpu = losses(replace(bench, device=set_up("cpu", bench.execution.threads, 0)), plan, steps)
-        differences = ((means(here, window) - means(on_cpu, window)) / means(on_cpu, window)).abs()
-        first, later = float(differences[0]), float(differences[1:].max())
-        what = f"mls, losses of {steps} steps against the CPU's"
-        emit(f"{what}: the first {window}", first, "share", batch=recipe["batch_size"], goal=f"<= {FIRST_BAND}")
-        emit(f"{what}: any later {window}", later, "share", batch=recipe["batch_size"], goal=f"<= {LATER_BAND}")
-        if first > FIRST_BAND or later > LATER_BAND:
-            say(failed=f"the losses leave the band: {first:.2%} and {later:.2%}")
+        compare(here, on_cpu, window, trained.config.batch_size)
+
+
+def compare(here_S: torch.Tensor, on_cpu_S: torch.Tensor, window: int, batch: int) -> None:
+    """Emit how far the losses of each step are apart, and say so where that is beyond the band."""
+    here_W, on_cpu_W = means(here_S, window), means(on_cpu_S, window)
+    difference_W = ((here_W - on_cpu_W) / on_cpu_W).abs()
+    first, later = float(difference_W[0]), float(difference_W[1:].max())
+    what = f"mls, losses of {len(here_S)} steps against the CPU's"
+    emit(f"{what}: the first {window}", first, "share", batch=batch, goal=f"<= {FIRST_BAND}")
+    emit(f"{what}: any later {window}", later, "share", batch=batch, goal=f"<= {LATER_BAND}")
+    if not (first <= FIRST_BAND and later <= LATER_BAND):  # nor is NaN within it
+        say(failed=f"the losses leave the band: they differ by {first:.2%} in the first steps, by {later:.2%} later")
 
 
 def means(losses_S: torch.Tensor, window: int) -> torch.Tensor:

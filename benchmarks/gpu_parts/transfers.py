@@ -6,6 +6,7 @@ installed. The loop's own clock counts; its first step, in which cuDNN chooses, 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -84,6 +85,7 @@ def rate_of(bench: Bench, transfer: TransferTask, batch: int, work: Path) -> tup
         history = finetune(
             transfer, execution=bench.execution, work=work, log=lambda _: None, name=f"{transfer.task.kind} {batch}"
         )
+        shutil.rmtree(work)  # the last checkpoint
         return history.timing[-1]["images_per_s"], peak_GiB()
 
 
