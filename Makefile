@@ -6,7 +6,7 @@ EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test test-fast lint format micro status drill bench lock clean
+.PHONY: help setup reproduce report test test-fast lint format micro status drill bench gpu lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench: setup ## measure speed and memory beside lightly (BENCH="--images FOLDER"
 	python benchmarks/compare.py --backbone resnet50 --crop 224 --batch 32 --steps 4 --warm-up 2 --rounds 1 \
 	  --sides ours lightly lightly-bf16 $(BENCH)
 	python benchmarks/memory.py
+
+gpu: ## what only a GPU can tell, in at most 8 minutes; installs nothing, PYTHON=path has torch (GPU="--parts pretrain")
+	$(PYTHON) benchmarks/gpu.py $(GPU)
 
 lock: setup ## resolve requirements.lock again from pyproject.toml
 	python -m pip install --quiet uv

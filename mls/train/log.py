@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import pandas as pd
-
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_atomic
 
@@ -36,6 +34,8 @@ def write_curves(rows: Sequence[Row], path: Path) -> None:
     Columns are those of all rows in order of first appearance. Floats have six significant digits; a value that a row
     lacks, or that is NaN, is an empty cell.
     """
+    import pandas as pd  # slow to import, and a step can be measured without it
+
     write_atomic(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 

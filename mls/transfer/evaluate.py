@@ -20,7 +20,6 @@ from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.train.finetune import read_ahead
-from mls.transfer.coco_score import coco_metrics
 from mls.transfer.detectron2_install import require_detectron2
 from mls.transfer.instances import has_mask
 
@@ -94,6 +93,8 @@ def score_objects(
     task: TorchvisionDetector | Detectron2Detector, store: ImageStore, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return COCO's average precision of boxes and masks; with Detectron2 on VOC also VOC's own."""
+    from mls.transfer.coco_score import coco_metrics  # training needs no scoring library
+
     truth = ground_truth(store, task.kind)
     metrics = coco_metrics(truth, results, ("box", "mask") if task.kind == "instance" else ("box",), task.engine)
     # Only VOC's annotations say whether an object is difficult.

@@ -1,9 +1,14 @@
-"""Jobs, trainers and rows of curves that several tests use."""
+"""Jobs, trainers and rows of curves that several tests use, and a watch over reads of tensors on the host."""
 
 from __future__ import annotations
 
 import math
+import traceback
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews
@@ -13,6 +18,27 @@ from mls.pipeline.runner import Context
 from mls.runtime.device import set_up
 from mls.train.log import Row
 from mls.train.loop import Trainer
+
+READS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+)
+
+
+class HostReads(TorchDispatchMode):
+    """Record each read of a tensor's value, or of a result's size, on the host: on a GPU each would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READS or (
+            func is torch.ops.aten.index.Tensor and any(i.dtype == torch.bool for i in args[1] if i is not None)
+        ):
+            self.found.append(traceback.format_stack(limit=6)[0])
+        return func(*args, **(kwargs or {}))
 
 
 def job_of(plan: Plan, run: str) -> Job:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mls.train.pretrain
 from mls.methods.method import Pair
@@ -17,28 +15,7 @@ from mls.methods.moco import MoCo
 from mls.pipeline.plan import Plan
 from mls.pipeline.runner import run_stage
 from tests.conftest import PEERS, SMALL, plan_of, small, with_peers
-from tests.train.support import job_of, trainer_of
-
-READS = (
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.nonzero.default,
-    torch.ops.aten.masked_select.default,
-)
-
-
-class HostReads(TorchDispatchMode):
-    """Record each read of a tensor's value, or of a result's size, on the host: on a GPU each would wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS or (
-            func is torch.ops.aten.index.Tensor and any(i.dtype == torch.bool for i in args[1] if i is not None)
-        ):
-            self.found.append(traceback.format_stack(limit=6)[0])
-        return func(*args, **(kwargs or {}))
+from tests.train.support import HostReads, job_of, trainer_of
 
 
 @pytest.mark.parametrize(
@@ -52,20 +29,6 @@ def test_no_step_reads_a_value_on_the_host(plan: Plan, run: str, optimizer: str)
         with HostReads() as reads:
             trainer._train_step(batch)
         assert not reads.found, "".join(reads.found)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("run", ["mls", *PEERS])
-def test_no_step_waits_for_the_gpu(plan: Plan, run: str) -> None:
-    trainer = trainer_of(plan_of(with_peers(execution={**SMALL["execution"], "device": "cuda"})), run)
-    steps = [trainer.views[i] for i in range(4)]
-    trainer._train_step(steps[0])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in steps[1:]:
-            trainer._train_step(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("run", ["mls", *PEERS])
