@@ -20,6 +20,7 @@ from torchvision.models.resnet import ResNet
 
 from mls.config.transfers import SemanticTransfer
 from mls.models.backbone import LAYERS, feature_maps
+from mls.models.precision import at_least_float32
 from mls.runtime.device import autocast
 from mls.runtime.errors import MlsError
 
@@ -101,7 +102,7 @@ class PSPNet(nn.Module):
             heads = {"out": self.head(torch.cat([maps["3"], *pooled], dim=1))}
             if self.training:
                 heads["aux"] = self.aux(maps["2"])
-        return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
+        return {name: _enlarged(at_least_float32(logits_BKhw), size) for name, logits_BKhw in heads.items()}
 
 
 def _enlarged(map_BChw: Tensor, size: torch.Size) -> Tensor:
