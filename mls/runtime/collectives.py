@@ -225,9 +225,9 @@ def stop_together(guard: InterruptGuard, save: Callable[[], None]) -> None:
     Raises:
         Interrupted: after ``save`` has returned.
     """
-    if largest([int(guard.asked is not None)])[0] and guard.asked is None:
-        guard.asked = signal.SIGTERM  # another rank got it
-    guard.stop_if_asked(save)
+    if largest([int(guard.asked is not None)])[0]:  # a signal that comes after this waits for the next call
+        guard.asked = guard.asked or signal.SIGTERM
+        guard.stop_if_asked(save)
 
 
 def broadcast(go: bool) -> bool:

@@ -145,7 +145,8 @@ def finetune(
     model.train()
     losses_of: Callable[[Any], dict[str, Tensor]] = training.losses
     if world() > 1:
-        losses_of = DistributedDataParallel(_Losses(training), broadcast_buffers=False)  # they are equal
+        losses_of = DistributedDataParallel(_Losses(training))
+        losses_of.broadcast_buffers = False  # they are equal already
     since, since_step = time.perf_counter(), done
     workers = workers_of(execution.workers, execution.threads, next(model.parameters()).device)
     with (

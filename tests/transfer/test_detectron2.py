@@ -160,9 +160,9 @@ def test_parts_beside_a_frozen_backbone_get_precise_statistics(
 def test_precise_statistics_use_as_many_images_at_any_batch_size(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     transfer = Detectron2Detection(task_of(batch_size=2, reference_batch=8, precise_bn=3), start)
     counted: list[int] = []
-    monkeypatch.setattr(detectron2, "update_bn_stats", lambda model, batches, num_iters: counted.append(num_iters))
+    monkeypatch.setattr(detectron2, "precise_statistics", lambda model, batches: counted.extend(map(len, batches)))
     transfer.finish(1, "test")
-    assert counted == [12]
+    assert counted == [2] * 12
 
 
 def test_the_linear_rule(start: Given, log: list[str]) -> None:
