@@ -127,22 +127,24 @@ def test_ranks_that_do_not_divide_a_batch(given: Given, tmp_path: Path, monkeypa
 # ------------------------------------------------------------------------------ stopped and killed
 
 
-@pytest.fixture
-def plan(in_tmp: Path) -> Plan:
-    """A detection that is long enough to be stopped; what it needs is made."""
+def written(epochs: int, **execution: int) -> Plan:
+    """Write an experiment with one detection of few objects, here."""
     sizes = {"image_size": 32, "fpn_channels": 8, "head_channels": 8, "rois": 8, "proposals": 10}
-    detect = {"kind": "instance", "dataset": "scenes", "batch_size": 4, "epochs": 15, "warmup_steps": 2, **sizes}
+    detect = {"kind": "instance", "dataset": "scenes", "batch_size": 4, "epochs": epochs, "warmup_steps": 2, **sizes}
     raw = small(
         runs={"random": {"method": "none"}},
         transfer={"detect": detect},
-        execution={**SMALL["execution"], "gpus": 2, "checkpoint_every": 10},
+        execution={**SMALL["execution"], "checkpoint_every": 10, **execution},
     )
     with Path("small.yaml").open("w") as file:
         YAML().dump(raw, file)
-    plan = plan_file(Path("small.yaml"))
+    return plan_file(Path("small.yaml"))
+
+
+def make_inputs(plan: Plan) -> None:
+    """Make what the detection needs."""
     for stage, function in (("data", mls.data.build_store.run), ("pretrain", mls.train.pretrain.run)):
         run_stage(plan, plan.stage(stage)[0], function)
-    return plan
 
 
 def start(*launcher: str, attempt: int = 1) -> subprocess.Popen[str]:
@@ -164,8 +166,10 @@ def wait_for(text: str, running: subprocess.Popen[str]) -> None:
     assert any(text in line for line in running.stderr), f"it ended before {text!r}"
 
 
-def test_a_stopped_and_killed_transfer_resumes_to_the_same_bytes(plan: Plan) -> None:
+def test_a_stopped_and_killed_transfer_resumes_to_the_same_bytes(in_tmp: Path) -> None:
     """SIGTERM saves and exits with 75; so does a killed rank, which is not the job's failure."""
+    plan = written(epochs=15, gpus=2)
+    make_inputs(plan)
     (job,) = plan.find("transfer", "detect/random")
     running = start()
     end = time.monotonic() + 300
