@@ -204,13 +204,15 @@ def ranks(_: Path, folder: Path) -> list[dict[str, object]]:
     training = TorchvisionDetection(task, Given(store, layout, folder / "backbone.safetensors", 0, CPU, print))
     (work := folder / "ranks").mkdir()
     finetune(training, execution=Execution(threads=1, workers=1), work=work, log=print, name=work.name)
-    apart: dict[str, list[float]] = {"class": [], "mask": []}
+    apart: dict[str, list[float]] = {"class loss": [], "mask loss": [], "weight of a class": [], "weight of a mask": []}
 
     def compare(loss: str, mean_B: list[float], count_B: list[int]) -> torch.Tensor:
-        """Note by how many percent the ranks' mean is off."""
+        """Note by how many percent the ranks' mean is off, and a sample's weight in it, on average over the samples."""
         sum_R2, count_R2 = ((np.array(mean_B) * count_B).reshape(-1, 2), np.array(count_B).reshape(-1, 2))
         official = (sum_R2.sum(1) / np.maximum(count_R2.sum(1), 1)).mean()
-        apart[loss].append(abs(100 * official / (sum_R2.sum() / count_R2.sum()) - 100))
+        apart[f"{loss} loss"].append(abs(100 * official / (sum_R2.sum() / count_R2.sum()) - 100))
+        count_R = count_R2.sum(1)
+        apart[f"weight of a {loss}"].append(100 * float(abs(count_R.mean() - count_R).sum() / count_R.sum()))
         return torch.zeros(())
 
     def of_classes(logits: torch.Tensor, deltas: Any, labels: list[torch.Tensor], *targets: Any) -> Any:
@@ -229,7 +231,7 @@ def ranks(_: Path, folder: Path) -> list[dict[str, object]]:
         for batch in training.batches(range(learned, learned + steps), 1):
             with torch.no_grad():
                 training.losses(batch)
-    return [row(f"{loss} loss of 8 ranks apart, percent", np.array(found), steps) for loss, found in apart.items()]
+    return [row(f"{what} on 8 ranks apart, percent", np.array(found), steps) for what, found in apart.items()]
 
 
 def row(what: str, values: np.ndarray[Any, Any], count: int) -> dict[str, object]:
