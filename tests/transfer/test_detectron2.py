@@ -20,7 +20,7 @@ from mls.data.augment import MEAN
 from mls.models.backbone import build_backbone, save_backbone
 from mls.runtime.errors import DeterministicError, Interrupted
 from mls.transfer.interface import Given
-from tests.transfer.support import R50, make_record, stopped, terminate, write_records
+from tests.transfer.support import R50, live, make_record, stopped, terminate, write_records
 
 pytest.importorskip("detectron2", reason="needs detectron2 (README: Detectron2)")
 
@@ -131,6 +131,23 @@ def test_resumed_equals_uninterrupted(which: str, start: Given, execution: Execu
     expected, found = whole.model.state_dict(), parts.model.state_dict()
     assert all(torch.equal(expected[key], found[key]) for key in expected)  # precise statistics included
     assert whole.predict(1, "test") == parts.predict(1, "test")
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "c4"])
+def test_bf16_changes_the_backbone_only_by_its_rounding(
+    architecture: str, start: Given, execution: Execution, tmp_path: Path
+) -> None:
+    rows = []
+    for precision in ("fp32", "bf16"):
+        task = task_of(architecture=architecture, precision=precision, iterations=1, precise_bn=0)
+        transfer, history = live(Detectron2Detection, task, start, execution, tmp_path / precision)
+        rows += history.curves
+        assert all(value.dtype == torch.float32 for value in transfer.model.parameters())
+        transfer.model.eval()
+        with torch.no_grad():
+            maps = transfer.model.backbone(torch.rand(1, 3, 64, 64))
+        assert {one.dtype for one in maps.values()} == {torch.float32}
+    assert rows[0]["loss"] != rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=0.05)
 
 
 def test_precise_statistics_replace_the_running_ones(start: Given, execution: Execution, tmp_path: Path) -> None:
