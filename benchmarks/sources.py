@@ -1,14 +1,15 @@
-"""How far details here are from the official code: LARS, blur, masks, and the best epoch in place of the last.
+"""How far details here are from the official code: LARS, blur, masks, the best epoch in place of the last, ranks.
 
-    python benchmarks/sources.py                                    # all four, with the photos of $MLS_DATA/coco-tiny
-    python benchmarks/sources.py lars epochs                        # these need no photos
+    python benchmarks/sources.py                                    # all five, with the photos of $MLS_DATA/coco-tiny
+    python benchmarks/sources.py lars epochs ranks                  # these need no photos
 
 ``lars``: the first 30 steps of SlotCon in experiments/peers-lr.yaml, with a quarter of its batch; the trust ratio of
 timm's LARS against SlotCon's, of every scaled tensor in every step. ``blur``: Pillow's box blur, which MoCo's code
 calls, against our Gaussian, on 224-px squares of photos. ``masks``: resizing by OpenCV's nearest rule, which
 mmsegmentation uses (torch's ``nearest`` is the same), against ours. ``epochs``: a small network, from random weights,
-on generated scenes; test mAP of the best epoch less that of the last. Everything is seeded. Lines go to
-benchmarks/results/sources.csv.
+on generated scenes; test mAP of the best epoch less that of the last. ``ranks``: losses of torchvision's heads in 20
+steps of 16 generated scenes, after 60 of training; the mean of 8 ranks' means against the mean of all. Everything is
+seeded. Lines go to benchmarks/results/sources.csv.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ import torch
 from PIL import Image, ImageFilter
 from pycocotools.coco import COCO
 from timm.optim.lars import Lars
+from torch.nn import functional as F
+from torchvision.models.detection import roi_heads
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mls.config.experiment import Backbone, Execution
 from mls.config.load import check, read_yaml
 from mls.config.probes import FinetuneProbe
+from mls.config.transfers import TorchvisionDetector
 from mls.data import build_store
 from mls.data.augment import blur
 from mls.data.eval_view import square
@@ -39,7 +43,7 @@ from mls.data.image_store import ImageStore
 from mls.data.loader import TwoViews, batches
 from mls.methods.method import build_method
 from mls.metrics import mean_average_precision
-from mls.models.backbone import build_backbone
+from mls.models.backbone import build_backbone, save_backbone
 from mls.pipeline.plan import Plan, make_plan, read_lock
 from mls.pipeline.provenance import code
 from mls.pipeline.runner import Context
@@ -49,6 +53,8 @@ from mls.probe.finetune import ClassifierTraining, LabelledBatch, Views
 from mls.runtime.device import set_up
 from mls.train.finetune import finetune
 from mls.train.loop import Trainer
+from mls.transfer.interface import Given
+from mls.transfer.torchvision import TorchvisionDetection
 
 RESULTS = Path(__file__).resolve().parent / "results" / "sources.csv"
 CPU = torch.device("cpu")
@@ -185,6 +191,49 @@ def epochs(_: Path, folder: Path) -> list[dict[str, object]]:
     return lines
 
 
+def ranks(_: Path, folder: Path) -> list[dict[str, object]]:
+    """Compare the mean of the means of 8 ranks, of two images each, with the mean over their samples."""
+    store, steps, learned = prepare(folder, {**SCENES, "size": 48})[1], 20, 60
+    set_up("cpu", 1, 0)
+    layout = Backbone(name="resnet18", width=0.25, stem="small")
+    save_backbone(build_backbone(layout), folder / "backbone.safetensors")
+    sizes = {"image_size": 48, "fpn_channels": 32, "head_channels": 64, "rois": 64, "proposals": 100}
+    task = TorchvisionDetector.model_validate(
+        {"kind": "instance", "dataset": "d", "epochs": learned * 16 / 512, "warmup_steps": 10, **sizes}
+    )
+    training = TorchvisionDetection(task, Given(store, layout, folder / "backbone.safetensors", 0, CPU, print))
+    (work := folder / "ranks").mkdir()
+    finetune(training, execution=Execution(threads=1, workers=1), work=work, log=print, name=work.name)
+    apart: dict[str, list[float]] = {"class loss": [], "mask loss": [], "weight of a class": [], "weight of a mask": []}
+
+    def compare(loss: str, mean_B: list[float], count_B: list[int]) -> torch.Tensor:
+        """Note by how many percent the ranks' mean is off, and a sample's weight in it, on average over the samples."""
+        sum_R2, count_R2 = ((np.array(mean_B) * count_B).reshape(-1, 2), np.array(count_B).reshape(-1, 2))
+        official = (sum_R2.sum(1) / np.maximum(count_R2.sum(1), 1)).mean()
+        apart[f"{loss} loss"].append(abs(100 * official / (sum_R2.sum() / count_R2.sum()) - 100))
+        count_R = count_R2.sum(1)
+        apart[f"weight of a {loss}"].append(100 * float(abs(count_R.mean() - count_R).sum() / count_R.sum()))
+        return torch.zeros(())
+
+    def of_classes(logits: torch.Tensor, deltas: Any, labels: list[torch.Tensor], *targets: Any) -> Any:
+        counts = [len(one) for one in labels]
+        pairs = zip(logits.split(counts), labels, strict=True)
+        loss = compare("class", [float(F.cross_entropy(one, truth)) for one, truth in pairs], counts)
+        return loss, loss
+
+    def of_masks(logits: torch.Tensor, *per_image: list[torch.Tensor]) -> torch.Tensor:
+        counts = [len(boxes) for boxes in per_image[0]]
+        images = zip(logits.split(counts), *([[one] for one in given] for given in per_image), strict=True)
+        return compare("mask", [float(original(*image)) for image in images], counts)
+
+    original = roi_heads.maskrcnn_loss
+    with patch.object(roi_heads, "maskrcnn_loss", of_masks), patch.object(roi_heads, "fastrcnn_loss", of_classes):
+        for batch in training.batches(range(learned, learned + steps), 1):
+            with torch.no_grad():
+                training.losses(batch)
+    return [row(f"{what} on 8 ranks apart, percent", np.array(found), steps) for what, found in apart.items()]
+
+
 def row(what: str, values: np.ndarray[Any, Any], count: int) -> dict[str, object]:
     """One line of the results."""
     found = {"mean": values.mean(), "median": np.median(values), "highest": values.max()}
@@ -202,7 +251,7 @@ def write(line: dict[str, object]) -> None:
         writer.writerow(line)
 
 
-MEASURED = {"lars": lars, "blur": blurs, "masks": masks, "epochs": epochs}
+MEASURED = {"lars": lars, "blur": blurs, "masks": masks, "epochs": epochs, "ranks": ranks}
 
 if __name__ == "__main__":
     main()

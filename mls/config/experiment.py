@@ -157,12 +157,14 @@ class Execution(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU if this machine has one. On a cluster whose login node has none, ``cuda`` requests GPUs."""
     gpus: Annotated[Processes, Field(ge=1)] = 1
-    """GPUs that one pretraining uses on each of its machines, one process each, started by torchrun; other jobs use
-    one. Their number changes the last digits, like ``threads``. ``moco.bn_splits`` must be a multiple of it, or 1."""
+    """GPUs that one pretraining or transfer uses on each of its machines, one process each, started by torchrun; other
+    jobs use one. Their number changes the last digits of a pretraining, like ``threads``, and a transfer draws other
+    random numbers with several than with one. It must divide every ``batch_size`` (a transfer's parts, with
+    ``accumulate``), and ``moco.bn_splits`` must be a multiple of it, or 1."""
     nodes: Count = 1
-    """Machines that one pretraining uses; more than one only within a Slurm job (docs/scaling.md)."""
+    """Machines that one pretraining or transfer uses; more than one only within a Slurm job (docs/scaling.md)."""
     join_timeout: Count = 600
-    """Seconds that a rank waits for the others before the pretraining fails."""
+    """Seconds that a rank waits for the others before the job fails."""
     checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Count = 2

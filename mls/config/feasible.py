@@ -6,15 +6,17 @@ The sizes of generated scenes are known before they are drawn; other data sets a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mls.config.datasets import ScenesDataset
-from mls.config.experiment import Pretrain
+from mls.config.experiment import Execution, Pretrain
 from mls.config.methods import TRAINED
 from mls.config.probes import PROBES
 from mls.config.section import as_list, values_of
+from mls.config.transfers import TransferConfig
 
 Raw = dict[str, Any]
 
@@ -44,6 +46,28 @@ def unfeasible_task(task: Raw, datasets: Mapping[str, Raw], runs: Mapping[str, P
     small = [name for name, run in runs.items() if run and run.backbone.stem == "small"]
     if kind == "semantic" and task.get("output_stride") == 32 and small:
         yield f"output_stride: with stem 'small' it is at most 16; 32 does not fit {', '.join(small)}"
+
+
+def unshared_batches(
+    execution: Raw, runs: Mapping[str, Pretrain | None], transfers: Mapping[str, Raw]
+) -> Iterator[str]:
+    """Yield a line for each batch that the ranks of ``execution`` can't share evenly."""
+    sizes = {f"runs.{name}": run.batch_size for name, run in runs.items() if run and run.method in TRAINED}
+    for name, task in transfers.items():
+        with suppress(ValidationError):
+            section = TypeAdapter(TransferConfig).validate_python(task)
+            sizes[f"transfer.{name}"] = section.batch_size // section.accumulate
+    try:
+        asked = Execution.model_validate(execution)
+    except ValidationError:
+        return
+    ranks = asked.nodes * (1 if asked.device == "cpu" else asked.gpus)
+    for where, images in sizes.items():
+        if images % ranks:
+            yield (
+                f"{where}.batch_size: {ranks} ranks (execution.gpus x nodes) do not divide {images} images evenly; "
+                "change either"
+            )
 
 
 def _scenes(dataset: Any, datasets: Mapping[str, Raw]) -> dict[str, int]:

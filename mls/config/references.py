@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from mls.config.datasets import DATASETS
 from mls.config.experiment import Pretrain
-from mls.config.feasible import unfeasible_run, unfeasible_task
+from mls.config.feasible import unfeasible_run, unfeasible_task, unshared_batches
 from mls.config.identity import reads
 from mls.config.methods import LOGGED, PRETRAIN, TRAINED
 from mls.config.paper import TABLES
@@ -51,6 +51,7 @@ def broken_references(raw: Raw, runs: Runs) -> Iterator[str]:
         for name, task in tasks.items():
             problems = (*_of_task(task, datasets, runs), *unfeasible_task(task, datasets, runs))
             yield from (f"{section}.{name}.{problem}" for problem in problems)
+    yield from unshared_batches(as_mapping(raw.get("execution")), runs, transfers)
     yield from (f"transfer.{name}: probe has a task of this name too" for name in probes if name in transfers)
     for name, table in tables.items():
         yield from _of_table(f"tables.{name}", table, {**probes, **transfers}, datasets, runs)

@@ -55,7 +55,10 @@ class TransferSection(Section):
     trials: Repeats = 1
     """Repeats of this task with different seeds, on the same pretrained backbone [paper: 3 on VOC, 2 on Cityscapes]."""
     batch_size: Images
-    """Images per step."""
+    """Images per step, over all ranks."""
+    accumulate: Count = 1
+    """Parts of each step's batch, one after another, whose gradients are added up: less memory. Batch norm then sees
+    one part at a time, and a detector's losses are means over the parts' means."""
     momentum: Momentum = 0.9
     """Momentum of SGD."""
     made_by: ClassVar[str]
@@ -65,6 +68,12 @@ class TransferSection(Section):
     def splits(self) -> tuple[str, ...]:
         """The splits that it is trained on."""
         return tuple(self.train_on.split("+"))
+
+    @model_validator(mode="after")
+    def _has_equal_parts(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
 
     def steps_on(self, images: int | None) -> int | None:
         """Optimiser steps of the whole training on that many images; None if their number is unknown."""
@@ -160,6 +169,8 @@ class Detectron2Detector(TransferSection):
     """Regions sampled per image to train the heads."""
     proposals: Regions = 1000
     """Proposals kept per image when testing."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the backbone, FPN and C4's last stage (autocast); other heads and losses are float32."""
     precise_bn: Index = 200
     """Batches of ``reference_batch`` images from which batch norm statistics are computed again after training; 0 keeps
     the running statistics."""
@@ -257,6 +268,8 @@ class SemanticTransfer(TransferSection):
             raise ValueError(f"with steps, {' and '.join(unread)} would not be read: leave that out")
         if self.inference == "whole" and "stride" in self.model_fields_set:
             raise ValueError("inference 'whole' has no stride: leave it out")
+        if self.batch_size == self.accumulate:
+            raise ValueError("batch norm needs parts of at least 2 images: lower accumulate or raise batch_size")
         if any(step > side for step, side in zip(self.stride, self.crop, strict=True)) and self.inference == "slide":
             raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.crop}")
         return self

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mls.models.names import COUNTER
 from mls.models.precision import at_least_float32
-from mls.runtime.collectives import world
+from mls.runtime.collectives import sum_over_ranks, world
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -78,6 +77,49 @@ class SplitBatchNorm2d(SplitBatchNorm, nn.BatchNorm2d):
     """For maps (B, C, H, W)."""
 
 
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with the statistics of all ranks' maps, for CPUs; `nn.SyncBatchNorm` works only on GPUs.
+
+    Ranks may hold unequal numbers of maps, also none. Plain batch norm of the joined maps gives the same, up to
+    rounding, and so do its gradients.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W); dtype stays."""
+        if not self.training or self.running_mean is None or self.running_var is None or self.momentum is None:
+            return super().forward(input)
+        x_BCHW, dims = at_least_float32(input), (0, 2, 3)
+        count = sum_over_ranks(x_BCHW.new_tensor(x_BCHW.numel() // x_BCHW.shape[1])).clamp(min=1)
+        mean_C11 = sum_over_ranks(x_BCHW.sum(dims))[:, None, None] / count
+        centred_BCHW = x_BCHW - mean_C11
+        variance_C = sum_over_ranks(centred_BCHW.square().sum(dims)) / count
+        with torch.no_grad():
+            unbiased_C = variance_C * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean_C11.flatten().to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale_C = torch.rsqrt(variance_C + self.eps) * self.weight
+        out_BCHW = centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
+        return out_BCHW.to(input.dtype)
+
+
+def synced(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return the module with plain batch norms that use the statistics of all ranks; with one rank, as it is.
+
+    Parameters and buffers stay the same objects, so an optimiser may hold them already.
+    """
+    if world() == 1:
+        return module
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return converted
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.__class__ = SyncedBatchNorm2d
+    return module
+
+
 class MaskedBatchNorm(nn.Module):
     """Batch norm whose statistics come from the valid vectors only.
 
@@ -107,7 +149,7 @@ class MaskedBatchNorm(nn.Module):
         return out_SRC.view_as(x_BMC).to(x_BMC.dtype)
 
     def _total(self, own: Tensor) -> Tensor:
-        return all_reduce(own) if self.synced and world() > 1 else own
+        return sum_over_ranks(own) if self.synced else own
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:

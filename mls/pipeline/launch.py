@@ -1,4 +1,4 @@
-"""Run one pretraining as several processes: torchrun on the leased GPUs; on several nodes of a Slurm job, by srun.
+"""Run one training as several processes: torchrun on the leased GPUs; on several nodes of a Slurm job, by srun.
 
     mls pretrain mls        # with execution.gpus 4: four ranks, each of which is `mls pretrain mls` too
                             # with execution.nodes 2: srun starts this command on both nodes, and each starts its ranks
@@ -50,7 +50,7 @@ def launch(command: Sequence[str], job: Job, execution: Execution, gpus: int) ->
 
     Args:
         command: what follows ``python -m``.
-        job: the pretraining.
+        job: the pretraining or transfer.
         execution: says how many nodes.
         gpus: leased devices of this machine, one for each rank; 0 means one rank on the CPU.
 

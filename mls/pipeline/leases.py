@@ -1,6 +1,6 @@
 """Lease GPUs of one machine, each to one job at a time, whoever started the job.
 
-    gpus_of(job, execution)     # 1, or execution.gpus of a pretraining, or 0 on a CPU: Snakemake's resource `gpu`
+    gpus_of(job, execution)     # 1, or execution.gpus of a training, or 0 on a CPU: Snakemake's resource `gpu`
     with leased(2):             # wait for two free devices; inside, CUDA_VISIBLE_DEVICES names them
         ...
 
@@ -58,7 +58,7 @@ def gpus_of(job: Job, execution: Execution) -> int:
 
 def trains_together(job: Job) -> bool:
     """Whether several processes can share the job."""
-    return job.stage == "pretrain" and job.config.method in TRAINED
+    return job.stage == "transfer" or (job.stage == "pretrain" and job.config.method in TRAINED)
 
 
 @contextmanager

@@ -68,8 +68,8 @@ def _joined_ranks(stage: str, execution: Execution) -> AbstractContextManager[No
     """Join the other ranks, if torchrun started several."""
     if ranks().world == 1:
         return nullcontext()
-    if stage != "pretrain":
-        raise MlsError(f"torchrun started several processes, but only pretrain can use them, not {stage}")
+    if stage not in ("pretrain", "transfer"):
+        raise MlsError(f"torchrun started several processes, but only pretrain and transfer can use them, not {stage}")
     from mls.runtime.collectives import process_group  # it imports torch, which planning does without
 
     die_with_torchrun()

@@ -10,10 +10,14 @@ writes it.
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,12 +27,14 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from mls.runtime.errors import MlsError
 from mls.runtime.locks import say
 from mls.runtime.ranks import ALONE, number, ranks
-from mls.runtime.signals import leaving_at_once
+from mls.runtime.signals import InterruptGuard, leaving_at_once
 
 POLL_S = 0.2
 
+Rows = TypeVar("Rows", Tensor, range)
+
 _decisions: dist.ProcessGroup | None = None
-"""For `broadcast`: on the CPU, and with a long timeout, since rank 0 may have to wait for another process's lock."""
+"""On the CPU, and with a long timeout: rank 0 may wait for another process's lock, and ranks for the slowest one."""
 
 
 @contextmanager
@@ -55,7 +61,14 @@ def process_group(timeout_s: float = 600) -> Iterator[None]:
     try:
         yield
     finally:
-        _decisions = None
+        leave()
+
+
+def leave() -> None:
+    """Leave the other ranks, for good: this process then is alone, as libraries that ask torch see it too."""
+    global _decisions
+    _decisions = None
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -103,8 +116,8 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def own(part_of_N: Tensor) -> Tensor:
-    """This rank's rows of a tensor over the global batch: contiguous blocks in rank order."""
+def own(part_of_N: Rows) -> Rows:
+    """This rank's rows of a tensor (or its range of places) over the global batch: contiguous blocks in rank order."""
     size = len(part_of_N) // world()
     return part_of_N[rank() * size : (rank() + 1) * size]
 
@@ -125,6 +138,26 @@ def _gather_contiguous(own_B: Tensor) -> Tensor:
     return all_N
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
+def sum_over_ranks(own: Tensor) -> Tensor:
+    """Sum over the ranks, equal on every rank; its gradient is the sum of the ranks' gradients."""
+    if world() == 1:
+        return own
+    total: Tensor = _Sum.apply(own)
+    return total
+
+
 @torch.no_grad()
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Elementwise mean over the ranks, equal on every rank."""
@@ -142,6 +175,59 @@ def per_rank(counted: Tensor) -> Tensor:
     Dividing each rank's sum by it makes the mean over ranks equal the global mean, whatever each rank's count is.
     """
     return mean_over_ranks(counted.sum().to(torch.get_default_dtype())).clamp(min=1 / world())
+
+
+@torch.no_grad()
+def share(counts: Tensor) -> Tensor:
+    """Weights of this rank's means over some items, with which the mean over ranks is the mean over all items.
+
+    Args:
+        counts: how many items each mean is of; 0 where there are none, on this rank or on all.
+
+    Returns:
+        The counts divided by their means over the ranks, float64; 1 on one rank.
+    """
+    return counts.double() / mean_over_ranks(counts.double()).clamp(min=1 / world())
+
+
+def largest(values: list[int]) -> list[int]:
+    """Elementwise maximum over the ranks."""
+    if world() == 1:
+        return values
+    shared = torch.tensor(values)
+    dist.all_reduce(shared, dist.ReduceOp.MAX, _decisions)
+    return [int(value) for value in shared.tolist()]
+
+
+def join(part: list[Any]) -> list[Any]:
+    """All ranks' lists as one, in rank order, on rank 0; empty on the others."""
+    if world() == 1:
+        return part
+    parts: list[Any] | None = [None] * world() if rank() == 0 else None
+    dist.gather_object(part, parts, group=_decisions)
+    return list(chain.from_iterable(parts or []))
+
+
+def check_same_step(step: int, work: Path) -> None:
+    """Check that all ranks resume from the same checkpoint.
+
+    Raises:
+        MlsError: they do not.
+    """
+    steps = gather(torch.tensor([step])).tolist()
+    if len(set(steps)) > 1:
+        raise MlsError(f"ranks found different checkpoints (steps {steps}); all must see the same {work}")
+
+
+def stop_together(guard: InterruptGuard, save: Callable[[], None]) -> None:
+    """`InterruptGuard.stop_if_asked`, on all ranks if any of them got a signal.
+
+    Raises:
+        Interrupted: after ``save`` has returned.
+    """
+    if largest([int(guard.asked is not None)])[0]:  # a signal that comes after this waits for the next call
+        guard.asked = guard.asked or signal.SIGTERM
+        guard.stop_if_asked(save)
 
 
 def broadcast(go: bool) -> bool:

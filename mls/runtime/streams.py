@@ -83,6 +83,12 @@ def crop_and_colour(seed: int, epoch: int, row: int) -> Generator:
     return default_rng((seed, epoch, row, 3))
 
 
+def sampled(seed: int, step: int, place: int, purpose: int) -> Generator:
+    """The seed of torch's draws for one image of a step, by its place in the batch, if ranks share the batch.
+    ``purpose`` is one of `mls.transfer.draws.Purpose`, from 5."""
+    return default_rng((seed, step, place, purpose))
+
+
 # --- probes
 
 

@@ -22,7 +22,7 @@ from mls.methods.method import Method, Pair
 from mls.models.batchnorm import RunningStatistics
 from mls.pipeline.runner import Context
 from mls.runtime.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
-from mls.runtime.collectives import broadcast, gather, mean_over_ranks, rank, world
+from mls.runtime.collectives import broadcast, check_same_step, mean_over_ranks, rank, world
 from mls.runtime.device import autocast, workers_of
 from mls.runtime.errors import DeterministicError, Interrupted, MlsError
 from mls.runtime.progress import Bar
@@ -249,9 +249,7 @@ class Trainer:
             self.context.log(f"resumes at step {self.step} of {self.views.steps}")
             if ranks != world():
                 self.context.log(f"saved with {ranks} ranks, continues with {world()}: the last digits will differ")
-        steps = gather(torch.tensor([self.step])).tolist()
-        if len(set(steps)) > 1:
-            raise MlsError(f"ranks found different checkpoints (steps {steps}); all must see the same {work}")
+        check_same_step(self.step, work)
         self.collapse = CollapseWatch(self.curves.rows)
 
     def _save(self) -> None:

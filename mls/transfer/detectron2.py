@@ -24,21 +24,24 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detectron2Detector
 from mls.data.masks import polygons
 from mls.runtime import streams
+from mls.runtime.collectives import rank, stop_together
+from mls.runtime.device import autocast
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
 from mls.transfer.detector import DetectorTask
 from mls.transfer.detectron2_model import make_config, place
+from mls.transfer.detectron2_ranks import SharedBatch
 from mls.transfer.evaluate import as_result, in_batches
 from mls.transfer.instances import run_lengths
 from mls.transfer.interface import Given
 from mls.transfer.order import Planned, order_and_flips
+from mls.transfer.precise_statistics import precise_statistics
 
 
 class Detectron2Detection(DetectorTask):
@@ -52,6 +55,7 @@ class Detectron2Detection(DetectorTask):
         "roi_heads.": "heads",
     }
     model: Any
+    shared: SharedBatch | None = None
 
     def __init__(self, task: Detectron2Detector, given: Given) -> None:
         """Build and load the detector; index the images.
@@ -60,6 +64,10 @@ class Detectron2Detection(DetectorTask):
             MlsError: no instances to train on or to test on; weights of another backbone.
         """
         super().__init__(task, given)
+        if task.precision != "fp32":
+            cast_to_float32(self.model.backbone, given.device, task.precision)
+            if task.architecture == "c4":
+                cast_to_float32(self.model.roi_heads.res5, given.device, task.precision)
         codes = (a["segmentation"] for annotations in self.instances.values() for a in annotations)
         self.mask_format = "polygon" if all(isinstance(code, list) for code in codes) else "bitmask"
         scaled = (
@@ -144,11 +152,17 @@ class Detectron2Detection(DetectorTask):
             own["segmentation"] = polygons(code) if isinstance(code, list) else run_lengths(code, *shape)
         return own
 
+    def share_batch(self) -> None:
+        """Also pad all ranks' images alike, and key the sampling of anchors and regions."""
+        super().share_batch()
+        if self.draws:
+            self.shared = SharedBatch(self.model, self.draws)
+
     def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return Detectron2's own losses."""
         with EventStorage():  # its layers fail without one to report to
             losses: dict[str, Tensor] = self.model(batch)
-        return losses
+        return self.shared.weighted(losses) if self.shared else losses
 
     def finish(self, workers: int, name: str) -> None:
         """Recompute batch norm statistics from further batches [MoCo's detection configs].
@@ -163,12 +177,13 @@ class Detectron2Detection(DetectorTask):
 
         def counted() -> Iterator[list[dict[str, Any]]]:
             for batch in self.batches(steps, workers):
-                guard.stop_if_asked(lambda: None)
+                stop_together(guard, lambda: None)
                 yield batch
                 bar.advance(1, count=len(batch))
 
-        with InterruptGuard() as guard, Bar(f"{name}: batch norm", len(steps)) as bar, EventStorage(), torch.no_grad():
-            update_bn_stats(self.model, counted(), num_iters=len(steps))
+        bar = Bar(f"{name}: batch norm", self.accumulate * len(steps), hidden=rank() > 0)
+        with InterruptGuard() as guard, bar, EventStorage():
+            precise_statistics(self.model, counted())
 
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
         """Predict at most 100 instances per image, with a score of at least 0.05 (Detectron2's defaults)."""
@@ -191,6 +206,18 @@ class Detectron2Detection(DetectorTask):
     def derived(self) -> dict[str, Any]:
         """Add the learning rate by the linear rule."""
         return super().derived() | {"lr": self.task.lr * self.task.scale}
+
+
+def cast_to_float32(module: nn.Module, device: torch.device, precision: str) -> None:
+    """Run a module under autocast, in place, with float32 outputs: a map, or a mapping of names to maps."""
+    forward = module.forward
+
+    def cast(map_BCHW: Tensor) -> Any:
+        with autocast(device, precision):
+            found = forward(map_BCHW)
+        return found.float() if isinstance(found, Tensor) else {name: one.float() for name, one in found.items()}
+
+    module.forward = cast
 
 
 def to_tensor(image_HWC: np.ndarray) -> Tensor:

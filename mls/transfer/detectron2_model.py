@@ -46,7 +46,7 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
 def make_config(task: Detectron2Detector, backbone: Backbone, num_classes: int) -> Any:
     """Return Detectron2's own configuration of a task, from which its model is built.
 
-    SyncBN is written as BN: one process holds the whole batch, so both compute the same statistics.
+    SyncBN is written as BN, which is the same in one process; `mls.models.batchnorm.synced` converts it for several.
     """
     cfg = model_zoo.get_config(ZOO[task.kind, task.architecture])
     names = {"SyncBN": "BN", "FrozenBN": "FrozenBN", "none": ""}

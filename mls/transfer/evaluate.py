@@ -16,6 +16,7 @@ import torch
 
 from mls.config.transfers import Detectron2Detector, TorchvisionDetector
 from mls.data.image_store import ImageStore
+from mls.runtime.collectives import rank, stop_together, world
 from mls.runtime.errors import MlsError
 from mls.runtime.progress import Bar
 from mls.runtime.signals import InterruptGuard
@@ -31,23 +32,30 @@ def in_batches(
 ) -> Iterator[tuple[list[int], list[Loaded]]]:
     """Yield batches of rows and their loaded images, without gradients, and show progress.
 
+    Each rank gets some of the batches of one process, in rank order: ``join`` in `mls.runtime.collectives` puts the
+    results together.
+
     Args:
-        rows_N: the images.
+        rows_N: the images, of all ranks.
         size: images per batch.
         load: loads the image of a row.
         workers: threads that load ahead; no effect on the result.
         name: of the progress bar.
 
     Raises:
-        Interrupted: a signal came; the trained model is in the checkpoint, so only this pass is run again.
+        Interrupted: a signal came, to any rank; the trained model is in the checkpoint, so only this pass is run again.
     """
-    batches = [rows_N[start : start + size].tolist() for start in range(0, len(rows_N), size)]
+    starts = np.array_split(np.arange(0, len(rows_N), size), world())[rank()]
+    batches = [rows_N[start : start + size].tolist() for start in starts]
     images = read_ahead(batches, load, workers)
-    with torch.inference_mode(), InterruptGuard() as guard, Bar(name, len(rows_N)) as bar, contextlib.closing(images):
+    bar = Bar(name, sum(map(len, batches)), hidden=rank() > 0)
+    with torch.inference_mode(), InterruptGuard() as guard, bar, contextlib.closing(images):
         for rows, loaded in zip(batches, images, strict=True):
-            guard.stop_if_asked(lambda: None)
+            if guard.asked:
+                break
             yield rows, loaded
             bar.advance(len(rows), count=len(rows))
+        stop_together(guard, lambda: None)  # not in each batch: ranks would wait for the slowest one each time
 
 
 def ground_truth(store: ImageStore, kind: str) -> dict[str, Any]:

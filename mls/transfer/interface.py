@@ -14,6 +14,7 @@ from __future__ import annotations
 import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,12 @@ from torch import nn
 from mls.config.experiment import Backbone
 from mls.config.transfers import KINDS, TransferConfig
 from mls.data.image_store import ImageStore
+from mls.models.batchnorm import synced
+from mls.runtime.collectives import own, world
+from mls.runtime.errors import MlsError
 from mls.train.finetune import FineTuning, read_ahead
 from mls.transfer.detectron2_install import require_detectron2
+from mls.transfer.draws import Draws
 from mls.transfer.order import Planned, plan_batch
 
 
@@ -62,6 +67,8 @@ class TransferTask(FineTuning):
     """Number of images to train on; images with nothing to learn are left out."""
     rows_N: NDArray[np.int64]
     """Images to evaluate on: rows of the data artifact."""
+    draws: Draws | None = None
+    """Keys of the random numbers of a shared batch; None in a single process, which draws from torch's generator."""
 
     @abstractmethod
     def __init__(self, task: Any, given: Given) -> None:
@@ -76,9 +83,37 @@ class TransferTask(FineTuning):
     def build(task: Any, layout: Backbone, classes: int) -> nn.Module:
         """Return the network of a task with new weights, on a backbone of this layout; ``mls plan`` shows its size."""
 
+    @property
+    def accumulate(self) -> int:
+        """The task's."""
+        return int(self.task.accumulate)
+
+    def share_batch(self) -> None:
+        """Prepare the model for ranks that share each batch, in place; call it before training.
+
+        Batch norm then has the statistics of all ranks, and random numbers depend on seed, step and image. A loss that
+        is a mean over a number of things which differs between ranks needs a weight too (see `losses`).
+
+        Raises:
+            MlsError: the ranks can't share the batch evenly.
+        """
+        if self.batch_size // self.accumulate % world():
+            parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+            raise MlsError(f"{world()} ranks do not divide batch_size {self.batch_size}{parts} evenly")
+        self.model = synced(self.model, self.given.device)
+        self.draws = Draws(self.given.seed)
+
     def batches(self, steps: range, workers: int) -> Generator[list[Any]]:
-        """Yield the samples of each batch, as `load_sample` makes them."""
-        return read_ahead(self.plan(steps), self.load_sample, workers)
+        """Yield the samples of this rank's share of each part, as `load_sample` makes them."""
+        size = self.batch_size // self.accumulate
+        shares = [own(range(start, start + size)) for start in range(0, self.batch_size, size)]
+        planned = (batch[share.start : share.stop] for batch in self.plan(steps) for share in shares)
+        places = ((step, share) for step in steps for share in shares)
+        with closing(read_ahead(planned, self.load_sample, workers)) as loaded:
+            for (step, share), batch in zip(places, loaded, strict=True):
+                if self.draws:
+                    self.draws.begin(step, share)
+                yield batch
 
     def plan(self, steps: range) -> Iterator[list[Planned]]:
         """Yield what the batches of some steps hold: by default all images once per epoch, in random order."""
@@ -93,7 +128,9 @@ class TransferTask(FineTuning):
 
     @abstractmethod
     def predict(self, workers: int, name: str) -> list[dict[str, Any]]:
-        """Run the model on `rows_N` once; return results in COCO's format, where ``image_id`` is the row.
+        """Run the model on this rank's share of `rows_N` once (`mls.transfer.evaluate.in_batches` takes it).
+
+        Returns results in COCO's format, where ``image_id`` is the row.
 
         Raises:
             Interrupted: a signal came; the trained state is saved, so only this pass is run again.

@@ -20,6 +20,7 @@ from torchvision.models.resnet import ResNet
 
 from mls.config.transfers import SemanticTransfer
 from mls.models.backbone import LAYERS, feature_maps
+from mls.models.precision import at_least_float32
 from mls.runtime.device import autocast
 from mls.runtime.errors import MlsError
 
@@ -97,7 +98,7 @@ class Segmenter(nn.Module):
             heads = {"out": self.decode(maps["3"])}
             if self.training and len(self.aux):
                 heads["aux"] = self.aux(maps["2"])
-        return {name: _enlarged(logits_BKhw.float(), size) for name, logits_BKhw in heads.items()}
+        return {name: _enlarged(at_least_float32(logits_BKhw), size) for name, logits_BKhw in heads.items()}
 
 
 class PSPNet(Segmenter):

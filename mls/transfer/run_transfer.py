@@ -1,6 +1,7 @@
 """The transfer stage: fine-tune on train, predict test once, score. ``mls score`` scores the predictions again.
 
     python -m mls transfer detect/mls:0
+    torchrun --nproc-per-node 2 -m mls transfer detect/mls:0   # on two GPUs; batch_size stays the whole batch's
     python -m mls score detect/mls:0
 
 Writes ``metrics.json``, ``predictions.json`` (COCO results format; ``image_id`` is the row of the data artifact;
@@ -19,6 +20,7 @@ from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import FIRST_SEED
 from mls.pipeline.runner import Context
 from mls.probe.score import compare
+from mls.runtime.collectives import join, leave, rank, world
 from mls.runtime.device import set_up, workers_of
 from mls.runtime.files import write_csv, write_json
 from mls.train.finetune import finetune
@@ -26,10 +28,11 @@ from mls.transfer.interface import Given, made_by, scored
 
 
 def run(context: Context) -> None:
-    """Make a transfer artifact.
+    """Make a transfer artifact: all ranks train and predict, rank 0 scores and writes.
 
     Raises:
-        MlsError: the dataset holds nothing to train on or to test on; the backend is not installed.
+        MlsError: the dataset holds nothing to train on or to test on; the backend is not installed; the ranks can't
+            share a batch.
         DeterministicError: the backbone does not fit, or the training diverged.
         Interrupted: a signal came; the state is saved.
     """
@@ -42,11 +45,16 @@ def run(context: Context) -> None:
         torch.backends.cudnn.benchmark = False  # nearly every batch of a detector has a new shape
     given = Given(store, config, pretrain.file("backbone.safetensors"), seed, device, context.log)
     transfer = made_by(context.job.config)(context.job.config, given)
+    if world() > 1:
+        transfer.share_batch()
     name = f"transfer {context.label}"
     history = finetune(transfer, execution=context.execution, work=context.work, log=context.log, name=name)
     workers = workers_of(context.execution.workers, context.execution.threads, device)
     transfer.finish(workers, name)
-    results = transfer.predict(workers, f"{name}: test")
+    results, first = join(transfer.predict(workers, f"{name}: test")), rank() == 0
+    leave()  # Detectron2's evaluator would wait for the other ranks
+    if not first:
+        return
     counts = {"n_train": transfer.train_images, "n_test": len(transfer.rows_N), "n_predictions": len(results)}
     write_csv(history.curves, context.out / "curves.csv")
     write_csv(history.timing, context.out / "timing.csv")

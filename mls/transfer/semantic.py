@@ -30,6 +30,7 @@ from mls.data.eval_view import normalise
 from mls.data.image_store import IGNORE
 from mls.models.backbone import LAYERS, build_backbone, channels_last, feature_dims, feature_maps, load_backbone
 from mls.transfer.convert import as_pretrained, first_pixels, prove
+from mls.transfer.draws import KeyedDropout2d, Purpose
 from mls.transfer.evaluate import in_batches
 from mls.transfer.fcn import FCN
 from mls.transfer.index_masks import IndexMasks
@@ -87,6 +88,13 @@ class SemanticTraining(TransferTask):
             return task.lr * 0.1 ** sum(step >= round(share * self.total) for share in task.steps)
         return (task.lr - task.min_lr) * (1 - step / self.total) ** task.power + task.min_lr
 
+    def share_batch(self) -> None:
+        """Also key the dropout of both heads."""
+        super().share_batch()
+        if self.draws:
+            KeyedDropout2d.keyed(self.model.head, self.draws, Purpose.HEAD)
+            KeyedDropout2d.keyed(self.model.aux, self.draws, Purpose.AUX)
+
     def load_sample(self, planned: Planned) -> Sample:
         """Return a crop and its mask."""
         return self.samples.load(planned)
@@ -94,7 +102,8 @@ class SemanticTraining(TransferTask):
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         """Return the cross-entropy of each head.
 
-        It is divided by the number of all pixels, ignored ones included, as in mmsegmentation.
+        It is divided by the number of all pixels, ignored ones included, as in mmsegmentation. That number is the same
+        on all ranks, so their losses need no weights.
         """
         images_BCHW, masks_BHW = self._padded(batch)
         logits = self.model(images_BCHW)

@@ -30,11 +30,13 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from mls.config.experiment import Backbone
 from mls.config.transfers import TorchvisionDetector
 from mls.models.backbone import build_backbone, channels_last, feature_dims, feature_maps
+from mls.models.precision import at_least_float32
 from mls.runtime.device import autocast
 from mls.transfer.detector import DetectorTask
 from mls.transfer.evaluate import as_result, in_batches
 from mls.transfer.instances import as_json, decode_mask
 from mls.transfer.order import Planned
+from mls.transfer.torchvision_ranks import share_batch, weighted
 
 LEVELS = 5
 """P2 to P6; P6 is a subsampled P5, and only the proposals use it."""
@@ -69,7 +71,7 @@ class Pyramid(nn.Module):
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         with autocast(images_BCHW.device, self.precision):
             maps = self.fpn(feature_maps(self.body, images_BCHW))
-        return {name: map_BCHW.float() for name, map_BCHW in maps.items()}
+        return {name: at_least_float32(map_BCHW) for name, map_BCHW in maps.items()}
 
 
 def anchor_sizes(image_size: int, stem: str) -> list[float]:
@@ -150,11 +152,17 @@ class TorchvisionDetection(DetectorTask):
                 target["masks"] = target["masks"].flip(-1)
         return image_CHW, target
 
+    def share_batch(self) -> None:
+        """Also pad all ranks' images alike, and key the sampling of anchors and regions."""
+        super().share_batch()
+        if self.draws:
+            share_batch(self.model, self.draws)
+
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         """Return the losses of proposals, boxes, classes and masks."""
         targets = [{key: value.to(self.given.device) for key, value in target.items()} for _, target in batch]
         found: dict[str, Tensor] = self.model(self.scaled([image_CHW for image_CHW, _ in batch]), targets)
-        return found
+        return weighted(self.model, found) if self.draws else found
 
     def scaled(self, images: list[Tensor]) -> list[Tensor]:
         """Return images on the device, float32 in [0, 1]."""

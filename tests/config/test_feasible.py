@@ -55,6 +55,22 @@ def pretrain(**changes: Any) -> dict[str, Any]:
             "letters, and files named after it take 200",
         ),
         ({"sweep": {"mls": {"epochs": [*range(1, 102)], "batch_size": [*range(2, 102)]}}}, "has 10,100 points"),
+        (
+            {"execution": {"gpus": 3, "nodes": 2}},
+            "runs.mls.batch_size: 6 ranks (execution.gpus x nodes) do not divide 8 images evenly",
+        ),
+        (
+            {"execution": {"gpus": 4}, "transfer": {"segment": {**SEGMENT["segment"], "accumulate": 4}}},
+            "transfer.segment.batch_size: 4 ranks (execution.gpus x nodes) do not divide 2 images evenly",
+        ),
+        (
+            {"transfer": {"segment": {**SEGMENT["segment"], "accumulate": 3}}},
+            "transfer.segment: accumulate 3 does not divide batch_size 8",
+        ),
+        (
+            {"transfer": {"segment": {**SEGMENT["segment"], "accumulate": 8}}},
+            "transfer.segment: batch norm needs parts of at least 2 images",
+        ),
         (pretrain(augment={"crop": 10**5}), "pretrain.augment.crop: should be at most 4,096"),
         (pretrain(augment={"crop": 4096}, batch_size=1024), "are 17,179,869,184 pixels; a batch should have at most"),
         (pretrain(moco={"queue_size": 10**10}), "pretrain.moco.queue_size: Input should be less than"),

@@ -28,6 +28,7 @@ from tests.conftest import SMALL, plan_of, small
 from tests.runtime.support import BROKEN_DECODER
 
 ROOT = Path(__file__).parents[2]
+DETECT = {"kind": "instance", "dataset": "scenes"}
 COMMAND = ["mls", "pretrain", "0123456789", "-e", "params.yaml", "--attempt", "1"]
 
 
@@ -201,9 +202,11 @@ def test_records_that_ranks_on_other_nodes_write_about_a_killed_one_are_removed(
 
 
 def test_which_jobs_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trained run with several GPUs or nodes does; on several nodes srun comes first."""
+    """A trained run or a transfer with several GPUs or nodes does; on several nodes srun comes first."""
     plan = plan_of(small())
     (mls,), (random,) = plan.find("pretrain", "mls"), plan.find("pretrain", "random")
+    (detect,) = plan_of(small(transfer={"detect": DETECT})).find("transfer", "detect/mls")
+    assert launch.wants_ranks(detect, Execution(gpus=2), 2) and launch.awaits_srun(detect, Execution(nodes=2))
     assert launch.wants_ranks(mls, Execution(gpus=2), 2) and not launch.wants_ranks(random, Execution(gpus=2), 1)
     assert not launch.wants_ranks(mls, Execution(gpus=2), 0), "no GPU here: one process on the CPU"
     nodes = Execution(nodes=2)

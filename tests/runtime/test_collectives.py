@@ -189,7 +189,7 @@ def test_other_stages_refuse_many_ranks(in_tmp: Path) -> None:
     written(small())
     command = [sys.executable, "-m", "mls", "probe", "linear/mls", "-e", "small.yaml"]
     done = subprocess.run(command, env={**ENVIRONMENT, "WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "only pretrain" in done.stderr
+    assert done.returncode == 1 and "only pretrain and transfer" in done.stderr
 
 
 @pytest.mark.parametrize(("splits", "what"), [(1, "SyncBN"), (3, "can't be shared evenly")])

@@ -12,6 +12,7 @@ import pytest
 from numpy.random import Generator
 
 from mls.runtime import streams
+from mls.transfer.draws import Purpose
 
 N = (0, 1, 2, 3, 4, 117_266)
 """Values of a word: an epoch, a step, a row, a class."""
@@ -19,6 +20,7 @@ N = (0, 1, 2, 3, 4, 117_266)
 Streams = dict[Callable[..., Generator], list[tuple[int, ...]]]
 VIEWS: list[tuple[int, ...]] = [(*words, view) for words in itertools.product(N, N) for view in (0, 1)]
 REDRAWN: list[tuple[int, ...]] = [(*words, 1, attempt) for words in itertools.product(N, N) for attempt in (1, 2, 9)]
+SAMPLED: list[tuple[int, ...]] = [(*words, purpose) for words in itertools.product(N, N) for purpose in Purpose]
 ONE, TWO, THREE = ([*itertools.product(N, repeat=count)] for count in (1, 2, 3))
 
 STAGES: dict[str, Streams] = {
@@ -27,9 +29,9 @@ STAGES: dict[str, Streams] = {
     "pretrain": {streams.views: VIEWS + REDRAWN, streams.order: ONE, streams.shuffle: ONE},
     "probe: finetune": {streams.views: VIEWS, streams.order: ONE, streams.mixture: ONE},
     "probe: low-shot SVM": {streams.few_images: THREE},
-    "transfer: torchvision": {streams.order_and_flips: ONE},
-    "transfer: detectron2": {streams.order_and_flips: ONE, streams.side: TWO},
-    "transfer: semantic": {streams.order_and_flips: ONE, streams.crop_and_colour: TWO},
+    "transfer: torchvision": {streams.order_and_flips: ONE, streams.sampled: SAMPLED},
+    "transfer: detectron2": {streams.order_and_flips: ONE, streams.side: TWO, streams.sampled: SAMPLED},
+    "transfer: semantic": {streams.order_and_flips: ONE, streams.crop_and_colour: TWO, streams.sampled: SAMPLED},
     "figures": {streams.queries: [()], streams.views: VIEWS},
 }
 KNOWN = {

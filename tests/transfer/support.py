@@ -32,17 +32,19 @@ R50 = Backbone(name="resnet50")
 Task = TypeVar("Task", bound=TransferTask)
 
 
-def make_record(split: str, number: int, instances: int = 2, crowd: bool = False, like: str = "") -> Record:
+def make_record(
+    split: str, number: int, instances: int = 2, crowd: bool = False, like: str = "", wide: int = SIDE
+) -> Record:
     """An image with some rectangles; polygons and run-length codes take turns; ``like``: that of another split."""
     rng = np.random.default_rng((number, len(like or split)))
-    image = Image.new("RGB", (SIDE, SIDE), (90, 90, 90))
+    image = Image.new("RGB", (wide, SIDE), (90, 90, 90))
     annotations: list[dict[str, Any]] = []
     for i in range(instances):
         label = int(rng.integers(len(CLASSES)))
         width, height = (int(v) for v in rng.integers(8, 16, 2))
         x, y = int(rng.integers(0, SIDE - width)), int(rng.integers(0, SIDE - height))
         ImageDraw.Draw(image).rectangle((x, y, x + width - 1, y + height - 1), fill=COLOURS[label])
-        mask_HW = np.zeros((SIDE, SIDE), dtype=np.uint8, order="F")
+        mask_HW = np.zeros((SIDE, wide), dtype=np.uint8, order="F")
         mask_HW[y : y + height, x : x + width] = 1
         code = coco_mask.encode(mask_HW)
         corners = [float(v) for v in (x, y, x + width, y, x + width, y + height, x, y + height)]
@@ -58,7 +60,7 @@ def make_record(split: str, number: int, instances: int = 2, crowd: bool = False
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     classes = sorted({a["category_id"] - 1 for a in annotations})
-    return Record(split, split, buffer.getvalue(), SIDE, SIDE, classes, annotations)
+    return Record(split, split, buffer.getvalue(), wide, SIDE, classes, annotations)
 
 
 def make_store(out: Path, train: int = 7, test: int = 5) -> ImageStore:

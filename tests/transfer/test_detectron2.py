@@ -20,7 +20,7 @@ from mls.data.augment import MEAN
 from mls.models.backbone import build_backbone, save_backbone
 from mls.runtime.errors import DeterministicError, Interrupted
 from mls.transfer.interface import Given
-from tests.transfer.support import R50, make_record, stopped, terminate, write_records
+from tests.transfer.support import R50, live, make_record, stopped, terminate, write_records
 
 pytest.importorskip("detectron2", reason="needs detectron2 (README: Detectron2)")
 
@@ -133,6 +133,25 @@ def test_resumed_equals_uninterrupted(which: str, start: Given, execution: Execu
     assert whole.predict(1, "test") == parts.predict(1, "test")
 
 
+@pytest.mark.parametrize("architecture", ["fpn", "c4"])
+def test_bf16_changes_the_backbone_only_by_its_rounding(
+    architecture: str, start: Given, execution: Execution, tmp_path: Path
+) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        task = task_of(architecture=architecture, precision=precision, iterations=1, precise_bn=0)
+        torch.manual_seed(0)  # of the new parts
+        model = Detectron2Detection(task, start).model
+        with torch.no_grad():
+            maps = model.backbone(torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64))
+            found.append([*maps.values()] + ([model.roi_heads.res5(maps["res4"])] if architecture == "c4" else []))
+    for fp32, bf16 in zip(*found, strict=True):
+        assert bf16.dtype == torch.float32
+        assert 0 < float((fp32 - bf16).abs().max() / fp32.abs().max()) < 0.05
+    transfer, _ = live(Detectron2Detection, task, start, execution, tmp_path / "work")  # with bf16, to a finite loss
+    assert all(value.dtype == torch.float32 for value in transfer.model.parameters())
+
+
 def test_precise_statistics_replace_the_running_ones(start: Given, execution: Execution, tmp_path: Path) -> None:
     def variance(precise_bn: int) -> Tensor:
         task = task_of(iterations=1, precise_bn=precise_bn)
@@ -160,9 +179,9 @@ def test_parts_beside_a_frozen_backbone_get_precise_statistics(
 def test_precise_statistics_use_as_many_images_at_any_batch_size(start: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     transfer = Detectron2Detection(task_of(batch_size=2, reference_batch=8, precise_bn=3), start)
     counted: list[int] = []
-    monkeypatch.setattr(detectron2, "update_bn_stats", lambda model, batches, num_iters: counted.append(num_iters))
+    monkeypatch.setattr(detectron2, "precise_statistics", lambda model, batches: counted.extend(map(len, batches)))
     transfer.finish(1, "test")
-    assert counted == [12]
+    assert counted == [2] * 12
 
 
 def test_the_linear_rule(start: Given, log: list[str]) -> None:

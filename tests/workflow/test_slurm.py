@@ -9,12 +9,16 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mls.pipeline.artifact import open_artifact
 from mls.pipeline.plan import plan_file
+from tests.transfer import test_ranks as transfers
 from tests.workflow import slurm as rig
 from tests.workflow.clone import Clone
 
@@ -128,3 +132,22 @@ def test_two_nodes_make_what_two_processes_make(clone: Clone, cluster: rig.Slurm
     assert 'gpu=Resource("gpu", 2)' in text
     assert json.loads((path / "artifact.json").read_text())["made"]["ranks"] == 2
     assert clone.digests() == two_nodes
+
+
+def test_a_transfer_on_two_nodes_makes_what_two_processes_make(cluster: rig.Slurm, in_tmp: Path) -> None:
+    """Started by hand inside sbatch."""
+    plan = transfers.written(epochs=2, nodes=2)
+    transfers.make_inputs(plan)
+    (job,) = plan.find("transfer", "detect/random")
+    environment = {**transfers.ENVIRONMENT, **cluster.environment, "MLS_LEASES": str(in_tmp / "leases")}
+    command = f"exec {sys.executable} -m mls transfer detect/random -e small.yaml"
+    nodes = ("--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--output=log")
+    done = subprocess.run(["sbatch", "--wait", *nodes, "--wrap", command], env=environment, check=False)
+    assert done.returncode == 0, Path("log").read_text()
+    assert open_artifact(job.path).manifest["made"]["ranks"] == 2
+    two_nodes = transfers.contents(job.path)
+    job.path.rename("two-nodes")
+    shutil.rmtree(job.stored)
+    assert transfers.written(epochs=2, gpus=2).find("transfer", "detect/random")[0].id == job.id
+    transfers.finish()
+    assert transfers.contents(job.path) == two_nodes

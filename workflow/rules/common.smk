@@ -107,6 +107,20 @@ def gpu(wildcards):
     return 0 if job is None else gpus_of(job, EXECUTION)
 
 
+# On several nodes a training calls srun itself: `mpi` keeps the executor plugin from doing so. `gres` is GPUs per node.
+NODES = {}
+if EXECUTION.nodes > 1:
+    NODES = {"nodes": EXECUTION.nodes, "tasks": EXECUTION.nodes, "mpi": "srun"}
+    if EXECUTION.device == "cuda" or (EXECUTION.device == "auto" and devices()):
+        NODES |= {"gres": f"gpu:{EXECUTION.gpus}", "tasks_per_gpu": 0}
+
+
+def training_threads(wildcards):
+    """Number of cores of a training on each node: those of all its ranks."""
+    together = trains_together(PLAN.jobs[wildcards.id])
+    return EXECUTION.threads * max(1, gpu(wildcards) if together else 1)
+
+
 def attempt(wildcards, attempt):
     """Number of the try; from the second on, a recorded failure is final."""
     return attempt

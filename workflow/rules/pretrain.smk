@@ -2,17 +2,6 @@
 # deletes outputs before a job and after its failure.
 
 
-# On several nodes the stage calls srun itself: `mpi` keeps the executor plugin from doing so. `gres` is GPUs per node.
-NODES = {"nodes": EXECUTION.nodes, "tasks": EXECUTION.nodes, "mpi": "srun"}
-if EXECUTION.device == "cuda" or (EXECUTION.device == "auto" and devices()):
-    NODES |= {"gres": f"gpu:{EXECUTION.gpus}", "tasks_per_gpu": 0}
-
-
-def ranks(wildcards):
-    """Number of processes on each node."""
-    return gpu(wildcards) if trains_together(PLAN.jobs[wildcards.id]) else 1
-
-
 rule pretrain:
     input:
         manifests("pretrain"),
@@ -26,9 +15,9 @@ rule pretrain_artifact:
     log:
         "logs/pretrain/{id}.log",
     priority: 1  # the longest jobs first
-    threads: lambda wildcards: EXECUTION.threads * max(1, ranks(wildcards))
+    threads: training_threads
     resources:
-        **(NODES if EXECUTION.nodes > 1 else {}),
+        **NODES,
         gpu=gpu if EXECUTION.nodes == 1 else 0,
         attempt=attempt,
     params:

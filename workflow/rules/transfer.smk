@@ -13,9 +13,10 @@ rule transfer_artifact:
         "artifacts/transfer/{id}/artifact.json",
     log:
         "logs/transfer/{id}.log",
-    threads: EXECUTION.threads
+    threads: training_threads
     resources:
-        gpu=gpu,
+        **NODES,
+        gpu=gpu if EXECUTION.nodes == 1 else 0,
         attempt=attempt,
     params:
         name=name_of,
