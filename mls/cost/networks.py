@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from mls.config.experiment import Backbone, Pretrain
 from mls.config.identity import canonical, identity_params
+from mls.config.methods import METHODS
 from mls.config.probes import Features, FinetuneProbe, TrainedProbe
 from mls.config.transfers import SemanticTransfer, TransferConfig
 from mls.cost.count import Step, count_step, on_meta
@@ -39,7 +40,6 @@ MANY, FEW = 32, 2
 """Images of a counted step: of small squares, and of photos. Gradients of weights should not matter beside them."""
 QUEUE = 1024
 """Largest dictionary of a counted step. One of 65,536 adds 0.2 % of operations; `pretraining_sizes` has its bytes."""
-HEADS = ("moco.projection_dim", "byol", "slotcon")
 DETECTOR = (
     *(
         "kind",
@@ -89,7 +89,13 @@ def backbone_sizes(backbone: Backbone) -> Sizes:
 
 def pretraining_sizes(config: Pretrain) -> Sizes:
     """Return the bytes of a method: both encoders and the dictionary."""
-    return _pretraining_sizes(_key(config, "method", "backbone", "moco.queue_size", *HEADS))
+    return _pretraining_sizes(_key(config, "method", "backbone", "moco.queue_size", *_heads(config)))
+
+
+def _heads(config: Pretrain) -> list[str]:
+    """Keys that decide the heads of a method: all of its blocks, but of ``moco`` and ``mls`` only one key matters."""
+    blocks = {block.partition(".")[0] for block in METHODS[config.method].blocks}
+    return ["moco.projection_dim", *sorted(blocks - {"moco", "mls"})]
 
 
 @cache
@@ -101,7 +107,7 @@ def pretraining_step(config: Pretrain) -> Step:
     """Return what a step takes for each image, with the run's batch: SlotCon compares each slot with all others."""
     queue = min(config.moco.queue_size, QUEUE)
     return _pretraining_step(
-        _key(config, "method", "backbone", "batch_size", "precision", "augment.crop", *HEADS), queue
+        _key(config, "method", "backbone", "batch_size", "precision", "augment.crop", *_heads(config)), queue
     )
 
 

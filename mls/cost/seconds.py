@@ -103,8 +103,8 @@ def _fitting(job: Job, jobs: Jobs, data: Job) -> Seconds | None:
         seen = classes * (len(config.costs) * (config.folds - 1) + 1) * train
         drawn = sum(k * classes for k in config.low_shot) * config.samples * classes * len(config.costs)
         value, at_size = SVM * width * (seen + drawn), False
-    else:
-        return None
+    else:  # a probe that was added: as if it went through the features once for each class
+        value, at_size = LINEAR * train * width * classes, False
     return Seconds(value, MEASURED if at_size else GUESS, "of COCO's size" if at_size else "scaled from COCO's size")
 
 

@@ -55,19 +55,6 @@ def make(plan: Plan, job: Job, wall_s: float, **made: Any) -> None:
     (job.path / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_shared_jobs_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    plans = [plan_file(path) for path in experiment_files() if path.stem.startswith("paper-")]
-    ids = [set(plan.jobs) for plan in plans]
-    shared = {one for own in ids for one in own if sum(one in other for other in ids) > 1}
-    total = totals(estimate(plans))
-    assert len(plans) > 3 and shared
-    assert total["jobs"] == len(set().union(*ids)) < sum(map(len, ids))
-    assert total["shared"] == len(shared)
-    twice = [*plans, *plans]
-    assert totals(estimate(twice))["hours"] == pytest.approx(total["hours"])
-
-
 def test_work_agrees_with_hand_arithmetic(in_tmp: Path) -> None:
     tuned = {"kind": "finetune", "dataset": "coco", "epochs": 2, "batch_size": 64}
     detect = {"kind": "instance", "dataset": "coco", "epochs": 12.0, "batch_size": 16}

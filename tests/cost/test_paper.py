@@ -31,6 +31,16 @@ def unfit(costs: list[Cost]) -> dict[str, str]:
     return {cost.what: note for cost in costs for note in cost.notes if "does not fit" in note}
 
 
+def test_shared_jobs_are_counted_once(plans: list[Plan], in_tmp: Path) -> None:
+    ids = [set(plan.jobs) for plan in plans]
+    shared = {one for own in ids for one in own if sum(one in other for other in ids) > 1}
+    total = totals(estimate(plans))
+    assert len(plans) > 3 and shared
+    assert total["jobs"] == len(set().union(*ids)) < sum(map(len, ids))
+    assert total["shared"] == len(shared)
+    assert totals(estimate([*plans, *plans]))["hours"] == pytest.approx(total["hours"])
+
+
 def test_every_job_has_hours_memory_and_disk(plans: list[Plan], in_tmp: Path) -> None:
     for device in read_devices():
         costs = estimate(plans, device)
