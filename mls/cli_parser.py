@@ -103,7 +103,7 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     command = add("plan", experiment=False)
     command.add_argument("files", nargs="*", type=given, default=[Path("params.yaml")], help="default: params.yaml")
     devices = tuple(read_devices())
-    text = f"card that hours and memory are for: {', '.join(devices)} (default: {DEFAULT}, or what experiments name)"
+    text = f"card that hours and memory are for: {', '.join(devices)} (default: {DEFAULT}; cpu for device: cpu)"
     command.add_argument("--device", choices=devices, metavar="NAME", help=text)
     command.add_argument("--json", action="store_true", help="print every job, and totals, as JSON")
     command = add("sweep")

@@ -113,13 +113,12 @@ def memory_of(job: Job, jobs: Jobs, work: Work | None, parts: int) -> int | None
     """Bytes on each GPU that a job uses; 0 if it uses none, None if unknown."""
     if work:
         return round(work.memory(parts))
-    data = data_of(job, jobs)
-    if job.stage in ("data", "tables") or isinstance(job.config, Pretrain | SvmProbe):
-        return 0 if not isinstance(job.config, Pretrain) or work_of(job, jobs) == 0 else None
-    counts = images_of(data) if data else None
-    if counts is None or not isinstance(job.config, FrozenProbe):
-        return None
-    return CONTEXT + counts["train"] * feature_count(job, jobs) * FLOAT32
+    if isinstance(job.config, FrozenProbe) and not isinstance(job.config, SvmProbe):
+        data = data_of(job, jobs)
+        counts = images_of(data) if data else None
+        return None if counts is None else CONTEXT + counts["train"] * feature_count(job, jobs) * FLOAT32
+    needs_none = job.stage in ("data", "tables") or isinstance(job.config, SvmProbe) or work_of(job, jobs) == 0
+    return 0 if needs_none else None
 
 
 def parts_of(job: Job, execution: Execution) -> int:

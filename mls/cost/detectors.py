@@ -92,9 +92,8 @@ class Parts(nn.Module):
                 self.box = FastRCNNConvFCHead((WIDTH, BOX_POOL, BOX_POOL), [WIDTH] * 4, [HIDDEN], norm_layer=norm)
             self.predictor = FastRCNNPredictor(HIDDEN, labels)
             mask = [MaskRCNNHeads(WIDTH, [WIDTH] * 4, dilation=1, norm_layer=norm)]
-        self.predictor.bbox_pred = nn.Linear(
-            self.predictor.bbox_pred.in_features, 4 * classes
-        )  # none of the background
+        width = self.predictor.bbox_pred.in_features
+        self.predictor.bbox_pred = nn.Linear(width, 4 * classes)  # torchvision has boxes of the background too
         if task.kind == "instance":
             self.mask = nn.Sequential(*mask, MaskRCNNPredictor(out, WIDTH, labels - 1))
 
