@@ -3,6 +3,7 @@
 python benchmarks/planning.py                     # the commands below, with nothing made and with everything made
 python benchmarks/planning.py --against HEAD~5    # another revision's code too, in turns on the same files
 python benchmarks/planning.py --runs 50 --rounds 3
+python benchmarks/planning.py --costs             # print the tables of docs/scaling.md about a full reproduction
 
 In temporary folders; what is made is made up: seals and metrics, of which planning needs no more than that they
 exist. Of each command the least CPU time of all rounds counts, and that round's wall time and peak memory. Lines are
@@ -24,6 +25,8 @@ from pathlib import Path
 from measured import Taken, check_out, copy_tree, run
 from record import append
 
+from mls.cost.devices import DEFAULT, read_devices
+from mls.cost.estimate import estimate, totals
 from mls.pipeline.plan import Plan, plan_file
 from mls.pipeline.provenance import code, digest
 
@@ -65,7 +68,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=500, help="a multiple of ten")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--against", metavar="REVISION", help="of this repository")
+    parser.add_argument(
+        "--costs", action="store_true", help="only print what the paper's experiments cost, as Markdown"
+    )
     args = parser.parse_args()
+    if args.costs:
+        print_costs()
+        return
     if args.runs % 10:
         parser.error("--runs must be a multiple of ten")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +91,27 @@ def main() -> None:
             for name, command in COMMANDS.items():
                 taken = {side: min(run(command, path) for _ in range(args.rounds)) for side, path in sides.items()}
                 write(line(name, state, len(plan.jobs), taken))
+
+
+def print_costs() -> None:
+    """Print the rows of both tables of docs/scaling.md: of each of the paper's experiments, and of each device."""
+    files = sorted((ROOT / "experiments").glob("paper-*.yaml"))
+    os.chdir(ROOT)
+    for name in [*(file.name for file in files), "paper-*.yaml"]:
+        total = totals(estimate([plan_file(file) for file in files if file.match(name)], DEFAULT))
+        hours = [total["hours"][unit] for unit in (f"{DEFAULT}-h", "CPU-h")]
+        sizes = [f"{total[key] / 1e9:,.1f}" for key in ("memory", "disk", "peak")]
+        cells = [f"`experiments/{name}`", f"{hours[0]:,.0f}", f"{hours[1]:,.1f}", total["jobs"], *sizes]
+        print(f"| {' | '.join(map(str, cells))} |")
+    plans = [plan_file(file) for file in files]
+    for device in read_devices().values():
+        if device.memory:
+            costs = estimate(plans, device.name)
+            shares = [f"{device.rate(name) / peak:.2f} of {peak / 1e12:g}" for name, peak in device.peak.items()]
+            large = sum("does not fit" in note for cost in costs for note in cost.notes)
+            cells = [device.name, f"{device.memory / 1e9:.0f}", *shares, device.basis]
+            cells += [f"{totals(costs)['hours'][device.unit]:,.0f}", str(large)]
+            print(f"| {' | '.join(cells)} |")
 
 
 def write(row: dict[str, object]) -> None:

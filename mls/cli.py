@@ -124,10 +124,10 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """Estimate the jobs, device hours and disk that experiments need, from measured or published speeds."""
+    """Estimate the jobs, device hours, GPU memory and disk that experiments need, without running anything."""
     from mls.cost.estimate import as_json, estimate, print_costs
 
-    costs = estimate([plan_here(path) for path in args.files])
+    costs = estimate([plan_here(path) for path in args.files], args.device)
     print(as_json(costs)) if args.json else print_costs(costs)
 
 

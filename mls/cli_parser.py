@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mls.config.identity import STAGES
+from mls.cost.devices import DEFAULT, read_devices
 from mls.runtime.surroundings import given
 
 DESCRIPTION = """\
@@ -119,6 +120,9 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     add("validate", experiment=False).add_argument("files", nargs="*", type=given, help="experiment files")
     command = add("plan", experiment=False)
     command.add_argument("files", nargs="*", type=given, default=[Path("params.yaml")], help="default: params.yaml")
+    devices = tuple(read_devices())
+    text = f"card that hours and memory are for: {', '.join(devices)} (default: {DEFAULT}; cpu for device: cpu)"
+    command.add_argument("--device", choices=devices, metavar="NAME", help=text)
     command.add_argument("--json", action="store_true", help="print every job, and totals, as JSON")
     command = add("sweep")
     command.add_argument("action", choices=("show",))

@@ -22,6 +22,8 @@ os.environ["MLS_ROOT"] = "."  # they work in folders of their own, which are no 
 
 SLOW = (
     "workflow/",
+    "cost/test_count.py",
+    "cost/test_paper.py",
     "download/test_download",
     "download/test_fetch.py",
     "data/test_build_store.py",

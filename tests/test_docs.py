@@ -19,6 +19,7 @@ from mls.config import identity
 from mls.config.experiment import Experiment, Paper, Pretrain, Table
 from mls.config.load import load, parse_yaml
 from mls.config.methods import Mls, Moco
+from mls.cost.devices import read_devices
 from mls.cost.estimate import as_json, estimate
 from mls.pipeline.plan import plan_file
 from mls.transfer.detectron2_install import DETECTRON2_COMMIT
@@ -164,11 +165,18 @@ def test_the_costs_of_the_papers_tables_are_those_of_mls_plan(in_tmp: Path) -> N
     files = sorted(str(file) for file in Path("experiments").glob("paper-*.yaml"))
     assert sorted(name for name, _ in rows) == sorted(["experiments/paper-*.yaml", *files])
     for name, text in rows:
-        hours, jobs, unknown, disk, work = (float(cell.replace(",", "")) for cell in text.split("|"))
+        hours, cpu, jobs, *sizes = (float(cell.replace(",", "")) for cell in text.split("|"))
         totals = json.loads(as_json(estimate([plan_file(file) for file in sorted(Path().glob(name))])))["totals"]
-        assert (jobs, unknown) == (totals["jobs"], totals["unknown_hours"]), name
-        assert hours == round(totals["hours"]["V100-h"]), name
-        assert (disk, work) == (round(totals["disk"] / 1e9, 1), round(totals["peak"] / 1e9, 1)), name
+        assert (jobs, 0) == (totals["jobs"], totals["unknown_hours"]), name
+        assert (hours, cpu) == (round(totals["hours"]["A100-h"]), round(totals["hours"]["CPU-h"], 1)), name
+        assert sizes == [round(totals[key] / 1e9, 1) for key in ("memory", "disk", "peak")], name
+    cards = re.findall(r"^\| (\S+) \| \d+ \|.*\| ([\d,]+) \| (\d+) \|$", (ROOT / "docs/scaling.md").read_text(), re.M)
+    assert len(cards) == sum(device.memory is not None for device in read_devices().values())
+    plans = [plan_file(Path(file)) for file in files]
+    for name, hours, unfit in cards:
+        costs = estimate(plans, name)
+        assert hours == f"{json.loads(as_json(costs))['totals']['hours'][f'{name}-h']:,.0f}", name
+        assert int(unfit) == sum("does not fit" in note for cost in costs for note in cost.notes), name
 
 
 def test_three_seeds_share_the_default_experiments_runs(monkeypatch: pytest.MonkeyPatch) -> None:

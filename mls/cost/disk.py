@@ -4,36 +4,28 @@
     peak_bytes(job, jobs, keep=2)   # of work/<id>/ while it runs: three checkpoints, one of them being written
     download_bytes(job)             # of the archives of a data set
 
-Networks are built by the code that trains them, on torch's meta device, where tensors have a size but no memory. The
-bytes of their tensors are exact; files are slightly larger, for names and the rows of curves. None means unknown.
+The bytes of a network's tensors are exact (`mls.cost.networks`); files are slightly larger, for names and the rows of
+curves. Predictions are a guess: how many there are depends on the images. None means unknown.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from mls.config.catalog import needed
 from mls.config.datasets import ScenesDataset
 from mls.config.experiment import Backbone, Pretrain
-from mls.config.identity import canonical, identity_params
-from mls.config.methods import METHODS, TRAINED
-from mls.config.probes import Features, FrozenProbe, RetrievalProbe, TrainedProbe
-from mls.config.transfers import Detectron2Detector, SemanticTransfer
-from mls.cost.rates import SCHEMAS
+from mls.config.methods import TRAINED
+from mls.config.probes import FrozenProbe, RetrievalProbe, SgdProbe, TrainedProbe
+from mls.config.transfers import SemanticTransfer
 from mls.cost.workload import Jobs, data_of, evaluated_images, work_of
 from mls.data import classification, scenes, voc
-from mls.methods.method import build_method
-from mls.models.backbone import LAYERS, build_backbone, feature_dims
 from mls.pipeline.plan import DATA_LOCK, Job, read_lock
-from mls.probe.classifier import Classifier
-from mls.transfer.detectron2_install import detectron2_problem
-from mls.transfer.interface import made_by
+
+if TYPE_CHECKING:
+    from mls.cost.networks import Sizes  # torch is imported when something is counted
 
 FLOAT32 = 4
 CLASSES = {
@@ -46,39 +38,77 @@ CLASSES = {
 """Number of classes of each source whose classes are fixed."""
 
 
+BOX, MASK, SEGMENT, RANKED = 100 * 110, 100 * 300, 20 * 3_000, 2_000
+"""Bytes of the predictions for an image: 100 boxes, their masks, the pixels of 20 classes, a retrieval. A guess."""
+TABLES = 2_000_000
+"""Bytes of an experiment's tables and figures; a guess."""
+
+
 def artifact_bytes(job: Job, jobs: Jobs) -> int | None:
-    """Bytes of the large files of the finished artifact; None if they depend on what is in the images.
+    """Bytes of the large files of the finished artifact; None if the number of images is unknown.
 
     A probe's scores are float32. A data set that keeps its source's files takes at most as much as its
     archives.
     """
     config = job.config
+    if job.stage == "tables":
+        return TABLES
     if job.stage == "data":
         return _store_bytes(job)
     if isinstance(config, Pretrain):
-        return _backbone_bytes(config.backbone) + _pretraining_bytes(_sizing_params(config))
+        from mls.cost.networks import backbone_sizes
+
+        return backbone_sizes(config.backbone).state + checkpoint_bytes(job, jobs)
+    if job.stage == "features":
+        images = work_of(job, jobs)
+        return images and images * feature_count(job, jobs) * np.dtype(config.dtype).itemsize
+    images, classes = evaluated_images(job, jobs), classes_of(job, jobs)
     if isinstance(config, FrozenProbe | TrainedProbe):
-        classes, images = _classes(job, jobs), evaluated_images(job, jobs)
-        return None if isinstance(config, RetrievalProbe) or not classes else images and images * classes * FLOAT32
-    if isinstance(config, Features):
-        width, images = feature_dims(_backbone(job, jobs))[LAYERS.index(config.layer)], work_of(job, jobs)
-        return images and images * width * config.pool**2 * np.dtype(config.dtype).itemsize
-    return None
+        each = RANKED if isinstance(config, RetrievalProbe) else classes and classes * FLOAT32
+    elif isinstance(config, SemanticTransfer):
+        each = SEGMENT
+    else:
+        each = BOX + MASK * (config.kind == "instance")
+    return None if images is None or each is None else images * each
 
 
-def peak_bytes(job: Job, jobs: Jobs, keep: int) -> int | None:
+def peak_bytes(job: Job, jobs: Jobs, keep: int) -> int:
     """Bytes of ``work/<id>/`` while the job runs: ``keep`` checkpoints, and the next before the oldest is deleted.
 
-    0 if it saves none. None if the number of classes is unknown, or Detectron2 is not installed.
+    0 if it saves none.
     """
+    return checkpoint_bytes(job, jobs) * (keep + 1)
+
+
+def checkpoint_bytes(job: Job, jobs: Jobs) -> int:
+    """Bytes of a checkpoint: the tensors that training changes, and the optimiser's state; 0 if nothing is trained."""
+    found = _sizes(job, jobs)
+    return found[0].state + found[1] * found[0].trained if found else 0
+
+
+def training_bytes(job: Job, jobs: Jobs) -> int:
+    """Bytes of a training's tensors whatever the batch: a checkpoint's, gradients, and a frozen backbone."""
+    from mls.cost.networks import backbone_sizes
+
+    found = _sizes(job, jobs)
+    frozen = isinstance(job.config, SgdProbe) or not found
+    gradients = found[0].trained if found else 0
+    return checkpoint_bytes(job, jobs) + gradients + frozen * backbone_sizes(backbone_of(job, jobs)).state
+
+
+def _sizes(job: Job, jobs: Jobs) -> tuple[Sizes, int] | None:
+    """Bytes of what a job trains, and the tensors that its optimiser keeps per weight; None if it trains nothing."""
+    from mls.cost import networks
+
     config = job.config
-    one: int | None = 0
     if isinstance(config, Pretrain):
-        one = _pretraining_bytes(_sizing_params(config))
-    elif isinstance(config, TrainedProbe) or job.stage == "transfer":
-        classes, task = _classes(job, jobs), config.model_dump_json(exclude_unset=True)
-        one = classes and _fine_tuning_bytes(job.stage, task, _backbone(job, jobs), classes)
-    return one and one * (keep + 1)
+        # the momentum and, for AdamW, the mean of the squared gradient
+        kept = {"sgd": int(config.optimizer.momentum > 0), "lars": 1, "adamw": 2}[config.optimizer.name]
+        return (networks.pretraining_sizes(config), kept) if config.method in TRAINED else None
+    if not isinstance(config, TrainedProbe) and job.stage != "transfer":
+        return None
+    of_task = networks.classifier_sizes if isinstance(config, TrainedProbe) else networks.transfer_sizes
+    return of_task(config, backbone_of(job, jobs), classes_of(job, jobs) or CLASSES["coco"]), int(config.momentum > 0)
 
 
 def download_bytes(job: Job) -> int | None:
@@ -99,7 +129,7 @@ def _store_bytes(data: Job) -> int | None:
     return pinned[0] if pinned else download_bytes(data)
 
 
-def _classes(job: Job, jobs: Jobs) -> int | None:
+def classes_of(job: Job, jobs: Jobs) -> int | None:
     """Classes of the data set that a task reads, with the background that `mls.transfer.index_masks` adds."""
     data = data_of(job, jobs)
     classes = CLASSES.get(data.config.source) if data else None
@@ -107,56 +137,14 @@ def _classes(job: Job, jobs: Jobs) -> int | None:
     return classes and classes + bool(background)
 
 
-def _backbone(job: Job, jobs: Jobs) -> Backbone:
-    backbone: Backbone = jobs[job.inputs["pretrain"]].config.backbone
+def backbone_of(job: Job, jobs: Jobs) -> Backbone:
+    """The backbone that a job trains or reads."""
+    backbone: Backbone = (job if job.stage == "pretrain" else jobs[job.inputs["pretrain"]]).config.backbone
     return backbone
 
 
-def _checkpoint_bytes(module: nn.Module, kept: int) -> int:
-    """Bytes of a network and of ``kept`` tensors that the optimiser keeps for each trained parameter."""
-    trained = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
-    return sum(tensor.nbytes for tensor in module.state_dict().values()) + kept * trained
+def feature_count(job: Job, jobs: Jobs) -> int:
+    """Numbers per image of the features that a job extracts or reads."""
+    from mls.models.backbone import LAYERS, feature_dims
 
-
-class _Undrawn(TorchFunctionMode):
-    """Leave out the drawing of initial values, which on the meta device takes most of the time, and changes no size."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
-
-
-@cache
-def _backbone_bytes(backbone: Backbone) -> int:
-    with torch.device("meta"), _Undrawn():
-        return _checkpoint_bytes(build_backbone(backbone), kept=0)
-
-
-def _sizing_params(config: Pretrain) -> str:
-    """The params that decide sizes: runs that differ in data set, schedule or seed share one cached result."""
-    return canonical(identity_params(config, ("method", "backbone", "optimizer", *METHODS[config.method].blocks)))
-
-
-@cache
-def _pretraining_bytes(config_json: str) -> int:
-    """Bytes of a checkpoint: networks, dictionary and the optimiser's state; 0 if nothing is trained."""
-    config = Pretrain.model_validate_json(config_json)
-    if config.method not in TRAINED:
-        return 0
-    # the momentum and, for AdamW, the mean of the squared gradient
-    kept = {"sgd": int(config.optimizer.momentum > 0), "lars": 1, "adamw": 2}[config.optimizer.name]
-    with torch.device("meta"), _Undrawn():
-        return _checkpoint_bytes(build_method(config), kept)
-
-
-@cache
-def _fine_tuning_bytes(stage: str, task_json: str, backbone: Backbone, classes: int) -> int | None:
-    """Bytes of a checkpoint of a fine-tuning: the model, and SGD's momentum of its trained parameters."""
-    task = SCHEMAS[stage].validate_json(task_json)
-    if isinstance(task, Detectron2Detector) and detectron2_problem():
-        return None
-    with torch.device("meta"), _Undrawn():
-        if stage == "transfer":
-            model = made_by(task).build(task, backbone, classes)
-        else:
-            model = Classifier(build_backbone(backbone), classes, task, seed=0).trained
-    return _checkpoint_bytes(model, kept=int(task.momentum > 0))
+    return feature_dims(backbone_of(job, jobs))[LAYERS.index(job.config.layer)] * job.config.pool**2

@@ -1,11 +1,12 @@
-"""The cost of experiments: their jobs, device hours and disk, without running anything.
+"""The cost of experiments: their jobs, device hours, memory and disk, without running anything.
 
-    costs = estimate([plan_file(Path("experiments/micro.yaml"))])   # a `Cost` for each job
-    print_costs(costs)                                              # prints what ``mls plan`` prints
+    costs = estimate([plan_file(Path("experiments/micro.yaml"))], device="3090")    # a `Cost` for each job
+    print_costs(costs)                                                              # prints what ``mls plan`` prints
 
 A job's hours come from the first of these that knows them: the job is done here, and its ``artifact.json`` has its
-time; equal work was measured here; they are published (``throughput.csv``). Otherwise they are unknown, and totals
-are then lower bounds. Hours of different devices are never added.
+time; equal work was measured here; they are published for this device (``throughput.csv``); they follow from seconds of
+a core that were measured elsewhere; they are computed from counted operations. They are unknown only where the number
+of images is, and totals are then lower bounds. Hours of different devices are never added.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from mls.config.identity import STAGES
 from mls.config.methods import TRAINED
 from mls.config.probes import Trained
 from mls.config.transfers import Detectron2Detector, SemanticTransfer, TransferSection
+from mls.cost.computed import computed, memory_of, parts_of, too_large
+from mls.cost.devices import CPU, DEFAULT, read_devices
 from mls.cost.disk import artifact_bytes, download_bytes, peak_bytes
 from mls.cost.rates import Finished, Measured, measure, measured_here, read_finished, recorded, traits
+from mls.cost.seconds import MEASURED, seconds_of
 from mls.cost.workload import Jobs, data_of, work_of
 from mls.pipeline.plan import Job, Plan
 
@@ -53,8 +57,12 @@ class Cost:
     """Device hours that it takes or, if it is done, took."""
     unit: str
     """Unit of the hours: ``CPU-h`` for one core, or ``V100-h``; empty if they are unknown or 0."""
+    basis: str
+    """How the hours are known: ``measured``, ``published``, ``computed`` or ``guess (x 3)``; empty if unknown, or 0."""
     source: str
     """Source of the hours."""
+    memory: int | None
+    """Bytes on each GPU that it uses, at the peak; 0 if it uses none."""
     disk: int | None
     """Bytes of the artifact."""
     peak: int | None
@@ -64,10 +72,15 @@ class Cost:
     notes: tuple[str, ...] = ()
 
 
-def estimate(plans: Sequence[Plan]) -> list[Cost]:
+def estimate(plans: Sequence[Plan], device: str | None = None) -> list[Cost]:
     """Estimate each job of some experiments; a job that several of them need is listed once.
 
     Reads the ``artifact.json`` of finished artifacts and, for data sets without a published size, their index.
+
+    Args:
+        plans: of the experiments.
+        device: name of a device of ``devices.csv``; by default `mls.cost.devices.DEFAULT`, and ``cpu`` for experiments
+            with ``execution.device: cpu``. Work that was measured here counts on any device, unless one is named.
     """
     finished = read_finished()
     jobs = {job_id: one.job for job_id, one in finished.items()}
@@ -77,31 +90,47 @@ def estimate(plans: Sequence[Plan]) -> list[Cost]:
         for job_id in plan.jobs:
             planned[job_id].append(plan)
     measured = measure(finished, jobs)
-    costs = [_cost(jobs[job_id], needed_by, jobs, finished, measured) for job_id, needed_by in planned.items()]
+    costs = [_cost(jobs[job_id], needed_by, jobs, finished, measured, device) for job_id, needed_by in planned.items()]
     return sorted(costs, key=lambda cost: STAGES.index(cost.stage))
 
 
-def _cost(job: Job, plans: list[Plan], jobs: Jobs, finished: Mapping[str, Finished], measured: Measured) -> Cost:
+def _cost(
+    job: Job, plans: list[Plan], jobs: Jobs, finished: Mapping[str, Finished], measured: Measured, name: str | None
+) -> Cost:
     execution, images, made = plans[0].loaded.experiment.execution, work_of(job, jobs), finished.get(job.id)
+    device = read_devices()[name or (CPU if execution.device == CPU else DEFAULT)]
+    work, parts = None if made else computed(job, jobs), parts_of(job, execution)
+    memory = 0 if made else memory_of(job, jobs, work, parts)
     hours: float | None = None
-    unit, source = "", UNKNOWN
+    unit, basis, source = "", "", UNKNOWN
     notes: tuple[str, ...] = ()
+    on = name or execution.device
     if made:
-        hours, unit, source = made.hours, made.unit, "done here"
+        hours, unit, basis, source = made.hours, made.unit, MEASURED, "done here"
     elif images == 0:
         hours, source = 0.0, "nothing is trained"
-    elif images and (rate := measured_here(job, jobs, measured, execution.device) or recorded(job, jobs)):
-        hours, unit, source, notes = rate.hours(images), rate.unit, rate.source, rate.notes
+    elif images and (rate := measured_here(job, jobs, measured, on) or recorded(job, jobs, device)):
+        hours, unit, basis, source, notes = rate.hours(images), rate.unit, rate.basis, rate.source, rate.notes
+    elif seconds := seconds_of(job, jobs):
+        hours, unit, basis, source = seconds.value / 3600, read_devices()[CPU].unit, seconds.basis, seconds.why
+    elif work:
+        hours, unit, basis = work.hours(device), device.unit, "computed"
+        source, notes = f"{work.each / 1e9:,.4g} GFLOP an image", (device.note(),)
+    what = _describe(plans[0], job, jobs)
+    if problem := too_large(job, work, memory, parts, device):
+        notes += (f"{job.stage} {what}: {problem}",)
     return Cost(
         id=job.id,
         stage=job.stage,
-        what=_describe(plans[0], job, jobs),
+        what=what,
         files=len(plans),
         done=made is not None,
         images=images,
         hours=hours,
         unit=unit,
+        basis=basis,
         source=source,
+        memory=memory,
         disk=made.size if made else artifact_bytes(job, jobs),
         peak=0 if made else peak_bytes(job, jobs, execution.keep_checkpoints),
         download=0 if made else download_bytes(job),
@@ -150,10 +179,11 @@ def totals(costs: Iterable[Cost]) -> dict[str, Any]:
         "hours": dict(hours),
         "disk": sum(cost.disk or 0 for cost in left),
         "peak": max((cost.peak or 0 for cost in left), default=0),
+        "memory": max((cost.memory or 0 for cost in left), default=0),
         "download": sum(cost.download or 0 for cost in left),
         **{
             f"unknown_{name}": sum(getattr(cost, name) is None for cost in left)
-            for name in ("hours", "disk", "peak", "download")
+            for name in ("hours", "memory", "disk", "peak", "download")
         },
     }
 
@@ -161,17 +191,20 @@ def totals(costs: Iterable[Cost]) -> dict[str, Any]:
 def print_costs(costs: Sequence[Cost]) -> None:
     """Print a line for each kind of job, the stages' totals, the overall totals, and remarks about the sources."""
     console = Console(width=WIDTH, soft_wrap=True, highlight=False, markup=False)
-    table = _table("stage", "what", "jobs", "done", "hours each", "hours left", "unit", "artifacts", "work", "from")
-    groups: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
+    columns = ("hours each", "hours left", "unit", "memory", "artifacts", "work", "from")
+    table = _table("stage", "what", "jobs", "done", *columns)
+    groups: dict[tuple[str, ...], list[Cost]] = defaultdict(list)
     for cost in costs:
-        groups[cost.stage, cost.what, cost.unit, cost.source].append(cost)
+        source = f"{cost.basis}: {cost.source}" if cost.basis else cost.source
+        groups[cost.stage, cost.what, cost.unit, source].append(cost)
     for (stage, what, unit, source), group in groups.items():
         total, known = totals(group), [cost.hours for cost in group if cost.hours is not None]
         each = hours(sum(known) / len(known)) if known else UNKNOWN
         left = UNKNOWN if total["unknown_hours"] else hours(sum(total["hours"].values()))
         disk = UNKNOWN if any(cost.disk is None for cost in group) else size(sum(cost.disk or 0 for cost in group))
         peak = UNKNOWN if total["unknown_peak"] else size(total["peak"])
-        table.add_row(stage, what, *_counts(total), each, left, unit, disk, peak, source)
+        memory = UNKNOWN if total["unknown_memory"] else size(total["memory"])
+        table.add_row(stage, what, *_counts(total), each, left, unit, memory, disk, peak, source)
     stages = _table("stage", "jobs", "done", "hours left", "of unknown hours", "artifacts left")
     for stage in STAGES:
         if of_stage := [cost for cost in costs if cost.stage == stage]:
@@ -200,6 +233,7 @@ def _summary(total: dict[str, Any]) -> list[str]:
         _at_least(size(total[name]), total[f"unknown_{name}"]) for name in ("disk", "peak", "download")
     )
     lines.append(f"disk: {disk} for artifacts; while the largest job runs, {peak} in work/")
+    lines.append(f"GPU memory: {_at_least(size(total['memory']), total['unknown_memory'])} for the largest job")
     if download != "0":
         lines.append(f"downloads: {download}, which take about as much below $MLS_DATA")
     return lines

@@ -1,7 +1,7 @@
 """Time per image: measured here by finished artifacts, or published by others and recorded in ``throughput.csv``.
 
     measured = measure(read_finished(), jobs)           # reads only artifacts/*/*/artifact.json
-    rate = measured_here(job, jobs, measured, "auto") or recorded(job, jobs)
+    rate = measured_here(job, jobs, measured, "auto") or recorded(job, jobs, read_devices()["V100"])
     rate.hours(work_of(job, jobs)), rate.unit           # 92.0, "V100-h"
 
 Hours are those of one GPU (wall time x ranks), named after the GPU, or of one CPU core (wall time x threads x ranks).
@@ -27,6 +27,7 @@ from mls.config.experiment import Pretrain
 from mls.config.identity import canonical
 from mls.config.probes import Features, ProbeConfig
 from mls.config.transfers import TransferConfig
+from mls.cost.devices import Device
 from mls.cost.workload import Jobs, data_of, work_of
 from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.plan import ARTIFACTS, Job, payload
@@ -66,6 +67,8 @@ class Rate:
     seconds: float
     unit: str
     """Unit of the hours that follow from it: ``V100-h``, or ``CPU-h`` for one core."""
+    basis: str
+    """``measured`` or ``published``."""
     source: str
     notes: tuple[str, ...] = ()
     """Remarks that a reader of the hours needs."""
@@ -169,31 +172,38 @@ def measured_here(job: Job, jobs: Jobs, measured: Measured, device: str) -> Rate
         job: the job to estimate.
         jobs: all planned and finished jobs.
         measured: result of `measure`.
-        device: ``execution.device``; ``auto`` matches both GPUs and CPUs.
+        device: ``auto`` matches GPUs and CPUs, ``cpu`` CPUs, ``cuda`` GPUs, and ``A100-40GB`` cards whose name has
+            these parts.
     """
     by_unit = measured.get(_key(job, jobs), {})
-    fitting = [unit for unit in by_unit if device == "auto" or (unit == CPU) == (device == "cpu")]
+    fitting = [unit for unit in by_unit if _fits(unit, device)]
     if not fitting:
         return None
     unit = max(fitting, key=lambda unit: (unit != CPU, len(by_unit[unit])))
-    return Rate(median(by_unit[unit]), unit, f"measured here ({len(by_unit[unit])})")
+    return Rate(median(by_unit[unit]), unit, "measured", f"here ({len(by_unit[unit])})")
+
+
+def _fits(unit: str, device: str) -> bool:
+    if device in ("auto", "cpu", "cuda"):
+        return device == "auto" or (unit == CPU) == (device == "cpu")
+    return all(part in unit for part in device.split("-"))
 
 
 def _key(job: Job, jobs: Jobs) -> str:
     return canonical([job.stage, traits(job, jobs)])
 
 
-def recorded(job: Job, jobs: Jobs) -> Rate | None:
-    """The rate in the first row of ``throughput.csv`` that matches the traits of the job or of its proxy."""
+def recorded(job: Job, jobs: Jobs, device: Device) -> Rate | None:
+    """The rate in the first row of ``throughput.csv`` for the device and the traits of the job, or of its proxy."""
     found, notes = {"stage": job.stage, **traits(job, jobs)}, []
     if found.get("method") in PROXIES:
         found["method"], why = PROXIES[found["method"]]
         notes.append(why)
     for row in read_recorded():
-        if all(not row[name] or str(found.get(name)) == row[name] for name in GIVEN):
+        if row["device"] == device.name and all(not row[name] or str(found.get(name)) == row[name] for name in GIVEN):
             source = f"{row['by']}, {row['gpus']} {row['device']} ({row['measured']})"
             notes.insert(0, f"{source}: {row['published']}; {row['differs']}; {row['source']}")
-            return Rate(1 / float(row["images_per_s"]), f"{row['device']}-h", source, tuple(notes))
+            return Rate(1 / float(row["images_per_s"]), device.unit, "published", source, tuple(notes))
     return None
 
 

@@ -60,8 +60,8 @@ def images_of(data: Job) -> dict[str, int] | None:
 
 
 def evaluated_images(job: Job, jobs: Jobs) -> int | None:
-    """Images on which a probe is evaluated: those of test or, with ``test: false``, of val."""
-    return _images(job, jobs, "test" if job.config.test else "val")
+    """Images on which a task is evaluated: those of test or, with ``test: false``, of val."""
+    return _images(job, jobs, "test" if getattr(job.config, "test", True) else "val")
 
 
 def work_of(job: Job, jobs: Jobs) -> int | None:

@@ -146,7 +146,7 @@ def test_the_second_heads_hours_are_stated(monkeypatch: pytest.MonkeyPatch) -> N
     hours = {cost.id: cost.hours or 0 for cost in estimate(list(plans.values())) if cost.id in heads}
     each = [round(sum(hours[key] for key in plan.jobs if key in heads)) for plan in plans.values()]
     page = " ".join((ROOT / "docs" / "protocols.md").read_text().split())
-    assert f"adds {len(heads)} trainings, at least {round(sum(hours.values())):,} V100 hours in all" in page
+    assert f"adds {len(heads)} trainings, about {round(sum(hours.values())):,} A100 hours in all" in page
     assert "{} for Table 1, {} for Tables 6 to 8 and Figure 5, {} for the peers".format(*each) in page
 
 
