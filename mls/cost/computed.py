@@ -61,7 +61,7 @@ class Work:
 
 
 def computed(job: Job, jobs: Jobs) -> Work | None:
-    """Count what a job takes of a GPU; None if it needs none, or its number of images is unknown."""
+    """Count what a job takes of a GPU; None if it needs none, or its images or their shape are unknown."""
     config: Any = job.config
     images, data = work_of(job, jobs), data_of(job, jobs)
     if not images or not data or job.stage == "data" or isinstance(config, FrozenProbe):
@@ -75,8 +75,10 @@ def computed(job: Job, jobs: Jobs) -> Work | None:
         step = networks.classifier_step(config, backbone)
     elif isinstance(config, Features):
         step = networks.extraction_step(config, backbone)
-    else:
+    elif isinstance(config, networks.COUNTED):
         step = networks.transfer_step(config, backbone, classes_of(job, jobs) or 80, _side(config, data))
+    else:
+        return None
     evaluated = (evaluated_images(job, jobs) or 0) / 3 if job.stage in ("probe", "transfer") else 0
     return Work(
         each=step.operations,

@@ -1,7 +1,7 @@
 """The parts of a detector whose shapes do not depend on what is in the images: those that take its operations.
 
     parts = Parts(task, Backbone(), classes=80)
-    parts(torch.empty(2, 3, 1024, 1024)).backward()
+    loss = parts(images_BCHW)       # its backward pass is that of a training step
 
 Which boxes are proposed depends on the data, but not how many: heads are trained on ``rois`` boxes of each image, of
 which the mask head sees a quarter, those with an object. That is the most that can be positive, and the usual case once

@@ -23,7 +23,7 @@ from mls.config.experiment import Backbone, Pretrain
 from mls.config.identity import canonical, identity_params
 from mls.config.methods import METHODS
 from mls.config.probes import Features, FinetuneProbe, TrainedProbe
-from mls.config.transfers import SemanticTransfer, TransferConfig
+from mls.config.transfers import Detectron2Detector, SemanticTransfer, TorchvisionDetector, TransferConfig
 from mls.cost.count import Step, count_step, on_meta
 from mls.cost.detectors import Parts
 from mls.cost.rates import SCHEMAS
@@ -31,6 +31,7 @@ from mls.methods.method import Method, Pair, build_method
 from mls.models.backbone import build_backbone, feature_dims
 from mls.probe.classifier import Classifier
 from mls.runtime.device import autocast
+from mls.transfer.interface import made_by
 from mls.transfer.pspnet import dilate
 from mls.transfer.semantic import HEADS
 from mls.transfer.torchvision import FIRST_STRIDE
@@ -68,6 +69,10 @@ SEMANTIC = (
     "precision",
 )
 """Keys that decide what a network takes."""
+
+
+COUNTED = (TorchvisionDetector, Detectron2Detector, SemanticTransfer)
+"""Transfers whose steps are counted; of others, nobody knows the input."""
 
 
 class Sizes(NamedTuple):
@@ -195,7 +200,9 @@ def _classifier_step(tuned: bool, side: int, precision: str, backbone: Backbone)
 
 
 def transfer_sizes(task: TransferConfig, backbone: Backbone, classes: int) -> Sizes:
-    """Return the bytes of a detector or of a network of semantic segmentation."""
+    """Return the bytes of a detector, a segmentation's network or the network of another task."""
+    if not isinstance(task, COUNTED):
+        return sizes_of(on_meta(lambda: made_by(task).build(task, backbone, classes)))
     semantic = isinstance(task, SemanticTransfer)
     return _transfer_sizes(_key(task, *(SEMANTIC if semantic else DETECTOR)), backbone, classes)
 
