@@ -38,6 +38,7 @@ def run(command: list[str], folder: Path, stop: str = "") -> Taken:
     for line in map(bytes.decode, process.stderr):
         said += line
         if stop and stop in line:
+            time.sleep(1)  # what is said before the first step is said before the job listens to signals
             process.terminate()
     _, status, used = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) not in ((0, 75) if stop else (0,)):

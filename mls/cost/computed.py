@@ -140,7 +140,7 @@ def too_large(job: Job, work: Work | None, memory: int | None, parts: int, devic
     if need > 1 and "accumulate" in type(job.config).model_fields:
         remedies.append(f"set accumulate: {need // parts * job.config.accumulate}")
     if work and work.precision == "fp32" and "precision" in type(job.config).model_fields:
-        remedies.append("set precision: bf16, which takes about half")
+        remedies.append("set precision: bf16, which takes less")
     return (
         f"does not fit: it needs about {memory / 1e9:.0f} of {device.name}'s {device.memory / 1e9:.0f} GB, of which "
         f"{ROOM:.0%} can be counted on; " + (", or ".join(remedies) or "only a larger card will do")

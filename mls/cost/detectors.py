@@ -28,6 +28,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from mls.config.experiment import Backbone
 from mls.config.transfers import Detector, Detectron2Detector, TorchvisionDetector
 from mls.models.backbone import LAYERS, build_backbone, feature_dims, feature_maps
+from mls.runtime.device import autocast
 from mls.transfer.torchvision import ASPECT_RATIOS, BOX_POOL, TorchvisionDetection
 
 POSITIVE = 0.25
@@ -53,7 +54,7 @@ class Parts(nn.Module):
         """
         super().__init__()
         self.rois, self.positives = task.rois, max(1, int(POSITIVE * task.rois))
-        self.c4 = False
+        self.c4, self.precision = False, "fp32"  # torchvision's pyramid casts by itself
         self.box: nn.Module
         self.mask: nn.Module | None = None
         if isinstance(task, TorchvisionDetector):
@@ -68,7 +69,7 @@ class Parts(nn.Module):
             self._build_detectron2(task, layout, classes)
 
     def _build_detectron2(self, task: Detectron2Detector, layout: Backbone, classes: int) -> None:
-        self.c4 = task.architecture == "c4"
+        self.c4, self.precision = task.architecture == "c4", task.precision
         body, dims, labels = build_backbone(layout), feature_dims(layout), classes + 1
         stages = [nn.ModuleList([body.conv1, body.bn1]), *(getattr(body, name) for name in LAYERS)]
         for stage in stages[: task.freeze_at]:
@@ -104,7 +105,9 @@ class Parts(nn.Module):
         masked = len(images_BCHW) * self.positives
         outputs = [self.rpn(maps)]
         if self.c4:
-            stage_RChw = self.box(self.maps.layer4(self._regions(maps[0], count, MASK_POOL)))
+            with autocast(images_BCHW.device, self.precision):
+                stage_RChw = self.maps.layer4(self._regions(maps[0], count, MASK_POOL))
+            stage_RChw = self.box(stage_RChw.float())
             outputs.append(self.predictor(stage_RChw.mean((2, 3))))
             mask_input = stage_RChw[:masked]
         else:
@@ -116,12 +119,15 @@ class Parts(nn.Module):
 
     def _maps(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the maps that the RPN sees."""
-        if self.c4:
-            return [feature_maps(self.maps, images_BCHW, last=LAYERS[2])["2"]]
-        if isinstance(self.maps, nn.ModuleList):
-            body, pyramid = self.maps
-            return list(pyramid(feature_maps(body, images_BCHW)).values())
-        return list(self.maps(images_BCHW).values())
+        with autocast(images_BCHW.device, self.precision):
+            if self.c4:
+                maps = [feature_maps(self.maps, images_BCHW, last=LAYERS[2])["2"]]
+            elif isinstance(self.maps, nn.ModuleList):
+                body, pyramid = self.maps
+                maps = list(pyramid(feature_maps(body, images_BCHW)).values())
+            else:
+                maps = list(self.maps(images_BCHW).values())
+        return [map_BChw.float() for map_BChw in maps]
 
     def _regions(self, map_BChw: Tensor, count: int, side: int) -> Tensor:
         """Return what pooling makes of the regions: a tensor whose gradient is computed, but not kept."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
 from mls.config.experiment import Pretrain
@@ -144,7 +144,7 @@ def text(path: Path, pictures: Pictures, recipe: Recipe, gpu: bool) -> str:
         columns = ["linear.mAP" if pictures.multi_label else "linear.top1"]
     columns += {"detection": ["detect.box_AP"], "instance": ["detect.box_AP", "detect.mask_AP"]}.get(detector or "", [])
     detector_epochs = round(min(12.0, STEPS * 4 / pictures.train), 2)
-    loader = PackageLoader("mls.starter", "")
+    loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return template.get_template("experiment.yaml.j2").render(
         name=path.stem,

@@ -205,3 +205,14 @@ def test_every_device_has_its_figures_and_sources() -> None:
             assert 0.05 < device.rate(precision) / peak < 0.6, name
         assert name in device.note() and device.source in device.note()
     assert devices["A100"].rate("bf16") == pytest.approx(2470 * 24.29e9)
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "c4"])
+def test_bf16_takes_less_memory_and_as_many_operations(architecture: str) -> None:
+    task = {"kind": "instance", "backend": "detectron2", "dataset": "coco", "architecture": architecture}
+    whole, half = (
+        transfer_step(Detectron2Detector.model_validate({**task, "precision": precision}), R50, 80, 320)
+        for precision in ("fp32", "bf16")
+    )
+    assert half.operations == pytest.approx(whole.operations, rel=1e-6)
+    assert half.memory < 0.95 * whole.memory, "backbone and FPN; other heads stay float32"

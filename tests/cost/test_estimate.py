@@ -164,7 +164,7 @@ def test_heads_of_segmentation_have_their_own_hours(in_tmp: Path) -> None:
         plan_of(small(transfer={"segment": {**task, **changes}})) for changes in ({"iterations": 30}, {"head": "psa"})
     )
     found = cost_of(estimate([longer]), job_of(longer, "transfer", "segment/mls"))
-    assert found.source == "measured here (1)" and found.what.startswith("semantic, resnet18")
+    assert (found.basis, found.source) == ("measured", "here (1)") and found.what.startswith("semantic, resnet18")
     found = cost_of(estimate([other]), job_of(other, "transfer", "segment/mls"))
     assert found.basis == "computed" and found.what.startswith("semantic psa, resnet18")
 

@@ -63,7 +63,7 @@ def test_a_job_that_does_not_fit_says_what_to_change(plans: list[Plan], in_tmp: 
     fpn = on_3090["instance fpn (detectron2), resnet50, coco, 90,000 steps"]
     assert "of 3090's 24 GB" in fpn
     tuned = on_3090["finetune, resnet50, coco, 30 epochs"]
-    assert tuned.endswith("set precision: bf16, which takes about half")
+    assert tuned.endswith("set precision: bf16, which takes less")
     assert not on_h200
 
 
