@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,20 @@ def label_or_file(target: str) -> str:
     return str(given(target)) if target.endswith(".parquet") else target
 
 
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
 def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     """The whole command line.
 
@@ -116,7 +131,7 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     text = "the paper's recipe, or a small one (default: the paper's where there is a GPU and 2,048 images)"
     command.add_argument("--like", choices=("paper", "small"), help=text)
     text = "budget of both trainings on this machine, from a short measurement (default: 2)"
-    command.add_argument("--hours", type=float, default=2.0, metavar="H", help=text)
+    command.add_argument("--hours", type=positive, default=2.0, metavar="H", help=text)
     add("validate", experiment=False).add_argument("files", nargs="*", type=given, help="experiment files")
     command = add("plan", experiment=False)
     command.add_argument("files", nargs="*", type=given, default=[Path("params.yaml")], help="default: params.yaml")
@@ -147,13 +162,13 @@ def parser(docs: Mapping[str, str]) -> argparse.ArgumentParser:
     command.add_argument("pictures", type=given, help="a folder: every image below it")
     command.add_argument("-o", "--out", type=given, default=FEATURES, help=f"default: {FEATURES}")
     text = "side of the centre square that the backbone sees, pixels (default: 224)"
-    command.add_argument("--size", type=int, default=224, metavar="PIXELS", help=text)
+    command.add_argument("--size", type=count, default=224, metavar="PIXELS", help=text)
     command = add("similar")
     command.add_argument("picture", type=given, help="any picture")
     command.add_argument(
         "features", type=given, nargs="?", default=FEATURES, help=f"of `mls embed` (default: {FEATURES})"
     )
-    command.add_argument("-n", "--count", type=int, default=24, metavar="N", help="pictures to show (default: 24)")
+    command.add_argument("-n", "--count", type=count, default=24, metavar="N", help="pictures to show (default: 24)")
     command.add_argument("-o", "--out", type=given, default=SIMILAR, help=f"default: {SIMILAR}")
     command = add("gc", experiment=False)
     command.add_argument("--delete", action="store_true", help="remove them")

@@ -170,3 +170,12 @@ def test_images_that_can_not_be_opened_are_left_to_the_data_stage(in_tmp: Path) 
         file.write_bytes(np.zeros(9, np.uint8).tobytes())
     with pytest.raises(MlsError, match="none of 40 images can be opened"):
         look("birds", entry_of("folder", root))
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "two"])
+def test_hours_are_a_number_above_zero(
+    in_tmp: Path, run_mls: Run, capsys: pytest.CaptureFixture[str], hours: str
+) -> None:
+    (in_tmp / "params.yaml").touch()
+    assert run_mls("init", "birds", "--folder", "birds", f"--hours={hours}") == 2
+    assert "argument --hours" in capsys.readouterr().err
