@@ -24,6 +24,13 @@ from mls.runtime.locks import locked
 from mls.runtime.progress import Bar
 from tests.conftest import plan_of, small
 
+LISTENING = """
+import os, signal, sys
+# a shell's background jobs, such as this pytest, may ignore it, and then their children do
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "mls", "watch"])
+"""
+
 
 def shown(plan: Plan) -> str:
     console = Console(width=140, color_system=None)
@@ -99,7 +106,7 @@ def test_it_leaves_at_a_key_and_puts_the_terminal_back(in_tmp: Path, how: str) -
     terminal, child = pty.openpty()
     before = termios.tcgetattr(child)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mls", "watch"], stdin=child, stdout=child, stderr=child, start_new_session=True
+        [sys.executable, "-c", LISTENING], stdin=child, stdout=child, stderr=child, start_new_session=True
     )
     said = b""
     while b"nothing runs" not in said:
@@ -110,7 +117,9 @@ def test_it_leaves_at_a_key_and_puts_the_terminal_back(in_tmp: Path, how: str) -
         os.write(terminal, b"q")
     else:
         process.send_signal(signal.SIGINT)
+    until = time.monotonic() + 60
     while process.poll() is None:  # its last bytes must be read, or it waits to write them
+        assert time.monotonic() < until, said
         if select.select([terminal], [], [], 0.1)[0]:
             said += os.read(terminal, 4096)
     assert process.returncode == 0, said
