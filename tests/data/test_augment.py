@@ -150,7 +150,7 @@ def test_draws_depend_on_seed_epoch_row_and_view_only() -> None:
 
 def test_a_new_column_does_not_change_earlier_ones() -> None:
     before = np.stack([np.random.default_rng((3, 2, row, 1)).random(35) for row in range(20)])
-    assert augment.SOLARIZE == 35 == DRAWS - 1
+    assert [augment.SOLARIZE, augment.AUTO, augment.POLICY] == [35, 36, 37] == [*range(35, DRAWS)]
     assert np.array_equal(draw(3, 2, np.arange(20), 1)[:, :35], before)
 
 
