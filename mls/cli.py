@@ -214,7 +214,7 @@ def export(args: argparse.Namespace) -> None:
     _check_out(args, plan, jobs)
     for job in jobs:
         artifact = open_artifact(job.path)
-        if args.format == "timm" and args.out and not args.out.suffix:
+        if args.format == "timm" and args.out and args.out.suffix not in FORMATS["timm"]:
             export_folder(plan, job, artifact, args.out, print)
             continue
         config = Backbone.model_validate(artifact.read_json("params.json")["resolved"]["backbone"])

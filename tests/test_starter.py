@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mls.pipeline.plan import plan_file, read_lock
 from mls.runtime.errors import MlsError
 from mls.starter import write
 from mls.starter.look import SAMPLE, entry_of, look
-from mls.starter.measure import seconds_per_image
+from mls.starter.measure import _load, seconds_per_image
 from mls.starter.write import start
 from tests.data.support import make_coco, make_voc_tree
 from tests.data.test_unlabelled import draw
@@ -86,10 +87,11 @@ def test_what_is_there_is_not_overwritten(in_tmp: Path) -> None:
     before, lock = path.read_bytes(), Path("data.lock").read_bytes()
     with pytest.raises(MlsError, match=r"birds\.yaml is there already"):
         start("birds", "folder", root, None, 2.0, second)
+    assert path.read_bytes() == before
     path.unlink()
     with pytest.raises(MlsError, match=r"data\.lock, entry 'birds' is there already"):
         start("birds", "folder", root, None, 2.0, second)
-    assert Path("data.lock").read_bytes() == lock and before
+    assert Path("data.lock").read_bytes() == lock
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,44 @@ def test_what_can_not_work_is_said_and_nothing_is_written(in_tmp: Path, changes:
     assert not Path("experiments").exists() and not Path("data.lock").exists()
 
 
+@pytest.mark.parametrize(
+    ("like", "images", "batch", "queue", "topk"),
+    [
+        ("small", 32, 8, 8, 2),
+        ("small", 900, 64, 64, 2),
+        ("small", 2_077, 128, 256, 6),
+        ("small", 118_000, 128, 4096, 20),
+        ("paper", 2_048, 256, 256, 6),
+        ("paper", 10_000, 256, 1024, 20),
+        ("paper", 118_000, 256, 4096, 20),
+    ],
+)
+def test_batch_and_dictionary_follow_the_number_of_images(
+    in_tmp: Path, like: str, images: int, batch: int, queue: int, topk: int
+) -> None:
+    found = replace(look("birds", entry_of("folder", pictures(in_tmp / "birds", 40))), counts={"train": images})
+    recipe = write.choose(found, like)
+    assert (recipe.batch, recipe.queue, recipe.topk) == (batch, queue, topk)
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "null", "on", "a.b"])
+def test_names_that_yaml_reads_otherwise_are_quoted(in_tmp: Path, name: str) -> None:
+    root = pictures(in_tmp / "birds \U0001f426")
+    loaded = load(start(name, "folder", root, None, 1.0, second))
+    assert loaded.experiment.experiment == name and loaded.runs["mls"].dataset == name
+    assert getattr(loaded.experiment.datasets[name], "root", None) == str(root)
+
+
+def test_a_file_that_can_not_be_pinned_is_not_kept(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MlsError("the disk is full")
+
+    monkeypatch.setattr(write, "pin", full)
+    with pytest.raises(MlsError, match="full"):
+        start("birds", "folder", pictures(in_tmp / "birds"), None, 1.0, second)
+    assert not list(Path("experiments").iterdir()) and not Path("data.lock").exists()
+
+
 def test_large_pictures_are_stored_smaller(in_tmp: Path) -> None:
     (in_tmp / "big").mkdir()
     for n in range(40):
@@ -144,6 +184,18 @@ def test_a_measurement_takes_real_steps(in_tmp: Path) -> None:
     wide = config.model_copy(update={"augment": config.augment.model_copy(update={"crop": 96})})
     seconds = [seconds_per_image(one, found.samples, 1) for one in (config, wide)]
     assert 0 < seconds[0] < seconds[1], "36 times the pixels"
+
+
+def test_a_damaged_picture_does_not_stop_the_measurement(in_tmp: Path) -> None:
+    """torchvision's decoder would end the process at such a PNG."""
+    for n in range(4):
+        draw(in_tmp / "birds" / f"{n}.png", n)
+    damaged = bytearray((in_tmp / "birds" / "0.png").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (in_tmp / "birds" / "0.png").write_bytes(damaged)
+    config = Pretrain.model_validate({"dataset": "birds", "augment": {"crop": 16}})
+    assert _load(config, sorted((in_tmp / "birds").iterdir())) > 0
+    assert _load(config, [in_tmp / "birds" / "0.png"]) == 0
 
 
 def test_the_written_experiment_runs_to_its_table(

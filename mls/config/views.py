@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from mls.config.section import Section
 from mls.config.values import NonNegative, PositiveRange, Share, ShareRange, Shares, Side, at_most
@@ -35,11 +35,10 @@ class LocalCrops(Section):
     """Smallest share of a local crop's area that must lie within the second view's crop; drawn again like
     ``augment.overlap`` [0.1 in the ancestor's code: its ``constrained-cropping``]."""
 
-    @model_validator(mode="after")
-    def _read(self) -> Self:
-        if not self.count and (others := sorted(self.model_fields_set - {"count"})):
-            raise ValueError(f"{', '.join(others)} without effect, since count is 0: set count, or leave out the rest")
-        return self
+
+def used(local: LocalCrops) -> LocalCrops:
+    """Forget the other keys where there are no local crops, so that they change no id."""
+    return local if local.count else LocalCrops()
 
 
 class Augment(Section):
@@ -75,5 +74,5 @@ class Augment(Section):
     auto_augment_p: Shares = 0.0
     """Probability that a view gets AutoAugment's ImageNet policy (arXiv 1805.09501; torchvision's) in place of all
     colour changes and the blur; local crops count as the first view [0.5 and 0.0 in the ancestor's code]."""
-    local_crops: LocalCrops = LocalCrops()
+    local_crops: Annotated[LocalCrops, AfterValidator(used)] = LocalCrops()
     """Methods ``moco`` and ``mls``."""

@@ -11,6 +11,7 @@ of CUDA and its libraries: an estimate, to about 30 %. Data, SVMs and tables nee
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,16 +130,26 @@ def parts_of(job: Job, execution: Execution) -> int:
     return ranks * int(getattr(job.config, "accumulate", 1))
 
 
+def _shares(job: Job, parts: int) -> Iterator[int]:
+    """Yield into how many more parts the batch of a job can be divided, as its section and validation allow."""
+    batch = int(getattr(job.config, "batch_size", 1))
+    least = 2 if isinstance(job.config, Pretrain | SemanticTransfer) else 1  # images that batch norm needs
+    splits = job.config.moco.bn_splits if isinstance(job.config, Pretrain) else 1
+    for n in range(2 * parts, batch // least + 1, parts):
+        if batch % n == 0 and (splits == 1 or splits % n == 0):
+            yield n
+
+
 def too_large(job: Job, work: Work | None, memory: int | None, parts: int, device: Device) -> str | None:
     """Say that a job does not fit on a card, and what to change; None if it does."""
     if device.memory is None or not memory or memory <= ROOM * device.memory:
         return None
-    need = next((n for n in (2**power for power in range(13)) if work and work.memory(n) <= ROOM * device.memory), 0)
-    remedies = []
-    if need > 1 and trains_together(job):
-        remedies.append(f"set execution.gpus: {need}")
-    if need > 1 and "accumulate" in type(job.config).model_fields:
-        remedies.append(f"set accumulate: {need // parts * job.config.accumulate}")
+    need = next((n for n in _shares(job, parts) if work and work.memory(n) <= ROOM * device.memory), 0)
+    accumulate, remedies = int(getattr(job.config, "accumulate", 1)), []
+    if need and trains_together(job):
+        remedies.append(f"set execution.gpus: {need // accumulate}")
+    if need and "accumulate" in type(job.config).model_fields:
+        remedies.append(f"set accumulate: {need // parts * accumulate}")
     if work and work.precision == "fp32" and "precision" in type(job.config).model_fields:
         remedies.append("set precision: bf16, which takes less")
     return (

@@ -27,7 +27,7 @@ from mls.config.experiment import Pretrain
 from mls.config.identity import canonical
 from mls.config.probes import Features, ProbeConfig
 from mls.config.transfers import TransferConfig
-from mls.cost.devices import Device
+from mls.cost.devices import Device, read_devices
 from mls.cost.workload import Jobs, data_of, work_of
 from mls.pipeline.artifact import MANIFEST
 from mls.pipeline.plan import ARTIFACTS, Job, payload
@@ -42,7 +42,7 @@ SCHEMAS: dict[str, TypeAdapter[Any]] = {
 }
 DECIDE = (
     *("method", "kind", "backend", "architecture", "batch_size", "precision", "compile", "resident", "channels_last"),
-    *("augment.crop", "augment.resize", "augment.interpolation"),
+    *("augment.crop", "augment.resize", "augment.interpolation", "augment.local_crops", "augment.auto_augment_p"),
     *("moco.queue_size", "moco.projection_dim", "moco.bn_splits", "optimizer.name"),
     *("byol.hidden_dim", "slotcon.hidden_dim", "slotcon.prototypes"),
     *("image_size", "resize", "layer", "strengths", "costs", "folds", "low_shot", "samples", "ks", "batchnorm"),
@@ -186,7 +186,8 @@ def measured_here(job: Job, jobs: Jobs, measured: Measured, device: str) -> Rate
 def _fits(unit: str, device: str) -> bool:
     if device in ("auto", "cpu", "cuda"):
         return device == "auto" or (unit == CPU) == (device == "cpu")
-    return all(part in unit for part in device.split("-"))
+    cards = [name for name in read_devices() if all(part in unit for part in name.split("-"))]
+    return device == max(cards, key=len, default="")  # an A100-40GB is no A100 of 80 GB
 
 
 def _key(job: Job, jobs: Jobs) -> str:
@@ -195,6 +196,8 @@ def _key(job: Job, jobs: Jobs) -> str:
 
 def recorded(job: Job, jobs: Jobs, device: Device) -> Rate | None:
     """The rate in the first row of ``throughput.csv`` for the device and the traits of the job, or of its proxy."""
+    if isinstance(job.config, Pretrain) and job.config.augment.local_crops.count:
+        return None  # others' figures are of two views
     found, notes = {"stage": job.stage, **traits(job, jobs)}, []
     if found.get("method") in PROXIES:
         found["method"], why = PROXIES[found["method"]]

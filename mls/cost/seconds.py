@@ -26,8 +26,10 @@ READ = 4.8e-3
 """Of checking, decoding and writing one of COCO's images (scale.csv)."""
 SCENE, SCENE_PIXEL = 2.2e-3, 3.5e-7
 """Of generating a scene, and each of its pixels (32 to 128 px)."""
-LINEAR = 800 / (113_556 * 2048 * 80 * 5)
-"""Of each train image, feature, class and strength of the linear probe (probe_scale.csv, extrapolated to its end)."""
+LINEAR = 1729 / (113_556 * 2048 * 80 * 5)
+"""Of each train image, feature, class and strength of the linear probe (probe_scale.csv)."""
+AT_SIZE = 2048
+"""Features of the measured probes; with others, seconds are scaled."""
 RANKED = 294 / (5_000 * 113_556 * 2048)
 """Of each query, gallery image and feature of a retrieval (probe_scale.csv)."""
 SVM = 6.0 / (14_000 * 2048)
@@ -92,9 +94,10 @@ def _fitting(job: Job, jobs: Jobs, data: Job) -> Seconds | None:
         counts["train"],
         evaluated_images(job, jobs) or 0,
     )
-    at_size = data.config.source == "coco" and train > 100_000
+    at_size = data.config.source == "coco" and train > 100_000 and width == AT_SIZE
     if isinstance(config, LinearProbe):
         value = LINEAR * train * width * classes * len(config.strengths)
+        at_size = at_size and len(config.strengths) == 5
     elif isinstance(config, KnnProbe | RetrievalProbe):
         queries = tested + (counts.get("val", 0) if isinstance(config, KnnProbe) else 0)
         value, at_size = RANKED * queries * train * width, at_size and isinstance(config, RetrievalProbe)

@@ -78,6 +78,11 @@ class Job:
         return self.work / "failed.json"
 
     @property
+    def log(self) -> Path:
+        """What its last try printed on stderr, if the workflow ran it."""
+        return Path("logs") / self.path.parent.name / f"{self.id}.log"
+
+    @property
     def stored(self) -> Path:
         """The artifact's folder in the store."""
         return store() / self.path.parent.name / self.id

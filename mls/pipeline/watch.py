@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mls.pipeline.artifact_store import lock_of, state_lock_of
 from mls.pipeline.plan import Job, Plan
 from mls.pipeline.status import STYLES, failures, job_state
 
@@ -84,35 +85,37 @@ def screen(plan: Plan) -> Group:
 
 
 def _cells(plan: Plan, job: Job) -> Iterator[Text | ProgressBar]:
-    last = last_progress(log_of(job))
+    last = last_progress(job.log, since(job))
     yield Text(plan.name(job))
     yield ProgressBar(last.total, last.done, width=20) if last else Text()
     yield Text(f"{last.done:,}/{last.total:,}" if last else "")
     quiet = last is not None and last.quiet_s > QUIET_S
-    yield Text(last.note if last else "no progress in its log yet").append(
+    yield Text(last.note if last else "no progress in its log yet, or started by hand").append(
         f"  quiet for {clock(last.quiet_s)}" if last and quiet else "", style="yellow"
     )
     yield Text(clock(last.left_s) if last else "")
 
 
-def log_of(job: Job) -> Path:
-    """The file that Snakemake's rules write a job's messages to."""
-    return Path("logs") / job.path.parent.name / f"{job.id}.log"
+def since(job: Job) -> float:
+    """When a running job took its locks: a log that ended before is another try's."""
+    locks = [lock for lock in (lock_of(job.id), state_lock_of(job.id)) if lock.exists()]
+    return max((lock.stat().st_mtime for lock in locks), default=0.0)
 
 
-def last_progress(log: Path) -> Last | None:
-    """Read the last line of progress near the end of a log; None if there is none."""
+def last_progress(log: Path, since: float = 0.0) -> Last | None:
+    """Read the last line of progress near the end of a log; None if there is none, or the log ended earlier."""
     try:
         with log.open("rb") as opened:
             opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL))
             text = opened.read().decode(errors="replace")
-            quiet_s = time.time() - os.fstat(opened.fileno()).st_mtime
+            written = os.fstat(opened.fileno()).st_mtime
     except OSError:
         return None
     found = next(filter(None, map(LINE.match, reversed(text.splitlines()))), None)
-    if found is None:
+    if found is None or written < since:
         return None
-    return Last(int(found["done"]), int(found["total"]), found["note"], int(found["left"].replace(",", "")), quiet_s)
+    left_s, quiet_s = int(found["left"].replace(",", "")), time.time() - written
+    return Last(int(found["done"]), int(found["total"]), found["note"], left_s, quiet_s)
 
 
 def clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ def similar(picture: Path, known: Embedded, count: int, out: Path, execution: Ex
     Raises:
         MlsError: the backbone is not here, or the picture does not decode.
     """
+    if not picture.is_file():
+        raise MlsError(f"{picture} is not a file")
     places = [ARTIFACTS / "pretrain" / known.pretrain, store() / "pretrain" / known.pretrain]
     made = next((place for place in places if state(place) == "done"), None)
     if made is None:
@@ -50,10 +53,8 @@ def similar(picture: Path, known: Embedded, count: int, out: Path, execution: Ex
         raise MlsError(f"{picture} does not decode")
     cosine_N = unit(known.features_ND) @ unit(query_1D)[0]
     order_N = np.argsort(-cosine_N, kind="stable")
-    paths = [known.root / known.files[n] for n in order_N]
-    nearest = [
-        (known.files[n], float(cosine_N[n])) for n, path in zip(order_N, paths, strict=True) if not same(path, picture)
-    ][:count]
+    others = (n for n in order_N if not same(known.root / known.files[n], picture))
+    nearest = [(known.files[n], float(cosine_N[n])) for n in islice(others, count)]
     shown = [
         {"name": name, "cosine": f"{cosine:.3f}", "image": thumbnail(known.root / name)} for name, cosine in nearest
     ]
@@ -78,7 +79,7 @@ def thumbnail(path: Path) -> str:
         with Image.open(path) as image:
             small = ImageOps.exif_transpose(image).convert("RGB")
             small.thumbnail((SIDE, SIDE))
-    except OSError:
+    except Exception:  # PIL's readers raise many kinds
         return ""
     file = io.BytesIO()
     small.save(file, "JPEG", quality=80)

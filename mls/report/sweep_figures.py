@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from mls.config.paper import SOURCE
 from mls.report.style import PALETTE, error_bars, legend_below, panels
-from mls.report.tables import Filled, FilledTable
+from mls.report.tables import Filled, FilledTable, logged
 
 PANEL_WIDTH = 3.4
 """Inches."""
@@ -76,7 +76,7 @@ def draw_paper_points(axes: Axes, points: Mapping[float, float]) -> Any:
 def finish_panel(axes: Axes, column: str, key: str, values: Iterable[float]) -> None:
     """Name the axes; if the values are far apart, make the x axis logarithmic with a tick at each value."""
     xs = sorted(values)
-    axes.set(ylabel=f"{column}, %", xlabel=key)
+    axes.set(ylabel=column if logged(column) else f"{column}, %", xlabel=key)
     axes.margins(x=0.08)
     if min(xs) > 0 and max(xs) / min(xs) >= OCTAVES:
         axes.set_xscale("log", base=2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mls.config.datasets import DATASETS, LocalDataset, VocDataset
 from mls.data import folder, sources
@@ -131,5 +131,5 @@ def _sizes(entries: list[Entry], paths: list[Path]) -> Iterator[tuple[int, int]]
         try:
             with Image.open(path) as image:
                 yield image.size
-        except (OSError, UnidentifiedImageError):
+        except Exception:  # PIL's readers raise many kinds
             continue  # the data stage names it, and decides

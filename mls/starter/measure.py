@@ -9,7 +9,7 @@ import torch
 
 from mls.config.experiment import Pretrain
 from mls.data.augment import crop, crop_boxes, draw
-from mls.data.decode import decode
+from mls.data.decode import decode, prove
 from mls.methods.method import Pair, build_method
 from mls.runtime.device import autocast, set_up
 from mls.runtime.errors import MlsError
@@ -43,18 +43,21 @@ def seconds_per_image(config: Pretrain, images: list[Path], threads: int) -> flo
         method.finish_step(torch.ones((), dtype=torch.bool, device=device))
         loss.item()  # waits for the device
         taken.append(time.perf_counter() - begun)
-    return min(taken[1:]) / size + _load(config, images) * (1 if device.type == "cpu" else 0)
+    step = min(taken[1:]) / size
+    return step + _load(config, images) if device.type == "cpu" else step  # beside a GPU, other processes load
 
 
 def _load(config: Pretrain, images: list[Path]) -> float:
     """Seconds to cut two crops of an image, and to decode it unless it stays in memory."""
     taken: list[float] = []
     for path in images[:: max(1, len(images) // DECODED)][:DECODED]:
-        begun = time.perf_counter()
         try:
-            image_CHW = decode(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8), path.name)
+            data = path.read_bytes()
+            prove(data, path.name)  # some damaged files would abort the process
         except (MlsError, OSError):
             continue
+        begun = time.perf_counter()
+        image_CHW = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), path.name)
         decoded = time.perf_counter()
         size_12 = torch.tensor([[image_CHW.shape[2], image_CHW.shape[1]]]).numpy()
         for view in (0, 1):

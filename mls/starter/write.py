@@ -58,7 +58,7 @@ class Recipe:
     resident: bool
     epochs: int = 1
     hours: float = 0.0
-    """That the trainings take, as measured."""
+    """That the trainings take, extrapolated from a few steps."""
 
 
 def start(
@@ -103,9 +103,13 @@ def start(
         raise MlsError(f"one epoch of both trainings takes {need:.1f} hours here; give more --hours, or --like small")
     draft, loaded = checked(replace(recipe, epochs=epochs, hours=epochs * seconds / at_once / 3600))
     make_plan(loaded, {**read_lock(DATA_LOCK), name: {"sha256": "0" * 64}})  # whatever its digest will be
-    pin(name, pictures.config, DATA_LOCK)
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, draft)
+    try:
+        pin(name, pictures.config, DATA_LOCK)
+    except BaseException:
+        path.unlink()
+        raise
     return path
 
 
@@ -147,15 +151,16 @@ def text(path: Path, pictures: Pictures, recipe: Recipe, gpu: bool) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return template.get_template("experiment.yaml.j2").render(
-        name=path.stem,
+        name=path.stem if parse_yaml(f"a: {path.stem}", "")["a"] == path.stem else json.dumps(path.stem),
         path=path,
         pictures=pictures,
         recipe=recipe,
         gpu=gpu,
-        entry=json.dumps(entry),  # JSON is YAML too
+        entry=json.dumps(entry, ensure_ascii=False),  # JSON is YAML too
         counts=", ".join(f"{count:,} {split}" for split, count in sorted(pictures.counts.items())),
         labels=f"{pictures.classes} classes" if pictures.labelled else "no labels",
-        budget=f"both trainings: about {recipe.hours:.1f} hours, as measured here",
+        budget=f"both trainings: about {recipe.hours:.1f} hours, extrapolated from a few steps here",
+        share=f"1/{round(pictures.train / recipe.queue)}",
         blur=round(recipe.crop / 112, 1),
         lr=f"{0.03 * recipe.batch / 128:.2g}",
         columns=columns,

@@ -92,14 +92,14 @@ def timm_config(config: Backbone, artifact: Artifact) -> dict[str, Any]:
 
 def card(plan: Plan, job: Job, artifact: Artifact, name: str) -> str:
     """The model card: data, params, ids, scores with their intervals, licence and citation."""
-    params, made = artifact.read_json("params.json"), artifact.manifest["made"]
+    params, code = artifact.read_json("params.json"), artifact.manifest["made"]["code"]["revision"] or "unknown"
     label = plan.labels[job.id][0]
     scores = [["task", "metric", "value", "95 % interval over test images"], *_scores(plan, job)]
     parts = [
         "---\nlibrary_name: timm\ntags: [image-feature-extraction, self-supervised]\n---",
         f"# {name}",
         f"The backbone `{label}` of the experiment `{plan.loaded.experiment.experiment}` (pretrain artifact "
-        f"`{job.id}`, code {str(made['code']['revision'])[:10]}), a reproduction of MLS (ICCV 2023) and its peers.",
+        f"`{job.id}`, code {code[:10]}), a reproduction of MLS (ICCV 2023) and its peers.",
         f'```python\nmodel = timm.create_model("local-dir:{name}", pretrained=True, num_classes=0)\n```',
         "## Data\n\n" + "\n".join(_data(plan, job)),
         "## Params\n\n```json\n" + json.dumps(params["resolved"], indent=1, sort_keys=True) + "\n```",

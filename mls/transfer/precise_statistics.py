@@ -24,7 +24,7 @@ def precise_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Args:
         model: in training mode; takes a batch.
-        batches: this rank's shares of them.
+        batches: this rank's shares of them. A norm that sees no cell in any of them keeps its statistics.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     cells: dict[nn.Module, int] = {}
@@ -38,6 +38,7 @@ def precise_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
         norm.momentum = 1.0  # running statistics are then those of the batch
     running = [(cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)) for norm in norms]
     precise = [(torch.zeros_like(mean_C), torch.zeros_like(var_C)) for mean_C, var_C in running]
+    before = [(mean_C.clone(), var_C.clone()) for mean_C, var_C in running]
     totals = [0.0] * len(norms)
     for batch in batches:
         cells.clear()
@@ -50,9 +51,11 @@ def precise_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
             (mean_C, var_C), (precise_C, square_C) = running[index], precise[index]
             precise_C += (mean_C - precise_C) * (number / totals[index])
             square_C += (mean_C.square() + var_C * ((number - 1) / number) - square_C) * (number / totals[index])
-    for (mean_C, var_C), (precise_C, square_C) in zip(running, precise, strict=True):
-        mean_C.copy_(precise_C)
-        var_C.copy_(square_C - precise_C.square())
+    for index, (mean_C, var_C) in enumerate(running):
+        precise_C, square_C = precise[index]
+        found = (precise_C, square_C - precise_C.square()) if totals[index] else before[index]
+        mean_C.copy_(found[0])
+        var_C.copy_(found[1])
     for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
         norm.momentum = momentum
         hook.remove()

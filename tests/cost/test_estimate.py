@@ -149,7 +149,8 @@ def test_jobs_with_other_traits_are_not_estimated_from_what_was_measured(in_tmp:
     assert found.hours == pytest.approx(10 * 60 * 2 / 3600) and found.unit == CPU
     size = {"scenes": {**SMALL["datasets"]["scenes"], "size": 48}}
     gpu = {**SMALL["execution"], "device": "cuda"}
-    for changes in ({"batch_size": 12}, {"precision": "bf16"}, {"augment": {"crop": 24}}):
+    crops = {**SMALL["pretrain"]["augment"], "local_crops": {"count": 2, "size": 16}}
+    for changes in ({"batch_size": 12}, {"precision": "bf16"}, {"augment": {"crop": 24}}, {"augment": crops}):
         other = plan_of(small(pretrain={**SMALL["pretrain"], **changes}))
         assert cost_of(estimate([other]), job_of(other, "pretrain", "mls")).basis == "computed"
     for other in (plan_of(small(datasets=size)), plan_of(small(seeds=[1], execution=gpu))):
@@ -250,6 +251,13 @@ def test_a_published_figure_only_holds_for_its_own_protocol(in_tmp: Path) -> Non
     other = plan_of(small(**{**COCO, "transfer": {"detect": changed}}))
     assert recorded(job_of(other, "transfer", "detect/mls"), other.jobs, read_devices()["V100"]) is None
     assert recorded(detector, plan.jobs, read_devices()["A100"]) is None
+    pretrain = {**COCO["pretrain"], "method": "moco"}
+    with_crops = {**pretrain, "augment": {"local_crops": {"count": 4}}}
+    both, local = (
+        recorded(job_of(one, "pretrain", "moco"), one.jobs, read_devices()["V100"])
+        for one in (plan_of(small(**{**COCO, "pretrain": p, "runs": {"moco": {}}})) for p in (pretrain, with_crops))
+    )
+    assert both and local is None
 
 
 def test_mls_plan_runs_nothing(

@@ -11,6 +11,7 @@ from mls.config.experiment import Execution
 from mls.cost.computed import parts_of
 from mls.cost.devices import read_devices
 from mls.cost.estimate import Cost, estimate, totals
+from mls.cost.rates import _fits
 from mls.cost.seconds import GUESS, SVM, seconds_of
 from mls.pipeline.plan import Plan, experiment_files, plan_file
 from tests.conftest import plan_of, small
@@ -67,6 +68,27 @@ def test_a_job_that_does_not_fit_says_what_to_change(plans: list[Plan], in_tmp: 
     assert not on_h200
 
 
+@pytest.mark.parametrize(("batch", "gpus", "accumulate"), [(6, 3, 3), (8, 4, 4)])
+def test_advice_is_what_validation_accepts(in_tmp: Path, batch: int, gpus: int, accumulate: int) -> None:
+    """Parts divide the batch, and batch norm needs two images in each."""
+    files = {"datasets": {"city": {"source": "cityscapes"}}, "pretrain": {"dataset": "city"}, "probe": {}}
+    task = {"kind": "semantic", "dataset": "city", "batch_size": batch, "crop": [896, 1792]}
+    tables = {"main": {"columns": ["segment.mIoU"]}}
+    lock = {"city": {"sha256": "0" * 64}}
+    plan = plan_of(small(**files, runs={"mls": {}}, transfer={"segment": task}, tables=tables), lock)
+    (said,) = [text for what, text in unfit(estimate([plan], "3090")).items() if what.startswith("semantic")]
+    assert f"set execution.gpus: {gpus}, or set accumulate: {accumulate}," in said
+    plan_of(
+        small(**files, runs={"mls": {}}, transfer={"segment": {**task, "accumulate": accumulate}}, tables=tables), lock
+    )
+
+
+def test_a_card_is_not_taken_for_a_larger_one() -> None:
+    unit = "NVIDIA A100-SXM4-40GB-h"
+    assert _fits(unit, "A100-40GB") and not _fits(unit, "A100")
+    assert _fits("NVIDIA A100-SXM4-80GB-h", "A100") and not _fits("NVIDIA H100-h", "H200")
+
+
 def test_a_batch_is_divided_by_the_ranks_of_a_pretraining(plans: list[Plan], in_tmp: Path) -> None:
     files: dict[str, Any] = {
         "datasets": {"coco": {"source": "coco"}},
@@ -105,7 +127,7 @@ def test_seconds_are_those_that_were_measured(in_tmp: Path) -> None:
     linear, ranked, svm = (found[name] for name in probe)
     assert linear and ranked and svm
     assert (linear.basis, ranked.basis, svm.basis) == ("measured", "measured", GUESS)
-    assert linear.value == pytest.approx(800) and ranked.value == pytest.approx(294)
+    assert linear.value == pytest.approx(1729) and ranked.value == pytest.approx(294)
     fits = 2 * 2 + 1  # two costs, of each three fits on two thirds; then one on all
     assert svm.value == pytest.approx(SVM * 2048 * 20 * fits * 5011)
     data = seconds_of(plan.find("data", "coco")[0], plan.jobs)

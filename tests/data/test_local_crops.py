@@ -32,7 +32,7 @@ from mls.data.resident import Resident
 from mls.pipeline.runner import run_stage
 from mls.runtime.streams import LOCAL
 from mls.train.pairs import pair_of
-from tests.conftest import plan_of, small
+from tests.conftest import SMALL, plan_of, small
 from tests.data.test_loader import crops, equal
 
 CPU = torch.device("cpu")
@@ -184,7 +184,6 @@ def test_auto_augment_takes_the_place_of_the_colour_changes(make: Make) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment": {"local_crops": {"size": 32}}}, "size without effect, since count is 0"),
         ({"augment": {"local_crops": {"count": 33}}}, "at most 32"),
         (
             {"method": "byol", "augment": {"local_crops": {"count": 1}}},
@@ -197,3 +196,14 @@ def test_auto_augment_takes_the_place_of_the_colour_changes(make: Make) -> None:
 def test_what_can_not_work_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pretrain.model_validate(changes)
+
+
+def test_local_crops_may_be_switched_off_and_swept() -> None:
+    crops = {"count": 2, "size": 32, "scale": [0.1, 0.2]}
+    off, none = (Pretrain.model_validate({"augment": {"local_crops": c}}) for c in ({**crops, "count": 0}, {}))
+    assert off == none and Pretrain.model_validate({"augment": {"local_crops": crops}}) != none
+    base = {**SMALL["pretrain"], "augment": {"crop": 16, "local_crops": crops}}
+    runs = {"byol": {"method": "byol", "augment": {"local_crops": {"count": 0}}}, "mls": {}}
+    plan = plan_of(small(pretrain=base, runs=runs, sweep={"mls": {"augment.local_crops.count": [0, 3]}}))
+    without = plan_of(small(pretrain={**base, "augment": {"crop": 16}}, runs={"mls": {}}))
+    assert plan.find("pretrain", "mls[count=0]") == without.find("pretrain", "mls")

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from mls.pipeline import watch
 from mls.pipeline.artifact_store import lock_of
 from mls.pipeline.plan import Plan
-from mls.pipeline.watch import clock, last_progress, log_of, screen
+from mls.pipeline.watch import clock, last_progress, screen
 from mls.runtime.locks import locked
 from mls.runtime.progress import Bar
 from tests.conftest import plan_of, small
@@ -37,6 +37,12 @@ def shown(plan: Plan) -> str:
     with console.capture() as captured:
         console.print(screen(plan))
     return captured.get()
+
+
+def shown_after(plan: Plan, log: Path) -> str:
+    """What is shown if a log ended 700 seconds ago."""
+    os.utime(log, (0, time.time() - 700))
+    return shown(plan)
 
 
 def write_log(log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +77,13 @@ def test_running_jobs_are_shown_with_their_progress(
     assert "nothing runs" in shown(plan) and f"{len(plan.jobs)} missing" in shown(plan)
     with locked(lock_of(job.id), "test"):
         assert "no progress in its log yet" in shown(plan)
-        write_log(log_of(job), capsys, monkeypatch)
+        write_log(job.log, capsys, monkeypatch)
         text = shown(plan)
-        os.utime(log_of(job), (0, time.time() - 700))
+        of_an_earlier_try = shown_after(plan, job.log)
+        os.utime(lock_of(job.id), (0, time.time() - 800))
         later = shown(plan)
     assert "1 running" in text and plan.name(job) in text and "1,202/1,500" in text and "loss 4.125" in text
+    assert "1,202/1,500" not in of_an_earlier_try and "started by hand" in of_an_earlier_try
     assert "quiet" not in text and "quiet for 12 min" in later
     assert "nothing runs" in shown(plan), "a log alone is no running job"
 
@@ -85,7 +93,7 @@ def test_the_log_is_where_the_workflow_writes_it(in_tmp: Path) -> None:
     rules = (Path(__file__).parents[2] / "workflow" / "rules").glob("*.smk")
     text = "".join(file.read_text() for file in rules)
     for job in plan.jobs.values():
-        log = log_of(job).as_posix()
+        log = job.log.as_posix()
         generic = log.replace(job.id, "{id}")
         assert f'"{generic}"' in text or (job.stage == "data" and '"logs/{folder}/{id}.log"' in text), log
 

@@ -72,6 +72,7 @@ def test_the_nearest_pictures_are_shown_on_a_page(
     ("arguments", "message"),
     [
         (("similar", "birds/0/cut.png"), "cut.png does not decode"),
+        (("similar", "birds/none.png"), "none.png is not a file"),
         (("similar", "birds/0/0.png", "params.yaml"), "not a file that `mls embed` wrote"),
         (("similar", "birds/0/0.png", "nowhere.parquet"), "not a file that `mls embed` wrote"),
         (("embed", "random", "work"), "holds 0 images"),

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mls.report.build_tables import fill_tables
 from mls.report.pages import build_pages
+from mls.report.sweep_figures import draw_sweep
 from mls.report.sweep_state import print_sweeps
 from mls.runtime.errors import MlsError
 from tests.conftest import plan_of, small
@@ -58,6 +60,15 @@ def test_a_sweep_shows_the_log(in_tmp: Path, capsys: pytest.CaptureFixture[str])
     print_sweeps(plan)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[2] == ["3", "done", "done", "0.500", "1", "of", "1"]
+
+
+def test_the_figure_of_a_sweep_names_no_percents() -> None:
+    table = {"main": {"columns": ["linear.mAP", "pretrain.info_nce"], "rows": ["mls[topk=3]", "mls[topk=4]"]}}
+    table["main"]["plot"] = "mls.topk"  # type: ignore[assignment]
+    plan = small_plan(tables=table, sweep={"mls": {"mls.topk": [3, 4]}})
+    metrics = {job.id: {"mAP": 50.0, "info_nce": 4.0} for job in (*plan.stage("probe"), *plan.stage("pretrain"))}
+    figure = draw_sweep(fill_tables(plan, metrics)[0], plan.tables.params["tables"]["main"]["plot"], None)
+    assert figure and [axes.get_ylabel() for axes in figure.axes] == ["linear.mAP, %", "pretrain.info_nce"]
 
 
 def test_other_names_are_refused() -> None:
