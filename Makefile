@@ -6,7 +6,7 @@ EXPERIMENT ?= params.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test test-fast lint format micro status drill bench gpu lock clean
+.PHONY: help setup reproduce report test test-fast lint format micro status docs drill bench gpu lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ micro: setup ## the whole path in about a minute (experiments/micro.yaml)
 status: setup ## state of each artifact of the experiment (EXPERIMENT=params.yaml)
 	mls status --experiment $(EXPERIMENT)
 
+docs: setup ## build the docs as a site in site/, with an API reference (python -m http.server -d site shows it)
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 drill: setup ## kill -9 the micro experiment 20 times, fill its disk, damage it; nothing may be lost (DRILL="--seed 7")
 	python -m tests.drill $(DRILL)
 
@@ -73,4 +76,4 @@ lock: setup ## resolve requirements.lock again from pyproject.toml
 
 clean: ## remove caches, never artifacts or results
 	rm -rf .mypy_cache .ruff_cache .pytest_cache *.egg-info
-	find mls tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find mls tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -51,6 +51,7 @@ SLOW = (
     "test_extending.py",
     "test_gpu_benchmark.py",
     "test_layers.py",
+    "test_site.py",
     "test_starter.py",
     "train/test_drill.py",
     "train/test_log.py",

@@ -30,7 +30,8 @@ RUNS = ("random:0", "moco-v2:0", "mls:0")
 PEERS = ("scenes-peers", "miml-peers", "peers-lr")
 EARLIER = ("study-early", "study-labels", *PEERS)
 CLASSIFICATION = ("classification", "tuned-lr")
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 MODULES = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "mls").rglob("*.py"))
 EXAMPLES = re.findall(r"^`(.+)`:\n\n```python", (ROOT / "docs/extending.md").read_text(), re.MULTILINE)
 """Files that docs/extending.md adds to a copy of the code."""
