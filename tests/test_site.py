@@ -198,8 +198,8 @@ def test_what_leads_nowhere_fails(tmp_path: Path) -> None:
     (tmp_path / "mkdocs.yml").write_text(
         f"INHERIT: {ROOT / 'mkdocs.yml'}\nwatch: []\nnav: [README.md, results/scenes/README.md]\n"
     )
-    (tmp_path / "docs" / "a.md").write_text("# A\n\n[home](../README.md) [no](../README.md#nowhere)\n")
-    (tmp_path / "README.md").write_text("# Home\n\n[a](docs/a.md#a) [p](params.yaml) [no](docs/b.md) [folder](docs/)\n")
+    (tmp_path / "docs" / "a.md").write_text("# A & b\n\n[home](../README.md) [no](../README.md#nowhere)\n")
+    (tmp_path / "README.md").write_text("# H\n\n[a](docs/a.md#a--b) [p](params.yaml) [no](docs/b.md) [folder](docs/)\n")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode == 1 and done.stderr.count("WARNING") == 4, done.stderr
     for problem in ("link 'docs/b.md'", "anchor '#nowhere'", "link 'docs/'", "- docs/a.md"):
