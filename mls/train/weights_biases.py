@@ -55,6 +55,8 @@ class WeightsBiases:
         Raises:
             MlsError: it is not installed.
         """
+        if os.environ.get("WANDB_MODE") == "online":
+            say("Weights & Biases: WANDB_MODE=online has no effect; wandb sync sends the rows (docs/method.md)")
         with _apart(folder):
             try:
                 import wandb
