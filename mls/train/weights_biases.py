@@ -14,18 +14,20 @@ import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mls.runtime.errors import MlsError
 from mls.runtime.locks import say
 
 if TYPE_CHECKING:
     import wandb
+
+Result = TypeVar("Result")
 
 HEADER, BLOCK = b":W&B\xe1\xbe\x00", 32768
 FULL, FIRST, LAST = 1, 2, 4
@@ -66,7 +68,7 @@ class WeightsBiases:
                     f"execution.trackers names 'wandb', which is not installed ({error}); "
                     "pip install -e '.[wandb]' in the repository, or remove it from execution.trackers"
                 ) from error
-        self.wandb, self.folder, self.info = wandb, folder, info
+        self._wandb, self.folder, self.info = wandb, folder, info
         self.rows: list[dict[str, float]] = []
         self._durable = self._sent = 0
         self._run: wandb.Run | None = None
@@ -94,15 +96,16 @@ class WeightsBiases:
         if kept < self._durable:
             say(f"Weights & Biases: {self._durable - kept} of {self._durable} rows are only in curves.csv")
 
-    def _try(self, action: Any) -> Any:
+    def _try(self, action: Callable[[], Result]) -> Result | None:
         """Call it; report the first failure. (`wandb.teardown` exits the process if ``wandb-core`` was killed.)"""
         try:
             return action()
         except (Exception, SystemExit) as error:
             if not self._failed:
                 reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-                say(f"warning: Weights & Biases: {reason}; the training goes on, and sends its rows again at its end")
+                say(f"warning: Weights & Biases: {reason}; the training goes on; its rows are sent again at its end")
             self._failed = True
+            return None
 
     def _kept(self) -> int:
         return keep_true(self.folder, self.rows[: self._durable])
@@ -121,28 +124,24 @@ class WeightsBiases:
     def _start(self) -> wandb.Run:
         """Begin a folder that records params, ids and rows, and nothing of the machine, the code or the output."""
         self._resources.enter_context(_apart(self.folder))
-        settings = self.wandb.Settings(
+        self._resources.callback(self._try, self._wandb.teardown)  # also if the rest of this fails
+        settings = self._wandb.Settings(
             mode="offline", silent=True, console="off", symlink=False, use_dot_wandb=False,
             save_code=False, disable_code=True, disable_git=True, disable_job_creation=True, label_disable=True,
             x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_disable_viewer=True,
             x_save_requirements=False, sagemaker_disable=True, program="", host="", x_transaction_log_flush_interval=2,
         )  # fmt: skip
         info = self.info
-        return self.wandb.init(
-            id=info.id,
-            name=info.name,
-            project=info.project,
-            config=dict(info.params),
-            dir=self.folder.parent.resolve(),
-            settings=settings,
+        place = self.folder.parent.resolve()
+        return self._wandb.init(
+            id=info.id, name=info.name, project=info.project, config=dict(info.params), dir=place, settings=settings
         )
 
     def _finish(self) -> None:
         run, self._run = self._run, None
         if run is not None:
             self._try(run.finish)
-            self._try(self.wandb.teardown)
-            self._resources.close()
+        self._resources.close()
 
 
 @contextmanager

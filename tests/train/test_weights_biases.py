@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,7 @@ from tests.train.test_loop import stop_at
 
 ROOT = Path(__file__).parents[2]
 ID = "3f2a91c4d0"
-needs_wandb = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('wandb')", reason="needs wandb")
+needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="needs wandb")
 
 TRAINING = """
 import json, math, resource, sys, time
@@ -59,7 +60,8 @@ def save():
 try:
     with curves, InterruptGuard() as guard:
         for step in range(20 * len(curves.rows) + 20, last + 1, 20):
-            curves.add({"step": step, "loss": 7 + math.sin(step), "g_mean": math.nan if step % 60 else step / 7})
+            loss = math.inf if step == 80 else 7 + math.sin(step)
+            curves.add({"step": step, "loss": loss, "g_mean": math.nan if step % 60 else step / 7})
             if step % 100 == 0:
                 save()
             if step == broken:
@@ -189,6 +191,28 @@ def test_a_training_goes_on_without_wandb_core_and_sends_its_rows_at_the_end(in_
     (warning,) = end(running).splitlines()
     assert warning.startswith("warning: Weights & Biases: ") and "goes on" in warning
     assert_shows(Path("work"), Path("work/curves.csv"))
+
+
+@needs_wandb
+def test_a_training_goes_on_where_wandb_cannot_even_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def broken(**arguments: object) -> None:
+        raise wandb.Error("no room\nfor it")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    environment = dict(os.environ)
+    with Curves(tmp_path, ["wandb"]) as curves:
+        for step in (20, 40):
+            curves.add({"step": step, "loss": 1.0})
+            curves.saved()
+    warning, last = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: Weights & Biases: no room; the training goes on")
+    assert last == "Weights & Biases: 2 of 2 rows are only in curves.csv"
+    assert dict(os.environ) == environment
+    assert (tmp_path / "curves.csv").read_text() == "step,loss\n20,1\n40,1\n"
 
 
 @needs_wandb
