@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mls.config import catalog
@@ -78,6 +79,7 @@ def examine(file: Path) -> list[Finding]:
         "programs": check_programs(),
         "torch": check_torch(loaded),
         "detectron2": check_detectron2(loaded),
+        "trackers": check_trackers(loaded),
         "disk": check_disk(),
         "data": check_data(plan) if plan else (),
         "weights": check_weights(plan) if plan else (),
@@ -168,6 +170,18 @@ def check_detectron2(loaded: Loaded | None) -> Iterator[Finding]:
         yield Finding("missing", "detectron2", f"{problem}; needed by transfer {', '.join(needing)}", remedy)
     else:
         yield Finding("note", "detectron2", f"{problem}; no task of this experiment needs it")
+
+
+def check_trackers(loaded: Loaded | None) -> Iterator[Finding]:
+    """Packages that ``execution.trackers`` needs (the files of dvclive are written without its package)."""
+    extras = {"tensorboard": "trackers", "wandb": "wandb"}
+    for name in loaded.experiment.execution.trackers if loaded else []:
+        if name in extras:
+            try:
+                yield Finding("ok", name, version(name))
+            except PackageNotFoundError:
+                remedy = f"pip install -e '.[{extras[name]}]', or remove it from execution.trackers"
+                yield Finding("missing", name, "not installed; execution.trackers names it", remedy)
 
 
 def check_disk() -> Iterator[Finding]:

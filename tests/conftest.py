@@ -57,6 +57,7 @@ SLOW = (
     "train/test_log.py",
     "train/test_loop.py",
     "train/test_step.py",
+    "train/test_weights_biases.py",
     "transfer/",
 )
 """Tests that start processes, train for long or read the whole repository; `make test-fast` leaves them out."""

@@ -9,6 +9,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,21 @@ def test_detectron2_is_missing_only_for_tasks_that_use_it(monkeypatch: pytest.Mo
     problem = detectron2_problem()
     assert problem and "not installed; pip install --no-build-isolation git+https://" in problem
     assert f"detectron2@{DETECTRON2_COMMIT} in this environment" in problem
+
+
+def test_the_packages_of_trackers_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(execution={"trackers": ["tensorboard", "dvclive", "wandb"]})
+    monkeypatch.setattr("mls.doctor.version", {"tensorboard": "2.21.0"}.get)
+    assert seen("tensorboard") == ("ok", "2.21.0")
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mls.doctor.version", absent)
+    for name, extra in {"tensorboard": "trackers", "wandb": "wandb"}.items():
+        assert seen(name) == ("missing", "not installed; execution.trackers names it")
+        assert found(name).remedy == f"pip install -e '.[{extra}]', or remove it from execution.trackers"
+    assert not [finding for finding in examine(FILE) if finding.name == "dvclive"]
 
 
 def test_the_readme_names_the_same_commit() -> None:

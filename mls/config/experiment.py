@@ -172,8 +172,9 @@ class Execution(Section):
     max_nonfinite: Index = 10
     """Steps with a non-finite loss or gradient that a pretraining may skip, counted over all its resumptions; with one
     more it fails."""
-    trackers: list[Literal["tensorboard", "dvclive"]] = []
-    """Where else the curves are logged during training, under ``work/<id>/``. tensorboard needs ``.[trackers]``."""
+    trackers: list[Literal["tensorboard", "dvclive", "wandb"]] = []
+    """Where else the curves are logged during training, under ``work/<id>/``. tensorboard needs ``.[trackers]``, wandb
+    ``.[wandb]``; it stays offline (docs/method.md)."""
 
 
 class Experiment(Section):

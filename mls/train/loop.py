@@ -20,6 +20,7 @@ from mls.data.loader import TwoViews, ViewBatch, batches
 from mls.data.resident import Resident
 from mls.methods.method import Method, Pair
 from mls.models.batchnorm import RunningStatistics
+from mls.pipeline.plan import payload
 from mls.pipeline.runner import Context
 from mls.runtime.checkpoint import load_resumable, rng_state, save_resumable, set_rng_state
 from mls.runtime.collectives import broadcast, check_same_step, mean_over_ranks, rank, world
@@ -34,6 +35,7 @@ from mls.train.optimizer import build_optimizer, masked_step
 from mls.train.pairs import layout_of, pair_of
 from mls.train.schedule import warmup_cosine
 from mls.train.step_values import LateReader, LateStep, Window, dump
+from mls.train.weights_biases import RunInfo
 
 LOG_EVERY = 20
 """Steps averaged into one row of ``curves.csv``, or an epoch if that is shorter (a constant: the artifact has them)."""
@@ -72,7 +74,9 @@ class Trainer:
         self.loss_names: list[str] = []
         self.collapse = CollapseWatch()
         self.window, self.late = Window(), LateReader()
-        self.curves = Curves(context.work, context.execution.trackers, write=rank() == 0)
+        job, project = context.job, context.plan.loaded.experiment.experiment
+        info = RunInfo(job.id, context.label, project, payload(job))
+        self.curves = Curves(context.work, context.execution.trackers, info=info, write=rank() == 0)
         self.images_per_s = 0.0
         self.knn = OnlineKnn(views.store, config.augment.crop, device)
         self.resident = None
@@ -257,4 +261,5 @@ class Trainer:
         self._handle(self.late.drain())
         if rank() == 0:
             save_resumable(self.state(), self.context.work, self.step, self.context.execution.keep_checkpoints)
+            self.curves.saved()
         broadcast(True)

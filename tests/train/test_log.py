@@ -99,7 +99,7 @@ def test_the_live_file_is_updated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_ranks_only_collect_rows(tmp_path: Path) -> None:
-    with Curves(tmp_path, ["tensorboard", "dvclive"], write=False) as curves:
+    with Curves(tmp_path, ["tensorboard", "dvclive", "wandb"], write=False) as curves:
         for row in rows_until(30):
             curves.add(row)
     assert len(curves.rows) == 3 and not list(tmp_path.iterdir())
@@ -271,7 +271,8 @@ def test_tensorboard_must_be_installed_before_the_training(tmp_path: Path, monke
 
 def test_trackers_are_imported_only_if_chosen() -> None:
     code = (
-        "import sys, mls.train.log as m; m.Curves(m.Path(), []); print({'dvclive', 'tensorboard'} & set(sys.modules))"
+        "import sys, mls.train.log as m; m.Curves(m.Path(), []); "
+        "print({'dvclive', 'tensorboard', 'wandb'} & set(sys.modules))"
     )
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
