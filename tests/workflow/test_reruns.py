@@ -48,6 +48,35 @@ def test_fresh_clone_and_pull_nothing_to_do(pulled: Clone) -> None:
     assert "Data and pipelines are up to date" in pulled.run("dvc", "repro")
 
 
+def test_artifacts_of_another_experiment_are_pushed_and_pulled(original: Clone, tmp_path: Path) -> None:
+    """The paper's Table 1 at micro size, beside the default experiment: dvc.yaml names only params.yaml."""
+    file = "experiments/paper-table1.yaml"
+    yaml = YAML()
+    micro, paper = (yaml.load((original.path / name).read_text()) for name in ("params.yaml", file))
+    paper |= {key: micro[key] for key in ("datasets", "pretrain", "execution")}
+    paper["pretrain"]["epochs"] = 2
+    paper["runs"] = {run: paper["runs"][run] for run in ("moco-v2", "mls")}
+    paper["probe"] = {"linear": micro["probe"]["linear"]}
+    paper["transfer"] = {"detect": micro["transfer"]["detect"]}
+    paper["tables"] = {"main": paper["tables"]["main"]}
+    paper["tables"]["main"]["paper"]["rows"] = {"mls": "MLS, 400 epochs"}
+    yaml.dump(paper, original.path / file)
+    other = ("--config", f"experiment={file}")
+    original.run("snakemake", *other)
+    original.run("dvc", "commit", "--force")
+    assert "Data and pipelines are up to date" in original.run("dvc", "repro")
+    original.commit("another experiment's run")
+    original.run("dvc", "remote", "modify", "--local", "store", "url", str(tmp_path / "remote"))
+    original.run("dvc", "push")
+
+    clone = original.clone(tmp_path / "other")
+    clone.run("dvc", "pull")
+    assert clone.planned() == clone.planned(*other) == {}, "both experiments are there"
+    assert clone.digests() == original.digests()
+    shown = clone.run("mls", "show", "-e", file)
+    assert "paper" in shown and shown == original.run("mls", "show", "-e", file)
+
+
 def test_pulled_backbones_are_not_trained_again_when_their_data_is_missing(fresh: Clone) -> None:
     """And `dvc fetch --all-commits` then brings everything else."""
     fresh.run("dvc", "pull", "artifacts/pretrain")
