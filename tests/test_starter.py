@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,7 @@ def test_the_written_experiment_runs_to_its_table(
     assert run_mls("init", "birds", "--folder", str(in_tmp / "birds"), "--hours", "0.5") == 0
     path = Path("experiments/birds.yaml")
     assert f"make reproduce EXPERIMENT={path}" in capsys.readouterr().out
+    assert re.search(r"both trainings: about \d+ (s|min), extrapolated", path.read_text())
     shorter = path.read_text().replace(f"epochs: {load(path).runs['mls'].epochs}", "epochs: 1", 1)
     path.write_text(shorter)
     for command in (("data", "birds"), ("pretrain", "moco-v2"), ("pretrain", "mls"), ("tables", "birds"), ("show",)):

@@ -23,6 +23,7 @@ from mls.config.methods import LOGGED
 from mls.config.values import Name
 from mls.data.sources import pin
 from mls.pipeline.plan import DATA_LOCK, make_plan, read_lock
+from mls.pipeline.watch import clock
 from mls.runtime.errors import MlsError
 from mls.runtime.files import write_atomic
 from mls.starter.look import Pictures, entry_of, look
@@ -159,7 +160,7 @@ def text(path: Path, pictures: Pictures, recipe: Recipe, gpu: bool) -> str:
         entry=json.dumps(entry, ensure_ascii=False),  # JSON is YAML too
         counts=", ".join(f"{count:,} {split}" for split, count in sorted(pictures.counts.items())),
         labels=f"{pictures.classes} classes" if pictures.labelled else "no labels",
-        budget=f"both trainings: about {recipe.hours:.1f} hours, extrapolated from a few steps here",
+        budget=f"both trainings: about {clock(recipe.hours * 3600)}, extrapolated from a few steps here",
         share=f"1/{round(pictures.train / recipe.queue)}",
         blur=round(recipe.crop / 112, 1),
         lr=f"{0.03 * recipe.batch / 128:.2g}",
