@@ -87,7 +87,7 @@ class TensorBoard:
         self.writer.flush()
 
     def saved(self) -> None:
-        """Nothing to do: a resumption removes what is shown too much."""
+        """Nothing to do: a resumption removes the extra rows."""
 
     def close(self) -> None:
         """End the writer's thread."""
@@ -116,7 +116,7 @@ class DvcLive:
         write_atomic(self.summary, json.dumps(self.latest, indent=4))
 
     def saved(self) -> None:
-        """Nothing to do: a resumption removes what is shown too much."""
+        """Nothing to do: a resumption removes the extra rows."""
 
     def close(self) -> None:
         """Nothing is pending: `send` closes its files."""
@@ -140,7 +140,7 @@ class Curves:
     Raises:
         MlsError: a tracker is not installed.
         OSError: the disk is full, say. It stops the training: a curve that silently falls behind would mislead.
-            (`WeightsBiases` reports it instead: its writer is another process.)
+            (`WeightsBiases` reports it instead: it shows nothing before the end.)
     """
 
     def __init__(
