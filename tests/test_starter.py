@@ -214,6 +214,10 @@ def test_the_written_experiment_runs_to_its_table(
     for command in (("data", "birds"), ("pretrain", "moco-v2"), ("pretrain", "mls"), ("tables", "birds"), ("show",)):
         assert run_mls(*command, "-e", str(path)) == 0, command
     assert "pretrain.info_nce" in capsys.readouterr().out
+    assert "exported to torchvision's names, not to timm" in shorter
+    assert run_mls("export", "mls", "--format", "torchvision", "-e", str(path)) == 0
+    assert Path("mls-0-torchvision.safetensors").is_file()
+    assert run_mls("export", "mls", "--format", "timm", "-e", str(path)) != 0
 
 
 def test_images_that_can_not_be_opened_are_left_to_the_data_stage(in_tmp: Path) -> None:
