@@ -25,6 +25,7 @@ import psutil
 
 from mls.runtime.errors import MlsError
 from mls.runtime.locks import say
+from mls.train import wandb_folders
 
 DEADLINE = 60.0
 """Seconds for writing, which takes a few."""
@@ -95,7 +96,7 @@ def write_apart(folder: Path, info: RunInfo, rows: list[dict[str, float]]) -> tu
     env |= {f"WANDB_{name}_DIR": str(folder / "cache") for name in ("CONFIG", "CACHE", "DATA")}
     env |= {"WANDB_ERROR_REPORTING": "false"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *env.get("PYTHONPATH", "").split(os.pathsep)])
-    command = [sys.executable, "-m", "mls.train.wandb_folders", str(folder)]
+    command = [sys.executable, "-m", wandb_folders.__name__, str(folder)]
     try:
         with ExitStack() as stack:
             given, out, err = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3))
