@@ -2,7 +2,7 @@
 
 python benchmarks/scale.py /disk/scale                        # makes the set from generated scenes; 40 GB of disk
 python benchmarks/scale.py /disk/scale --photos data/coco     # from copies of these photos, a few or all of them
-python benchmarks/scale.py /disk/scale --against HEAD~5       # another revision too, on the steps up to the store
+python benchmarks/scale.py /disk/scale --against HEAD~5       # another revision too; both up to the store and plan
 python benchmarks/scale.py /disk/scale --train 2000 --val 200 # a small one
 
 Every file of the set differs (a JPEG comment), every annotation is copied. The network is small (ResNet-18 of an eighth
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder in COCO's layout; default: generated scenes")
     parser.add_argument("--train", type=int, default=118_287)
     parser.add_argument("--val", type=int, default=5_000)
-    parser.add_argument("--against", metavar="REVISION", help="of this repository")
+    parser.add_argument("--against", metavar="REVISION", help="of this repository; stops after planning")
     args = parser.parse_args()
     folder = args.folder.resolve()
     if not (folder / "coco").exists():
@@ -84,14 +84,14 @@ def main() -> None:
     images = args.train + args.val
     if args.against:
         shutil.rmtree(folder / "other", ignore_errors=True)
-        measure("other", check_out(args.against, folder / "other"), folder, images, only_data=True)
+        measure("other", check_out(args.against, folder / "other"), folder, images, train=False)
         shutil.rmtree(folder / "other")  # its store takes as much disk as the set
     shutil.rmtree(folder / "this", ignore_errors=True)
-    measure("this", copy_tree(folder / "this"), folder, images)
+    measure("this", copy_tree(folder / "this"), folder, images, train=not args.against)
 
 
-def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = False) -> None:
-    """Run the steps in a copy of the project."""
+def measure(side: str, tree: Path, folder: Path, images: int, train: bool) -> None:
+    """Run the steps in a copy of the project; without ``train``, up to the store and planning."""
     text = EXPERIMENT.lstrip().replace("EPOCHS", f"{16.5 / images:.7f}")  # about four steps of four images
     (tree / "scale.yaml").write_text(text, encoding="utf-8")
     os.environ |= {"MLS_DATA": str(folder), "MLS_STORE": str(tree / "artifacts"), "MLS_WORK": str(tree / "work")}
@@ -107,10 +107,11 @@ def measure(side: str, tree: Path, folder: Path, images: int, only_data: bool = 
     os.chdir(tree)
     (store,) = (job.path for job in plan_file(tree / "scale.yaml").find("data", "coco"))
     step("ground truth of test", "-c", TRUTH, str(store))
-    if only_data:
-        return
     for command in (("validate", "scale.yaml"), ("status", "-e", "scale.yaml"), ("plan", "scale.yaml"), ("doctor",)):
         step(f"mls {command[0]}", "-m", "mls", *command)
+    step("snakemake -n", "-m", "snakemake", "-n", "--config", "experiment=scale.yaml")
+    if not train:
+        return
     mls("pretrain", "mls", note=", start", stop="dictionary begins")
     mls("pretrain", "mls", note=", resume", stop="resumes at step")
     for command in (
