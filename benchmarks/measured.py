@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1].resolve()
-PARTS = ("mls", "workflow", "Snakefile", "params.yaml", "data.lock")
+PARTS = ("mls", "workflow", "Snakefile", "params.yaml", "data.lock", "experiments")
 """What a copy needs to be a clone for the commands."""
 
 
@@ -22,9 +22,9 @@ class Taken(NamedTuple):
     peak_MiB: float
 
 
-def run(command: list[str], folder: Path, stop: str = "") -> Taken:
-    """Run a command that must succeed; with ``stop``, ask it to stop once it has said that: it exits with 75, unless it
-    was done before."""
+def run(command: list[str], folder: Path, stop: str = "", may: int = 0) -> Taken:
+    """Run a command that must succeed, or exit with ``may``; with ``stop``, ask it to stop once it has said that: it
+    exits with 75, unless it was done before."""
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -41,7 +41,7 @@ def run(command: list[str], folder: Path, stop: str = "") -> Taken:
             time.sleep(1)  # what is said before the first step is said before the job listens to signals
             process.terminate()
     _, status, used = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) not in ((0, 75) if stop else (0,)):
+    if os.waitstatus_to_exitcode(status) not in {0, may, 75 if stop else 0}:
         raise SystemExit(f"{' '.join(command)} failed\n{said[-2000:]}")
     return Taken(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
 

@@ -3,6 +3,7 @@
 python benchmarks/planning.py                     # the commands below, with nothing made and with everything made
 python benchmarks/planning.py --against HEAD~5    # another revision's code too, in turns on the same files
 python benchmarks/planning.py --runs 50 --rounds 3
+python benchmarks/planning.py --paper             # the paper's files: all, or the largest where one is read
 python benchmarks/planning.py --costs             # print the tables of docs/scaling.md about a full reproduction
 
 In temporary folders; what is made is made up: seals and metrics, of which planning needs no more than that they
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=500, help="a multiple of ten")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--against", metavar="REVISION", help="of this repository")
+    parser.add_argument("--paper", action="store_true", help="the paper's files instead of the sweep")
     parser.add_argument(
         "--costs", action="store_true", help="only print what the paper's experiments cost, as Markdown"
     )
@@ -81,6 +83,9 @@ def main() -> None:
         sides = {"this": copy_tree(Path(folder) / "this")}
         if args.against:
             sides["other"] = check_out(args.against, Path(folder) / "other")
+        if args.paper:
+            measure_paper(sides, args.rounds)
+            return
         for side in sides.values():
             text = TEMPLATE.replace("KS", ", ".join(str(k + 1) for k in range(args.runs // 10)))
             (side / "large.yaml").write_text(text.lstrip(), encoding="utf-8")
@@ -91,6 +96,24 @@ def main() -> None:
             for name, command in COMMANDS.items():
                 taken = {side: min(run(command, path) for _ in range(args.rounds)) for side, path in sides.items()}
                 write(line(name, state, len(plan.jobs), taken))
+
+
+def measure_paper(sides: dict[str, Path], rounds: int) -> None:
+    """Write a line for each command on the paper's files that all sides have."""
+    files = sorted(f"experiments/{file.name}" for file in (sides["this"] / "experiments").glob("paper-*.yaml"))
+    files = [file for file in files if all((side / file).exists() for side in sides.values())]
+    jobs = {file: len(plan_file(sides["this"] / file).jobs) for file in files}
+    largest = max(files, key=jobs.__getitem__)
+    commands = {
+        "mls status": ([*MLS, "status", "-e", largest], jobs[largest]),
+        "mls doctor": ([*MLS, "doctor", "-e", largest], jobs[largest]),
+        "mls plan": ([*MLS, "plan", *files], sum(jobs.values())),
+        "snakemake -n": ([*SNAKEMAKE, "--config", f"experiment={largest}"], jobs[largest]),
+    }
+    for name, (command, planned) in commands.items():
+        may = int(name == "mls doctor")  # it misses the data
+        taken = {side: min(run(command, path, may=may) for _ in range(rounds)) for side, path in sides.items()}
+        write(line(name, "nothing, paper-*.yaml", planned, taken))
 
 
 def print_costs() -> None:

@@ -32,6 +32,7 @@ from mls.cost.rates import Finished, Measured, measure, measured_here, read_fini
 from mls.cost.seconds import MEASURED, seconds_of
 from mls.cost.workload import Jobs, data_of, work_of
 from mls.pipeline.plan import Job, Plan
+from mls.runtime.progress import Bar
 
 UNKNOWN = "?"
 WIDTH = 240
@@ -90,7 +91,11 @@ def estimate(plans: Sequence[Plan], device: str | None = None) -> list[Cost]:
         for job_id in plan.jobs:
             planned[job_id].append(plan)
     measured = measure(finished, jobs)
-    costs = [_cost(jobs[job_id], needed_by, jobs, finished, measured, device) for job_id, needed_by in planned.items()]
+    costs = []
+    with Bar("plan", total=len(planned), unit="jobs") as bar:
+        for job_id, needed_by in planned.items():
+            costs.append(_cost(jobs[job_id], needed_by, jobs, finished, measured, device))
+            bar.advance(count=1)
     return sorted(costs, key=lambda cost: STAGES.index(cost.stage))
 
 

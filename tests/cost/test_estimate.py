@@ -266,8 +266,9 @@ def test_mls_plan_runs_nothing(
     files = [str(path) for path in experiment_files(ROOT) if path.stem in ("micro", "params")]
     monkeypatch.setattr("sys.argv", ["mls", "plan", *files])
     main()
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
     assert "40 jobs, 0 done, 40 left" in text and "nothing is trained" in text
+    assert progress.splitlines()[-1].startswith("[plan] 40/40 ")
     assert "computed: " in text and "GPU memory: " in text and not list(in_tmp.iterdir())
     monkeypatch.setattr("sys.argv", ["mls", "plan", "--json", *files])
     main()
