@@ -24,6 +24,7 @@ from mls.pipeline.plan import Job
 from mls.report.class_figures import class_differences, draw_differences, draw_per_class, per_class_ap
 from mls.report.curves import draw_agreement, draw_losses, draw_mechanism, run_name
 from mls.report.object_figures import detectors, draw_detections, draw_scenes
+from mls.report.paired_figures import draw_pairs
 from mls.report.style import plain_style, save
 from mls.report.sweep_figures import draw_sweep
 from mls.report.tables import FilledTable
@@ -70,6 +71,7 @@ def all_figures(
         spec = params["tables"][table.name]
         if "plot" in spec:
             yield f"sweep-{table.name}", draw_sweep(table, spec["plot"], spec.get("baseline"))
+        yield f"pairs-{table.name}", draw_pairs(table)
     probes, transfers = of_stage(inputs, "probe"), of_stage(inputs, "transfer")
     for (task, split), by_run in per_class_ap(params, probes).items():
         yield f"per_class-{task}", draw_per_class(f"{task}, {split}", by_run, runs)

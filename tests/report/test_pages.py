@@ -233,6 +233,7 @@ def test_times_are_readable(seconds: float, text: str) -> None:
     ("name", "caption"),
     [
         ("curves", "Losses of every pretraining"),
+        ("pairs-main", "adds to the table's baseline"),
         ("per_class-linear", "Average precision of every class, one bar a run"),
         ("per_class_difference-linear", "as a difference"),
         ("fig4-mls", "The paper's Figure 4"),
