@@ -137,7 +137,7 @@ def test_a_single_label_set_is_learned(in_tmp: Path, monkeypatch: pytest.MonkeyP
     run_stage(plan, job, build_store.run)
     store = ImageStore(job.path)
     assert not store.multi_label and store.classes == ["blue", "green", "red"]
-    lr = 0.05 if kind == "finetune" else 2.0
+    lr = 0.02 if kind == "finetune" else 2.0
     outcome = fit(make_task(kind, epochs=12, lr=lr, test=True), store, in_tmp / "fit")
     assert outcome.evaluation.untrained == ["blue"] and np.isneginf(outcome.evaluation.scores_NC[:, 0]).all()
     truth_NC = store.labels(outcome.evaluation.rows_N)

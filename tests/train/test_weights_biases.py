@@ -119,7 +119,7 @@ def cores() -> list[int]:
     found = []
     for process in psutil.process_iter(["name"]):
         with suppress(psutil.Error):
-            if process.info["name"] == "wandb-core" and process.environ()["PWD_OF_TEST"] == str(Path.cwd()):
+            if process.info["name"] == "wandb-core" and process.environ().get("PWD_OF_TEST") == str(Path.cwd()):
                 found.append(process.pid)
     return found
 
