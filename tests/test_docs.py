@@ -203,7 +203,9 @@ def versions(monkeypatch: pytest.MonkeyPatch, **stages: int) -> None:
         monkeypatch.setitem(identity.STAGE_VERSIONS, stage, version)
 
 
-@pytest.mark.parametrize("file", ["params.yaml", "experiments/coco-3k-recipe.yaml"])
+@pytest.mark.parametrize(
+    "file", ["params.yaml", "experiments/coco-3k-recipe.yaml", "experiments/coco-3k-recipe-2.yaml"]
+)
 def test_the_published_results_are_those_of_the_committed_experiments(
     monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
