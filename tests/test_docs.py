@@ -203,9 +203,10 @@ def versions(monkeypatch: pytest.MonkeyPatch, **stages: int) -> None:
         monkeypatch.setitem(identity.STAGE_VERSIONS, stage, version)
 
 
-@pytest.mark.parametrize(
-    "file", ["params.yaml", "experiments/coco-3k-recipe.yaml", "experiments/coco-3k-recipe-2.yaml"]
-)
+STUDY = sorted(folder.name for folder in (ROOT / "results").glob("coco-3k*"))
+
+
+@pytest.mark.parametrize("file", ["params.yaml", *(f"experiments/{name}.yaml" for name in STUDY)])
 def test_the_published_results_are_those_of_the_committed_experiments(
     monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
