@@ -12,7 +12,7 @@ Prints for each difference, and appends to results/contrasts.csv, in percentage 
 - with ``--store``, ``images_low`` and ``images_high``: the 95 % interval over other test images. Both rows are scored
   on the same resamples of the images (`mls.probe.bootstrap`); the pretrainings stay the same.
 
-All but the last follow from metrics.json alone.
+All but the last follow from metrics.json alone. One pair has ``mean`` and the interval over images only.
 
 Shape legend: N images, C classes, R resamples.
 """
@@ -36,6 +36,10 @@ from mls.probe.columns import read_file
 from mls.probe.evaluation import to_evaluation
 
 RESULTS = Path(__file__).parent / "results" / "contrasts.csv"
+COLUMNS = (
+    *("experiment", "table", "column", "difference", "n", "mean", "sd", "low", "high"),
+    *("p", "p_holm", "detectable", "n_needed", "images_low", "images_high"),
+)
 LEVEL, POWER = 0.05, 0.8
 MOST_PAIRS = 1000
 
@@ -50,24 +54,33 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=1.0, help="points")
     parser.add_argument("--store", type=Path, help="where the probes are; for columns of mAP")
     options = parser.parse_args()
-    cells = json.loads((options.results / "metrics.json").read_text())[options.table]
+    metrics = json.loads((options.results / "metrics.json").read_text())[options.table]
     used = json.loads((options.results / "provenance.json").read_text())["cells"][options.table]
-    tests = [paired_test(**cells[name][options.column], target=options.target) for name in options.differences]
+    if missing := [name for name in options.differences if name not in metrics or options.column not in metrics[name]]:
+        parser.error(f"no {options.column} of {missing[0]!r}; rows: {', '.join(map(repr, metrics))}")
+    tests = {name: paired_test(**metrics[name][options.column], target=options.target) for name in options.differences}
+    p_values = {name: test["p"] for name, test in tests.items() if "p" in test}
+    p_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     rows: list[dict[str, object]] = []
-    for name, test, p_holm in zip(options.differences, tests, holm([test["p"] for test in tests]), strict=True):
-        found = {**test, "p_holm": p_holm}
+    for name, found in tests.items():
+        if name in p_holm:
+            found["p_holm"] = p_holm[name]
         if options.store:
             a, b = (probes(used[row][options.column], options.store) for row in name.split(" - "))
             found["images_low"], found["images_high"] = image_interval(a, b)
         about = {"experiment": options.results.name, "table": options.table, "column": options.column}
         rows.append({**about, "difference": name, **{key: f"{value:.3g}" for key, value in found.items()}})
         print(*(f"{key} {value}" for key, value in rows[-1].items()), sep="  ")
-    columns = ["experiment", "table", "column", "difference", *tests[0], "p_holm", "images_low", "images_high"]
-    append(RESULTS, rows, columns)
+    append(RESULTS, rows, COLUMNS)
 
 
-def paired_test(mean: float, half_width: float, n: int, *, target: float) -> dict[str, float]:
-    """Return what n paired differences say, from their mean and half the width of its 95 % t-interval, in points."""
+def paired_test(mean: float, half_width: float | None, n: int, *, target: float) -> dict[str, float]:
+    """Return what n paired differences say, from their mean and half the width of its 95 % t-interval, in points.
+
+    One difference has no interval, so there is nothing to add to it.
+    """
+    if half_width is None:
+        return {"n": n, "mean": mean}
     error = half_width / t.ppf(1 - LEVEL / 2, n - 1)
     sd = error * math.sqrt(n)
     return {

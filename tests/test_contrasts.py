@@ -93,3 +93,14 @@ def test_it_reads_a_published_experiment(
     assert (row["difference"], row["n"]) == (difference, "3") and "p_holm" in capsys.readouterr().out
     assert float(row["mean"]) == pytest.approx(cell["mean"], rel=1e-2)
     assert float(row["high"]) - float(row["low"]) == pytest.approx(2 * cell["half_width"], rel=1e-2)
+
+
+def test_one_pair_and_a_row_that_is_not_there(
+    contrasts: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert contrasts.paired_test(1.2, None, 1, target=1.0) == {"n": 1, "mean": 1.2}
+    published = ROOT / "results" / "scenes-3seeds"
+    monkeypatch.setattr(sys, "argv", ["contrasts.py", str(published), "--column", "linear.mAP", "mls - random"])
+    with pytest.raises(SystemExit):
+        contrasts.main()
+    assert "no linear.mAP of 'mls - random'; rows: 'mls', 'mls - moco-v2'" in capsys.readouterr().err
