@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--table", default="main")
     parser.add_argument("--column", required=True)
     parser.add_argument("--target", type=float, default=1.0, help="points")
-    parser.add_argument("--store", type=Path, help="where the probes are; for columns of mAP")
+    parser.add_argument("--store", type=Path, help="where the probes are; for mAP of classifiers")
     options = parser.parse_args()
     metrics = json.loads((options.results / "metrics.json").read_text())[options.table]
     used = json.loads((options.results / "provenance.json").read_text())["cells"][options.table]
