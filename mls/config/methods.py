@@ -73,6 +73,10 @@ class Mls(Section):
     """Epochs after the warm-up over which lambda rises linearly to ``weight``."""
 
 
+DEFAULT_POSITIVES = Mls().topk
+"""k of the label agreement for methods without positives of their own: the paper's."""
+
+
 class Densecl(Section):
     """DenseCL (arXiv 2011.09157): MoCo-v2 with a second InfoNCE between matching places of the two views.
 

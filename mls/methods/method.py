@@ -25,16 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mls.config.experiment import Pretrain
-from mls.config.methods import METHODS
+from mls.config.methods import DEFAULT_POSITIVES, METHODS
 from mls.methods.dictionary import Dictionary, Keys
 from mls.methods.momentum import update_key_encoder
 from mls.methods.pseudo_labels import pseudo_labels
 from mls.models.backbone import build_backbone, feature_dims, last_map
 from mls.models.batchnorm import split_batch_norm
 from mls.runtime.collectives import gather, world
-
-DEFAULT_POSITIVES = 20
-"""k of the label agreement for methods without positives of their own [the paper's k]."""
 
 
 class Pair(NamedTuple):

@@ -2,7 +2,7 @@
 
 figure = draw_losses(curves, labels, runs)         # curves: pretrain id -> its curves.csv
 figure = draw_mechanism(curves, labels, runs)      # what the multi-label term does to the embeddings
-figure = draw_agreement(curves, labels, runs)      # how well the pseudo-labels agree with the ground truth
+figure = draw_agreement(curves, labels, runs, k)   # how well the pseudo-labels agree with the ground truth
 text = merge(curves, labels, runs)
 
 Three arguments recur:
@@ -53,7 +53,7 @@ MECHANISM: dict[str, Panel] = {
         lambda f: (f["weight"] * f["grad_ml"] / f["grad_nce"]).where(f["weight"] > 0),
     ),
     "cosine of the two gradients": (("grad_cosine",), itemgetter("grad_cosine")),
-    "pseudo-labels: agreement above chance": (
+    "agreement above chance, each run's own k": (
         ("agreement", "agreement_base"),
         lambda f: f["agreement"] - f["agreement_base"],
     ),
@@ -114,12 +114,14 @@ def draw_panels(shown: Mapping[str, Panel], across: int, trained: list[RunCurves
     return figure
 
 
-def draw_agreement(curves: Curves, labels: Labels, runs: list[str]) -> Figure | None:
+def draw_agreement(curves: Curves, labels: Labels, runs: list[str], k: Mapping[str, int]) -> Figure | None:
     """A panel per run that logs it: solid the agreement, dotted that of random entries; None if no run logs it.
 
     Several seeds are drawn as their mean, with a band from the least to the greatest. ``agreement`` is the share of
-    the positives that share a class with their image, ``agreement_base`` the same share of all entries.
+    the positives that share a class with their image, ``agreement_base`` the same share of all entries. Fewer
+    positives are nearer and agree more often, so each title says their number: ``k``, by pretrain id.
     """
+    k_of = {short(names(labels[one], runs)): k[one] for one in curves}
     trained = by_run({one: frame for one, frame in curves.items() if set(AGREEMENT) <= set(frame)}, labels, runs)
     if not trained:
         return None
@@ -129,7 +131,8 @@ def draw_agreement(curves: Curves, labels: Labels, runs: list[str]) -> Figure | 
         for column, (_, line) in AGREEMENT.items():
             frames = [values(frame, itemgetter(column)) for frame in run.frames]
             (draw_band if len(frames) > 1 else draw_lines)(axes, frames, run.place, linestyle=line)
-        axes.set_title(run.name, fontsize=8 if len(run.name) <= 34 else 6)
+        title = f"{run.name}, k = {k_of[run.name]}"
+        axes.set_title(title, fontsize=8 if len(title) <= 34 else 6)
         epoch_axis(axes, 4)
         if i + across >= len(trained):  # the lowest of its column
             axes.set_xlabel("epoch")

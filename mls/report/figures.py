@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mls.config.methods import DEFAULT_POSITIVES
 from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job
@@ -65,8 +66,9 @@ def all_figures(
     """(name, figure or None if it would be empty); arguments as for `draw_figures`."""
     runs = run_order(params)
     if curves := read_curves(inputs):
-        for name, draw in (("curves", draw_losses), ("mechanism", draw_mechanism), ("agreement", draw_agreement)):
-            yield name, draw(curves, params["runs"], runs)
+        yield "curves", draw_losses(curves, params["runs"], runs)
+        yield "mechanism", draw_mechanism(curves, params["runs"], runs)
+        yield "agreement", draw_agreement(curves, params["runs"], runs, positives_of(inputs))
     for table in tables:
         spec = params["tables"][table.name]
         if "plot" in spec:
@@ -130,6 +132,12 @@ def read_curves(inputs: Mapping[str, Artifact]) -> dict[str, pd.DataFrame]:
     """``curves.csv`` of every training by pretrain id."""
     pretrained = of_stage(inputs, "pretrain").items()
     return {one: pd.read_csv(a.file("curves.csv")) for one, a in pretrained if "curves.csv" in a.manifest["files"]}
+
+
+def positives_of(inputs: Mapping[str, Artifact]) -> dict[str, int]:
+    """Positives that each training's ``agreement`` counts per image, by pretrain id."""
+    pretrained = of_stage(inputs, "pretrain").items()
+    return {one: a.manifest["params"].get("mls", {}).get("topk", DEFAULT_POSITIVES) for one, a in pretrained}
 
 
 def of_stage(inputs: Mapping[str, Artifact], *stages: str) -> dict[str, Artifact]:

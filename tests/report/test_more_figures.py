@@ -74,12 +74,13 @@ def test_detections_beside_the_truth(tmp_path: Path) -> None:
 def test_agreement_is_drawn_with_chance() -> None:
     frame = pd.DataFrame({"epoch": [1.0, 2.0], "agreement": [0.3, 0.6], "agreement_base": [0.2, 0.2]})
     labels = {"a": ["mls:0"], "b": ["moco:0"]}
-    figure = draw_agreement({"a": frame, "b": frame[["epoch"]]}, labels, ["moco", "mls"])
+    figure = draw_agreement({"a": frame, "b": frame[["epoch"]]}, labels, ["moco", "mls"], {"a": 5, "b": 20})
     assert figure is not None
     (axes,) = figure.axes
+    assert axes.get_title() == "mls, k = 5", "runs with different k must not be compared"
     assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [[0.3, 0.6], [0.2, 0.2]]
     assert axes.lines[0].get_linestyle() == "-" and axes.lines[1].get_linestyle() == ":"
-    assert draw_agreement({"b": frame[["epoch"]]}, labels, ["moco", "mls"]) is None
+    assert draw_agreement({"b": frame[["epoch"]]}, labels, ["moco", "mls"], {"b": 20}) is None
 
 
 def test_many_runs_have_one_line_and_a_band_each() -> None:
