@@ -8,7 +8,7 @@ images, without augmentation; of each image the nearest 4 % of the others by cos
 
 Prints for each run, and appends to results/neighbours.csv, in percent: ``agreement``, the share of these neighbours
 that share a class with their image, as a mean over n seeds; ``chance``, the same for all other images; ``difference``
-from the table's baseline, paired by seed, and half the width of its 95 % t-interval.
+from the ``--baseline``, paired by seed, and half the width of its 95 % t-interval. Ignored classes count as absent.
 
 Shape legend: N images, D features, C classes, K neighbours.
 """
@@ -40,26 +40,29 @@ def main() -> None:
     parser.add_argument("--table", default="main")
     parser.add_argument("--column", required=True, help="of a linear probe: its features are read")
     parser.add_argument("--baseline", default="moco-v2")
-    parser.add_argument("--share", type=float, default=0.04)
+    parser.add_argument("--share", type=float, default=0.04, help="of the other images that are neighbours")
     parser.add_argument("--store", type=Path, required=True, help="where the features are")
     options = parser.parse_args()
     cells = json.loads((options.results / "provenance.json").read_text())["cells"][options.table]
     if options.baseline not in cells or options.column not in cells[options.baseline]:
         parser.error(f"no {options.column} of {options.baseline!r}; rows: {', '.join(map(repr, cells))}")
     runs = [row for row in cells if " - " not in row]
+    if lacking := [run for run in runs if options.column not in cells[run]]:
+        parser.error(f"no {options.column} of {lacking[0]!r}")
     found = {run: by_seed(cells[run][options.column], options.store, options.share) for run in runs}
     rows: list[dict[str, object]] = []
     for run, seeds in found.items():
         agreement, chance, k = (float(value) for value in np.mean(list(seeds.values()), axis=0))
-        rows.append({"experiment": options.results.name, "run": run, "n": len(seeds), "k": int(k)})
-        rows[-1] |= {"agreement": f"{agreement:.2f}", "chance": f"{chance:.2f}"}
-        if run != options.baseline:
-            base = found[options.baseline]
-            difference = mean_with_interval([seeds[seed][0] - base[seed][0] for seed in sorted(seeds)])
-            rows[-1] |= {"difference": f"{difference.mean:.2f}"}
+        row: dict[str, object] = {"experiment": options.results.name, "run": run, "n": len(seeds), "k": int(k)}
+        row |= {"agreement": f"{agreement:.2f}", "chance": f"{chance:.2f}"}
+        base = found[options.baseline]
+        if run != options.baseline and (pairs := [seeds[seed][0] - base[seed][0] for seed in seeds if seed in base]):
+            difference = mean_with_interval(pairs)
+            row["difference"] = f"{difference.mean:.2f}"
             if difference.half_width is not None:
-                rows[-1] |= {"half_width": f"{difference.half_width:.2f}"}
-        print(*(f"{key} {value}" for key, value in rows[-1].items()), sep="  ")
+                row["half_width"] = f"{difference.half_width:.2f}"
+        print(*(f"{key} {value}" for key, value in row.items()), sep="  ")
+        rows.append(row)
     append(RESULTS, rows, COLUMNS)
 
 
@@ -80,15 +83,15 @@ def manifest(artifact: Path) -> dict[str, Any]:
 
 
 def agreement(features_ND: NDArray[np.floating[Any]], truth_NC: Truth, share: float) -> tuple[float, float, int]:
-    """Return in percent how often the nearest, and how often all, other images share a class; and the k of the nearest.
+    """Return the percentage of the nearest, and of all, other images that share a class; and k of the nearest.
 
     Args:
-        features_ND: not zero, of images that fit in memory N times N.
+        features_ND: of any length, also zero: then all others are equally near. N times N numbers must fit in memory.
         truth_NC: bool; an image without classes shares none.
         share: of the other images that are neighbours.
     """
     unit_ND = features_ND.astype(np.float64)
-    unit_ND /= np.linalg.norm(unit_ND, axis=1, keepdims=True)
+    unit_ND /= np.maximum(np.linalg.norm(unit_ND, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     cosines_NN = unit_ND @ unit_ND.T
     np.fill_diagonal(cosines_NN, -np.inf)  # an image is not its own neighbour: it comes last
     others = len(unit_ND) - 1

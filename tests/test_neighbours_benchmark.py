@@ -13,15 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import t
 
 from mls.probe.feature_set import SCHEMA
 
 ROOT = Path(__file__).parents[1]
 TRUTH_NC = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
 """Of the 20 ordered pairs, 4 share a class: the first two images, and the next two."""
-BY_CLASS_ND = np.array([[1, 0, 0], [2, 0.1, 0], [0, 1, 0], [0, 3, 0.1], [0, 0, 1]], np.float32)
-"""Lengths differ, directions follow the classes."""
+BY_CLASS_ND = np.array([[1, 0, 0], [2, 0.1, 0], [0, 1, 0], [5, 30, 1], [0, 0, 1]], np.float32)
+"""Directions follow the classes; lengths differ, so that without normalisation the fourth is nearest to all."""
 BY_NOTHING_ND = BY_CLASS_ND[[0, 2, 1, 4, 3]]
+BY_HALF_ND = np.array([[1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 0, 1], [0, 0.1, 1]], np.float32)
+"""Two of five neighbours are right: those of the first two."""
 
 
 @pytest.fixture
@@ -36,6 +39,7 @@ def test_each_image_counts_its_nearest_others(neighbours: ModuleType) -> None:
     assert neighbours.agreement(BY_NOTHING_ND, TRUTH_NC, 0.25) == pytest.approx((0, 20, 1))
     assert neighbours.agreement(BY_CLASS_ND, TRUTH_NC, 1) == pytest.approx((20, 20, 4)), "all others: chance"
     assert neighbours.agreement(BY_CLASS_ND, TRUTH_NC, 0.01)[2] == 1
+    assert neighbours.agreement(np.zeros((5, 3), np.float32), TRUTH_NC, 1)[0] == pytest.approx(20)
 
 
 def write_artifacts(store: Path, pretrained: str, seed: int, features_ND: np.ndarray) -> dict[str, list[str]]:
@@ -64,7 +68,7 @@ def test_runs_are_compared_by_seed(
     store, published = tmp_path / "store", tmp_path / "published"
     # the second seed of one run is written first: order must not pair them
     first = write_artifacts(store, "b1", 1, BY_NOTHING_ND) | write_artifacts(store, "b0", 0, BY_CLASS_ND)
-    second = write_artifacts(store, "m0", 0, BY_CLASS_ND) | write_artifacts(store, "m1", 1, BY_NOTHING_ND)
+    second = write_artifacts(store, "m0", 0, BY_CLASS_ND) | write_artifacts(store, "m1", 1, BY_HALF_ND)
     cells = {"moco-v2": {"linear.val": first}, "mls": {"linear.val": second}, "mls - moco-v2": {"linear.val": {}}}
     published.mkdir()
     (published / "provenance.json").write_text(json.dumps({"cells": {"main": cells}}))
@@ -74,7 +78,9 @@ def test_runs_are_compared_by_seed(
     neighbours.main()
     base, mls = csv.DictReader((tmp_path / "neighbours.csv").read_text().splitlines())
     assert (base["run"], base["n"], base["agreement"], base["difference"]) == ("moco-v2", "2", "40.00", "")
-    assert (mls["run"], mls["difference"], mls["half_width"]) == ("mls", "0.00", "0.00"), "pairs of unlike seeds"
+    assert (mls["run"], mls["agreement"], mls["difference"]) == ("mls", "60.00", "20.00")
+    half_width = t.ppf(0.975, 1) * np.std([0, 40], ddof=1) / np.sqrt(2)  # of unlike seeds it would be that of -40, 80
+    assert float(mls["half_width"]) == pytest.approx(half_width, abs=0.01)
 
     monkeypatch.setattr(sys, "argv", [*command, "linear.mAP"])
     with pytest.raises(SystemExit):

@@ -74,7 +74,7 @@ class Mls(Section):
 
 
 DEFAULT_POSITIVES = Mls().topk
-"""k of the label agreement for methods without positives of their own: the paper's."""
+"""k of the label agreement for methods without positives of their own: the paper's. Another changes their logs."""
 
 
 class Densecl(Section):

@@ -2,7 +2,7 @@
 
 figure = draw_losses(curves, labels, runs)         # curves: pretrain id -> its curves.csv
 figure = draw_mechanism(curves, labels, runs)      # what the multi-label term does to the embeddings
-figure = draw_agreement(curves, labels, runs, k)   # how well the pseudo-labels agree with the ground truth
+figure = draw_agreement(curves, labels, runs, positives)  # how well the pseudo-labels agree with the ground truth
 text = merge(curves, labels, runs)
 
 Three arguments recur:
@@ -114,14 +114,14 @@ def draw_panels(shown: Mapping[str, Panel], across: int, trained: list[RunCurves
     return figure
 
 
-def draw_agreement(curves: Curves, labels: Labels, runs: list[str], k: Mapping[str, int]) -> Figure | None:
+def draw_agreement(curves: Curves, labels: Labels, runs: list[str], positives: Mapping[str, int]) -> Figure | None:
     """A panel per run that logs it: solid the agreement, dotted that of random entries; None if no run logs it.
 
     Several seeds are drawn as their mean, with a band from the least to the greatest. ``agreement`` is the share of
     the positives that share a class with their image, ``agreement_base`` the same share of all entries. Fewer
-    positives are nearer and agree more often, so each title says their number: ``k``, by pretrain id.
+    positives are nearer and agree more often, so each title has their number, from ``positives``, by pretrain id.
     """
-    k_of = {short(names(labels[one], runs)): k[one] for one in curves}
+    k_of = {short(names(labels[one], runs)): positives[one] for one in curves}
     trained = by_run({one: frame for one, frame in curves.items() if set(AGREEMENT) <= set(frame)}, labels, runs)
     if not trained:
         return None

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mls.config.methods import DEFAULT_POSITIVES
+from mls.config.methods import DEFAULT_POSITIVES, Moco
 from mls.data.image_store import ImageStore
 from mls.pipeline.artifact import Artifact
 from mls.pipeline.plan import Job
@@ -136,8 +136,12 @@ def read_curves(inputs: Mapping[str, Artifact]) -> dict[str, pd.DataFrame]:
 
 def positives_of(inputs: Mapping[str, Artifact]) -> dict[str, int]:
     """Positives that each training's ``agreement`` counts per image, by pretrain id."""
-    pretrained = of_stage(inputs, "pretrain").items()
-    return {one: a.manifest["params"].get("mls", {}).get("topk", DEFAULT_POSITIVES) for one, a in pretrained}
+    found = {}
+    for one, artifact in of_stage(inputs, "pretrain").items():
+        params = artifact.manifest["params"]  # without defaults
+        k = params.get("mls", {}).get("topk", DEFAULT_POSITIVES)
+        found[one] = min(k, params.get("moco", {}).get("queue_size", Moco().queue_size))
+    return found
 
 
 def of_stage(inputs: Mapping[str, Artifact], *stages: str) -> dict[str, Artifact]:
