@@ -64,7 +64,7 @@ def test_panels_draw_what_they_say() -> None:
         "length of the mean of Q_z": [0.5, 0.25],
         "cosine of z and its key": [0.75, 0.0],
         "gradient on z: lambda multi-label / InfoNCE": [0.25],
-        "pseudo-labels: agreement above chance": [0.25],
+        "agreement above chance, each run's own k": [0.25],
     }, "a panel without data is left out, a run without the columns has no line"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mls", "moco-v2"]
 
