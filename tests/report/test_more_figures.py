@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mls.config.load import ExperimentError
 from mls.data.image_store import ImageStore
 from mls.report.class_figures import class_differences, draw_differences
 from mls.report.curves import draw_agreement, draw_losses
+from mls.report.figures import positives_of
 from mls.report.object_figures import draw_detections
 from tests.report.support import PREDICTIONS, small_plan, write_scenes
 
@@ -81,6 +83,12 @@ def test_agreement_is_drawn_with_chance() -> None:
     assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [[0.3, 0.6], [0.2, 0.2]]
     assert axes.lines[0].get_linestyle() == "-" and axes.lines[1].get_linestyle() == ":"
     assert draw_agreement({"b": frame[["epoch"]]}, labels, ["moco", "mls"], {"b": 20}) is None
+
+
+def test_agreement_counts_topk_or_20_but_no_more_than_there_are() -> None:
+    params: dict[str, Any] = {"a": {}, "b": {"mls": {"topk": 5}}, "c": {"moco": {"queue_size": 16}}}
+    inputs: Any = {f"pretrain/{one}": SimpleNamespace(manifest={"params": of}) for one, of in params.items()}
+    assert positives_of(inputs) == {"a": 20, "b": 5, "c": 16}
 
 
 def test_many_runs_have_one_line_and_a_band_each() -> None:
